@@ -1,0 +1,7 @@
+"""Distributed algorithms, one file each. All in this folder are imported here, and so registered by being here."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')

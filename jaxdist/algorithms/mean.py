@@ -1,0 +1,78 @@
+"""Synchronous data parallelism: the mean over workers, exact or through a codec (error feedback: arXiv 1901.09847)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import laws, wire
+from jaxdist.codecs.average import Memory, average, bytes_sent, remember
+from jaxdist.codecs.codec import Codec
+from jaxdist.codecs.int8 import int8
+from jaxdist.registry import algorithm
+
+
+class MeanState(NamedTuple):
+    """What the codec remembers, if there is one."""
+
+    memory: Memory
+
+
+def held(state: MeanState) -> Any:
+    """The residuals of a state of `mean`, [W, ...] each, for laws of error feedback.
+
+    >>> held(MeanState(Memory(residual=1.0, key=())))
+    1.0
+    """
+    return state.memory.residual
+
+
+@algorithm(
+    paper='Synchronous SGD; error feedback: Karimireddy et al. 2019, arXiv 1901.09847',
+    examples={
+        'mean()': (laws.agrees(), laws.exact_mean(), laws.weighted_mean(), laws.sends(bytes_sent(None))),
+        'mean(codec=int8())': (laws.agrees(), laws.near_mean(1 / 127), laws.sends(bytes_sent(int8()))),
+        'mean(codec=int8(), feedback=True)': (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(int8()))),
+        "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased()),
+        "mean(codec=int8(rounding='stochastic'), feedback=True)": (laws.loses_nothing(held), laws.own_noise(held)),
+    },
+)
+def mean(
+    codec: Codec | None = None, feedback: bool = False, seed: int = 0, axis: str = wire.AXIS
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces each worker's updates by their mean over workers, which all then share.
+
+    Where the step says that workers' counts of examples differ (`weight`), the mean is weighted by them: the gradient of
+    the mean over all examples, exactly. That takes one more scalar on the wire.
+
+    Args:
+        codec: how updates are sent, or None for float32 as they are.
+        feedback: whether what a message leaves out is added to the next one.
+        seed: of the codec's random rounding.
+        axis: the worker axis.
+
+    Raises:
+        ValueError: feedback without a codec.
+
+    >>> update = optax.chain(mean(), optax.sgd(1.0))
+    >>> run = lambda g: update.update(g, update.init(g))[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([1., 2., 6.]))
+    Array([-3., -3., -3.], dtype=float32)
+    """
+
+    def init(params: optax.Params) -> MeanState:
+        return MeanState(remember(params, codec, feedback, seed, axis))
+
+    def update(
+        updates: optax.Updates, state: MeanState, params: Any = None, *, weight: Any = None, specs: Any = None, **_: Any
+    ) -> tuple[optax.Updates, MeanState]:
+        del params
+        if weight is not None:
+            everyone = wire.total(weight, axis)
+            share = jnp.where(everyone > 0, weight * wire.size(axis) / everyone, 0)
+            updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
+        updates, memory = average(updates, state.memory, codec, axis, specs)
+        return updates, MeanState(memory)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,64 @@
+"""Many processes as one program: joining, and agreeing on plain values."""
+
+import os
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How this process finds the others; alone if nothing is given and no launcher is at work."""
+
+    coordinator: str | None = None
+    """Where process 0 listens, as `host:port`, the same for all."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
+    auto: bool = False
+    """Find all of it from the cluster's environment (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
+
+
+LAUNCHED = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+"""Where launchers say how many processes they started: each training by itself would be a mistake that nobody sees."""
+
+
+def join(cluster: Cluster) -> None:
+    """Makes this process one of many, before any JAX backend starts; does nothing where it is alone.
+
+    Raises:
+        ValueError: options that do not go together.
+
+    >>> join(Cluster())
+    """
+    given = (cluster.coordinator, cluster.processes, cluster.process)
+    if all(option is not None for option in given):
+        jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process)
+    elif any(option is not None for option in given):
+        raise ValueError(
+            'the options --cluster.coordinator, --cluster.processes and --cluster.process go together: '
+            f'got {cluster.coordinator}, {cluster.processes} and {cluster.process}'
+        )
+    elif cluster.auto or any(int(os.environ.get(name, '1')) > 1 for name in LAUNCHED):
+        jax.distributed.initialize()
+
+
+def size(cluster: Cluster) -> int:
+    """How many processes there are, as far as the options tell: for a look before any backend starts.
+
+    >>> size(Cluster('127.0.0.1:9911', 2, 0))
+    2
+    """
+    return cluster.processes or 1
+
+
+def agree(number: int) -> int:
+    """Process 0's number, on every process.
+
+    >>> agree(7)
+    7
+    """
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if jax.process_count() > 1 else number

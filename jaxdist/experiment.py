@@ -1,0 +1,226 @@
+"""One experiment as plain data: everything that a run depends on, JSON in and out."""
+
+import dataclasses
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxdist.data import Digits, FashionMNIST, Table, Text
+from jaxdist.models import ConvNet, Perceptron, Transformer
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be read or run; its text says what is wrong and where."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The devices: `workers` x `model`."""
+
+    workers: int = 8
+    """Data-parallel replicas: each has a part of the batch, and the update line says how they talk."""
+    model: int = 1
+    """Devices that one worker's parameters are cut over."""
+    emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
+    """Emulate the devices on this machine's CPU."""
+    simulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
+    """Simulate the workers on one device."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, by which update and for how long."""
+
+    update: str = 'mean() | adamw(learning_rate=1e-3)'
+    """The update line: algorithms and optax transformations in the order in which they work."""
+    model: Transformer | ConvNet | Perceptron = field(default_factory=Transformer)
+    data: Text | Digits | Table | FashionMNIST = field(default_factory=Text)
+    mesh: Mesh = field(default_factory=Mesh)
+    batch: int = 64
+    """Examples a step, of all workers together."""
+    steps: int = 500
+    """Steps to train for."""
+    seed: int = 0
+    """Of the initial parameters and of the order of the data."""
+    accumulate: int = 1
+    """Parts in which each worker takes its share of a batch; the result is the same."""
+    precision: Literal['float32', 'bfloat16'] = 'float32'
+    """What the model computes in; parameters stay float32."""
+    guard: bool = True
+    """Leave out steps whose gradient is not finite."""
+    log_every: int = 10
+    """Steps between two records of the training loss."""
+    evaluate_every: int = 100
+    """Steps between two evaluations on held-out data."""
+    save_every: int = 100
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """Checkpoints that are kept, the newest."""
+
+    def __post_init__(self) -> None:
+        for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep'):
+            if getattr(self, name) < 1:
+                raise ExperimentError(f'{name}={getattr(self, name)} must be 1 or more')
+        for axis in ('workers', 'model'):
+            if getattr(self.mesh, axis) < 1:
+                raise ExperimentError(f'mesh.{axis}={getattr(self.mesh, axis)} must be 1 or more')
+        if self.mesh.simulate and self.mesh.model > 1:
+            raise ExperimentError('simulated workers share one device: mesh.model must be 1 with --simulate')
+
+
+FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep')
+"""Fields in which a run may differ from the one whose checkpoint it goes on from."""
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON data; what is one of several kinds says which under `kind`.
+
+    >>> to_json(Experiment(steps=7))['mesh']
+    {'kind': 'Mesh', 'workers': 8, 'model': 1, 'emulate': False, 'simulate': False}
+    """
+    return _encode(experiment)
+
+
+def from_json(data: dict[str, Any]) -> Experiment:
+    """The experiment that `to_json` wrote.
+
+    Raises:
+        ExperimentError: a field is unknown or of the wrong type; its text names the field.
+
+    >>> from_json(to_json(Experiment(steps=7))) == Experiment(steps=7)
+    True
+    """
+    return _decode(Experiment, data, 'experiment')
+
+
+def differences(ours: Experiment, theirs: Experiment) -> list[str]:
+    """The fields in which two experiments train differently, one text each, `FREE` ones left out.
+
+    >>> differences(Experiment(seed=1, steps=5), Experiment(seed=2))
+    ['seed: 1 here, 2 there']
+    """
+    here, there = (dict(_flat(_encode(e))) for e in (ours, theirs))
+    names = [name for name in {**here, **there} if name.split('.')[0] not in FREE]
+    return [
+        f'{name}: {here.get(name, "nothing")} here, {there.get(name, "nothing")} there'
+        for name in names
+        if here.get(name) != there.get(name)
+    ]
+
+
+def load(path: Path) -> Experiment:
+    """The experiment of a config: a Python file with a function `experiment()`, or a JSON file.
+
+    Raises:
+        ExperimentError: there is no such file, or it gives no experiment.
+
+    >>> load(Path('nowhere.py'))
+    Traceback (most recent call last):
+    jaxdist.experiment.ExperimentError: there is no config 'nowhere.py'
+    """
+    if path.suffix == '.json':
+        return from_json(_read_json(path))
+    made = _function(path, 'experiment')()
+    if not isinstance(made, Experiment):
+        raise ExperimentError(f'{path}: experiment() must return a jaxdist.Experiment, not {type(made).__name__}')
+    return made
+
+
+def sweep(path: Path) -> Iterator[Experiment]:
+    """The experiments of a config's sweep, the generator `sweep()` in its file.
+
+    Raises:
+        ExperimentError: the file has none, or yields something else.
+
+    >>> next(sweep(Path('nowhere.py')))
+    Traceback (most recent call last):
+    jaxdist.experiment.ExperimentError: there is no config 'nowhere.py'
+    """
+    for made in _function(path, 'sweep')():
+        if not isinstance(made, Experiment):
+            raise ExperimentError(f'{path}: sweep() must yield jaxdist.Experiment, not {type(made).__name__}')
+        yield made
+
+
+def _function(path: Path, name: str) -> typing.Callable[[], Any]:
+    if not path.is_file():
+        raise ExperimentError(f'there is no config {str(path)!r}')
+    if path.suffix != '.py':
+        raise ExperimentError(f'{path}: a config is a Python file (.py) or a JSON file (.json)')
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ExperimentError(f'{path} has no function {name}()')
+    return typing.cast(typing.Callable[[], Any], getattr(module, name))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ExperimentError(f'there is no config {str(path)!r}')
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ExperimentError(f'{path} is not JSON: {error}') from None
+    if not isinstance(data, dict):
+        raise ExperimentError(f'{path} holds {type(data).__name__}, not an experiment')
+    return data
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {'kind': type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [_encode(v) for v in value]
+    return value
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """The value of type `hint` that `_encode` wrote."""
+    if typing.get_origin(hint) is Annotated:
+        return _decode(typing.get_args(hint)[0], value, where)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    kinds = {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
+    if kinds and isinstance(value, dict):
+        return _decode_dataclass(kinds, value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(value)
+    plain = [option for option in options if isinstance(option, type) and not dataclasses.is_dataclass(option)]
+    allowed = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+    if allowed and value in allowed:
+        return value
+    if float in plain and type(value) is int:
+        return float(value)
+    if not allowed and any(type(value) is option for option in plain):
+        return value
+    raise ExperimentError(f'{where}: {value!r} is not a {getattr(hint, "__name__", hint)}')
+
+
+def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:
+    kind = value.get('kind', next(iter(kinds)) if len(kinds) == 1 else None)
+    if kind not in kinds:
+        raise ExperimentError(f'{where}: kind {kind!r} is none of {sorted(kinds)}')
+    cls = kinds[kind]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    unknown = set(value) - set(hints) - {'kind'}
+    if unknown:
+        raise ExperimentError(f'{where}: {kind} has no field {sorted(unknown)}; it has {sorted(hints)}')
+    fields = {name: _decode(hints[name], v, f'{where}.{name}') for name, v in value.items() if name != 'kind'}
+    return cls(**fields)
+
+
+def _flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, v in value.items():
+            yield from _flat(v, f'{name}.{key}' if name else key)
+    else:
+        yield name, value

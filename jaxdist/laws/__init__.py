@@ -1,0 +1,34 @@
+"""What is promised, as functions that a user can call on an algorithm of their own."""
+
+from jaxdist.laws.bytes import Formula as Formula
+from jaxdist.laws.bytes import sends as sends
+from jaxdist.laws.bytes import sends_nothing as sends_nothing
+from jaxdist.laws.check import check as check
+from jaxdist.laws.check import check_entry as check_entry
+from jaxdist.laws.claims import agrees as agrees
+from jaxdist.laws.claims import conserves_mean as conserves_mean
+from jaxdist.laws.claims import delays as delays
+from jaxdist.laws.claims import equals as equals
+from jaxdist.laws.claims import exact_mean as exact_mean
+from jaxdist.laws.claims import loses_nothing as loses_nothing
+from jaxdist.laws.claims import meets as meets
+from jaxdist.laws.claims import near_mean as near_mean
+from jaxdist.laws.claims import own_noise as own_noise
+from jaxdist.laws.claims import unbiased as unbiased
+from jaxdist.laws.claims import weighted_mean as weighted_mean
+from jaxdist.laws.codecs import CodecTrial as CodecTrial
+from jaxdist.laws.codecs import contracts as contracts
+from jaxdist.laws.codecs import error_at_most as error_at_most
+from jaxdist.laws.codecs import idempotent as idempotent
+from jaxdist.laws.codecs import takes as takes
+from jaxdist.laws.codecs import unbiased_codec as unbiased_codec
+from jaxdist.laws.codecs import universal_codec as universal_codec
+from jaxdist.laws.law import Law as Law
+from jaxdist.laws.law import LawBroken as LawBroken
+from jaxdist.laws.law import Verdict as Verdict
+from jaxdist.laws.law import close as close
+from jaxdist.laws.law import judge as judge
+from jaxdist.laws.law import same_bits as same_bits
+from jaxdist.laws.trial import Path as Path
+from jaxdist.laws.trial import Trial as Trial
+from jaxdist.laws.universal import universal as universal

@@ -1,0 +1,45 @@
+"""Laws on what an algorithm sends: measured in its traced program, promised by its paper's formula."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import jax
+
+from jaxdist import ledger
+from jaxdist.laws.law import Law, LawBroken
+from jaxdist.laws.trial import Trial
+
+Formula = Callable[[int, int], Fraction]
+"""`(workers, entries) -> bytes` that one worker sends each time the algorithm speaks."""
+
+
+def sends(formula: Formula, every: int = 1) -> Law:
+    """One worker sends exactly the formula's bytes, on every step or on one in `every`, and nothing on the others.
+
+    >>> sends(lambda workers, entries: Fraction(0)).name
+    'sends the bytes of its formula'
+    """
+
+    def check(trial: Trial) -> None:
+        entries = sum(leaf.size for leaf in jax.tree.leaves(trial.start()))
+        measured = ledger.traced_step(trial.placed, trial.batch(0), {trial.axis: trial.count}, steps=12 * every)
+        spoken = sum((row.when_run for row in measured), Fraction(0))
+        each_step = sum((row.per_step for row in measured), Fraction(0))
+        promised = formula(trial.count, entries)
+        if (spoken, each_step) != (promised, promised / every):
+            raise LawBroken(
+                f'{trial.count} workers with {entries} entries: one sends {spoken} bytes when it speaks and {each_step} a step; '
+                f'promised {promised} and {promised / every}'
+            )
+
+    often = '' if every == 1 else f', one step in {every}'
+    return Law(f'sends the bytes of its formula{often}', check)
+
+
+def sends_nothing() -> Law:
+    """Nothing crosses the worker axis.
+
+    >>> sends_nothing().name
+    'sends nothing'
+    """
+    return Law('sends nothing', sends(lambda workers, entries: Fraction(0)).check)

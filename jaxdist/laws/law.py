@@ -1,0 +1,99 @@
+"""A law: a promise about an algorithm or a codec, and the check that it is kept."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class LawBroken(AssertionError):
+    """A law that does not hold; its text says what was promised and what was seen."""
+
+
+class Law(NamedTuple):
+    """A promise that can be checked.
+
+    Attributes:
+        name: a few words, such as `delays by 3`.
+        check: takes a `Trial` (algorithms) or a `CodecTrial` (codecs) and raises `LawBroken` where the law does not hold.
+    """
+
+    name: str
+    check: Callable[[Any], None]
+
+
+class Verdict(NamedTuple):
+    """What became of one law: `problem` is empty where it holds."""
+
+    law: str
+    problem: str
+
+
+def judge(law: Law, trial: Any) -> Verdict:
+    """Whether the law holds in this trial. An error of the tried code breaks the law too.
+
+    >>> def fails(trial):
+    ...     raise LawBroken('seen 2, promised 1')
+    >>> judge(Law('is one', fails), None)
+    Verdict(law='is one', problem='seen 2, promised 1')
+    """
+    try:
+        law.check(trial)
+    except LawBroken as broken:
+        return Verdict(law.name, str(broken))
+    except Exception as error:  # the code on trial is anybody's, and may raise anything
+        return Verdict(law.name, f'{type(error).__name__}: {error}')
+    return Verdict(law.name, '')
+
+
+def same_bits(seen: Any, promised: Any, what: str) -> None:
+    """Asserts that two pytrees hold the same bits.
+
+    Raises:
+        LawBroken: naming the leaf that differs most.
+
+    >>> same_bits({'a': np.ones(2)}, {'a': np.ones(2)}, 'the sums')
+    """
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(to_numpy(seen))[0], _leaves(promised), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype or a.tobytes() != b.tobytes():
+            raise LawBroken(f'{what}: leaf {jax.tree_util.keystr(path)} has other bits; seen {_short(a)}, promised {_short(b)}')
+
+
+def close(seen: Any, promised: Any, what: str, tolerance: float = 4e-6) -> None:
+    """Asserts that two pytrees agree to `tolerance` times the largest magnitude that is promised.
+
+    Raises:
+        LawBroken: naming the leaf and the largest difference.
+
+    >>> close({'a': np.ones(2)}, {'a': np.ones(2) + 1e-7}, 'the sums')
+    """
+    pairs = zip(jax.tree_util.tree_flatten_with_path(to_numpy(seen))[0], _leaves(promised), strict=True)
+    for (path, a), b in pairs:
+        name = jax.tree_util.keystr(path)
+        if a.shape != b.shape:
+            raise LawBroken(f'{what}: leaf {name} has shape {a.shape}, promised is {b.shape}')
+        off = np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0)
+        least = max(tolerance, 2 * float(jnp.finfo(a.dtype).eps)) if jnp.issubdtype(a.dtype, jnp.inexact) else 0
+        scale = np.abs(b.astype(np.float64)).max(initial=0)
+        if not off <= least * max(scale, 1e-30):
+            raise LawBroken(f'{what}: leaf {name} is off by {off:.3g}; seen {_short(a)}, promised {_short(b)}')
+
+
+def to_numpy(tree: Any) -> Any:
+    """The pytree's leaves as NumPy arrays, random keys as their data.
+
+    >>> to_numpy([jnp.ones(1)])
+    [array([1.], dtype=float32)]
+    """
+    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return jax.tree.leaves(to_numpy(tree))
+
+
+def _short(x: np.ndarray) -> str:
+    return np.array2string(x.reshape(-1)[:4], precision=6, separator=', ') + (' ...' if x.size > 4 else '')

@@ -1,0 +1,132 @@
+"""A trial: an update that runs on some workers with known gradients, so that laws can look at what it does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdist import workers
+from jaxdist.workers import Program, Workers
+
+SHAPES = {'w': (5, 7), 'b': (3,), 's': ()}
+"""Shapes that no number of workers divides, and a scalar."""
+
+
+class Path(NamedTuple):
+    """What a run did, in NumPy; T steps, W workers.
+
+    Attributes:
+        gradients: what each worker put in, [T, W, ...].
+        updates: what each worker got back, [T, W, ...].
+        params: each worker's parameters before the first step and after every one, [T + 1, W, ...].
+        state: the program's last state, `(params, opt_state)`, in its own layout.
+    """
+
+    gradients: Any
+    updates: Any
+    params: Any
+    state: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """An update on trial.
+
+    Attributes:
+        update: the optax transformation.
+        count: the number of workers.
+        shapes: of the parameters.
+        dtype: of the parameters and gradients.
+        seed: of the random gradients.
+        axis: the worker axis that the update talks over.
+    """
+
+    update: optax.GradientTransformation
+    count: int = 4
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
+    dtype: Any = jnp.float32
+    seed: int = 0
+    axis: str = 'workers'
+
+    @cached_property
+    def simulated(self) -> Program:
+        """The update as a program with simulated workers."""
+        return self.program(workers.simulated(self.count, self.axis))
+
+    @cached_property
+    def placed(self) -> Program:
+        """The update as a program on a mesh of as many devices.
+
+        Raises:
+            ValueError: there are fewer devices.
+        """
+        mesh = jax.make_mesh((self.count,), (self.axis,), axis_types=(jax.sharding.AxisType.Auto,))
+        return self.program(workers.on_mesh(mesh, self.axis))
+
+    @cached_property
+    def path(self) -> Path:
+        """Twelve steps with random gradients and simulated workers."""
+        return self.run(self.gradients(12))
+
+    def program(self, where: Workers) -> Program:
+        """`step((params, opt_state), (gradients, weights)) -> (state, (updates, params))`, all per worker."""
+        update = optax.with_extra_args_support(self.update)
+
+        def init() -> Any:
+            params = self.start()
+            return params, update.init(params)
+
+        def step(state: Any, batch: Any) -> Any:
+            gradients, weight = jax.tree.map(lambda x: x[0], batch)
+            extras = {} if weight is None else {'weight': weight}
+            updates, opt_state = update.update(gradients, state[1], state[0], **extras)
+            params = optax.apply_updates(state[0], updates)
+            return (params, opt_state), (updates, params)
+
+        layout = workers.find_layout(init, step, where, (), self.batch(0))
+        return workers.spread(init, step, layout, where, ())
+
+    def start(self) -> Any:
+        """The parameters at the beginning, the same on every worker."""
+        return jax.tree.map(lambda g: jnp.asarray(g[0, 0]), self.gradients(1, seed=-1))
+
+    def gradients(self, steps: int, seed: int = 0) -> Any:
+        """Random gradients [steps, W, ...] of very different sizes from leaf to leaf."""
+        rng = np.random.default_rng([self.seed, seed + 1])
+        normal = lambda i, s: rng.normal(size=(steps, self.count, *s)) * 4.0**-i  # noqa: E731
+        return {name: np.asarray(normal(i, s), self.dtype) for i, (name, s) in enumerate(self.shapes.items())}
+
+    def batch(self, t: int) -> Any:
+        """What the program's step number t is given: (random gradients [W, ...], no weights)."""
+        return jax.tree.map(lambda g: g[t], self.gradients(t + 1)), None
+
+    def run(self, gradients: Any, weights: Any = None, program: Program | None = None) -> Path:
+        """Runs one step for each row of `gradients` [T, W, ...], with `weights` [T, W] if given."""
+        program = program or self.simulated
+        state = program.init()
+        begin = jax.tree.map(lambda p: np.broadcast_to(p, (self.count, *p.shape)), self.start())
+        updates, params = [], [begin]
+        for t in range(len(jax.tree.leaves(gradients)[0])):
+            batch = jax.tree.map(lambda x, t=t: x[t], (gradients, weights))
+            state, out = program.step(state, batch)
+            out = jax.device_get(out)
+            updates.append(out[0])
+            params.append(out[1])
+        stack = lambda rows: jax.tree.map(lambda *x: np.stack(x), *rows)  # noqa: E731
+        return Path(gradients, stack(updates), stack(params), state)
+
+
+def mean_rows(tree: Any) -> Any:
+    """The mean over workers of [T, W, ...] in float64, kept as [T, W, ...].
+
+    >>> mean_rows(np.array([[1., 3.]]))
+    array([[2., 2.]])
+    """
+    return jax.tree.map(lambda x: np.broadcast_to(x.astype(np.float64).mean(1, keepdims=True), x.shape), tree)
+
+

@@ -1,0 +1,105 @@
+"""Laws that every algorithm answers to, whatever it does."""
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdist import ledger
+from jaxdist.laws.law import Law, LawBroken, close, same_bits, to_numpy
+from jaxdist.laws.trial import Trial
+
+
+def universal() -> tuple[Law, ...]:
+    """The laws for every algorithm.
+
+    >>> [law.name for law in universal()]
+    ['simulated equals a mesh', 'pure', 'traced once', 'state type is a fixed point', 'resumes bit for bit', 'metered as compiled']
+    """
+    return (
+        Law('simulated equals a mesh', _simulated_equals_mesh),
+        Law('pure', _pure),
+        Law('traced once', _traced_once),
+        Law('state type is a fixed point', _fixed_point),
+        Law('resumes bit for bit', _resumes),
+        Law('metered as compiled', _metered),
+    )
+
+
+def _simulated_equals_mesh(trial: Trial) -> None:
+    gradients = trial.gradients(5)
+    mesh, simulated = trial.run(gradients, program=trial.placed), trial.run(gradients)
+    close(simulated.updates, mesh.updates, 'updates of simulated workers and of a mesh', 1e-5)
+    close(simulated.params, mesh.params, 'parameters of simulated workers and of a mesh', 1e-5)
+
+
+def _pure(trial: Trial) -> None:
+    """The same arguments give the same bits, and are left as they were."""
+    batch = trial.batch(0)
+    run = jax.jit(trial.simulated.run)
+    state, _ = run(trial.simulated.init(), batch)
+    before = copy.deepcopy(to_numpy(state))
+    first, second = run(state, batch), jax.jit(lambda *args: trial.simulated.run(*args))(state, batch)
+    same_bits(second, first, 'the same step taken twice')
+    same_bits(state, before, 'the state that was given to a step, afterwards')
+
+
+def _traced_once(trial: Trial) -> None:
+    program = trial.simulated
+    traces = []
+
+    def step(state: Any, batch: Any) -> Any:
+        traces.append(1)
+        return program.run(state, batch)
+
+    step = jax.jit(step)
+    state = program.init()
+    for t in range(3):
+        state, _ = step(state, trial.batch(t))
+    if len(traces) != 1:
+        raise LawBroken(f'three steps were traced {len(traces)} times, promised is once')
+
+
+def _fixed_point(trial: Trial) -> None:
+    """A step returns a state of the very types that it was given."""
+    for program in (trial.simulated, trial.placed):
+        before = jax.eval_shape(lambda: trial.simulated.init()) if program is trial.simulated else program.state
+        after = jax.eval_shape(program.run, before, trial.batch(0))[0]
+        for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(after)[0], jax.tree.leaves(before), strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                name = jax.tree_util.keystr(path)
+                raise LawBroken(f'state leaf {name} goes in as {b.dtype}{b.shape} and comes out as {a.dtype}{a.shape}')
+
+
+def _resumes(trial: Trial) -> None:
+    """Saved after any of six steps and loaded again, it goes on with the same bits."""
+    gradients = trial.gradients(6)
+    straight = trial.run(gradients, program=trial.placed)
+    program = trial.placed
+    state = program.init()
+    for t in range(6):
+        state, _ = program.step(state, (jax.tree.map(lambda g, t=t: g[t], gradients), None))
+        state = _reloaded(state)
+    same_bits(state, straight.state, 'the state after six steps, saved and loaded after each')
+
+
+def _reloaded(state: Any) -> Any:
+    """The state after a journey through host memory, random keys as their data."""
+
+    def reload(x: jax.Array) -> jax.Array:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.device_put(jax.random.wrap_key_data(np.array(jax.random.key_data(x))), x.sharding)
+        return jax.device_put(np.array(x), x.sharding)
+
+    return jax.tree.map(reload, state)
+
+
+def _metered(trial: Trial) -> None:
+    """The bytes that the trace shows on the worker axis are those of the compiled program, as integers."""
+    program, batch = trial.placed, trial.batch(0)
+    mesh = jax.make_mesh((trial.count,), (trial.axis,), axis_types=(jax.sharding.AxisType.Auto,))
+    traced = ledger.totals(ledger.traced(jax.make_jaxpr(program.run)(program.state, batch), {trial.axis: trial.count}))
+    compiled = ledger.totals(ledger.compiled(program.step.lower(program.state, batch).compile(), mesh))
+    if traced != compiled:
+        raise LawBroken(f'the trace shows {traced} bytes, the compiled program {compiled}')

@@ -1,0 +1,151 @@
+"""From an experiment to a generator of training steps: no printing, no writing."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdist import line, mesh, workers
+from jaxdist.data import Data
+from jaxdist.experiment import Experiment
+from jaxdist.step import State, cast, make_step, shared_params
+from jaxdist.task import Batch, Model, Params
+from jaxdist.workers import Program, Workers
+
+
+class Training(NamedTuple):
+    """An experiment made ready.
+
+    Attributes:
+        experiment: what is trained.
+        data: the data set, loaded.
+        model: the model, fitted to the data's task.
+        where: the workers.
+        program: `init` and `step`.
+        put: from a NumPy batch [B, ...] to arrays that lie where the workers are.
+        params: from a state to one set of parameters for evaluation, jitted.
+        score: `(params, batch) -> (sums, count)`, jitted.
+    """
+
+    experiment: Experiment
+    data: Data
+    model: Model
+    where: Workers
+    program: Program
+    put: Callable[[Batch], Batch]
+    params: Callable[[State], Params]
+    score: Callable[[Params, Batch], Any]
+
+
+class Moment(NamedTuple):
+    """What training yields after each step.
+
+    Attributes:
+        step: steps taken.
+        state: the state after them. The next step takes its buffers, so copy what is to last.
+        metrics: the step's sums, counts and `skipped`, [W] each, on the devices; `jaxdist.step.means` reads them.
+    """
+
+    step: int
+    state: State
+    metrics: dict[str, jax.Array]
+
+
+def prepare(experiment: Experiment) -> Training:
+    """Loads the data and builds the program; compiles nothing yet.
+
+    Raises:
+        ValueError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what would do.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> prepare(small).where.count
+    2
+    """
+    where = _workers(experiment)
+    update = line.build(experiment.update, axis=where.axis)
+    data = experiment.data.load()
+    model = experiment.model.build(data.task)
+    batch = data.batch(experiment.seed, 0, experiment.batch, where.count)
+    compute = jnp.bfloat16 if experiment.precision == 'bfloat16' else None
+    program = make_step(
+        model.loss,
+        model.init,
+        update,
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
+        where,
+        rules=model.rules if experiment.mesh.model > 1 else (),
+        accumulate=experiment.accumulate,
+        compute=compute,
+        guard=experiment.guard,
+    )
+    whole = NamedSharding(where.mesh, PartitionSpec()) if where.mesh is not None else None
+    score = jax.jit(lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole)
+    params = jax.jit(lambda state: shared_params(state, program.layout))
+    return Training(experiment, data, model, where, program, _putter(where), params, score)
+
+
+def first_state(training: Training) -> State:
+    """The state before the first step.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> int(first_state(prepare(small)).step)
+    0
+    """
+    return training.program.init(jax.random.key(training.experiment.seed))
+
+
+def train(training: Training, state: State) -> Iterator[Moment]:
+    """Takes steps until the experiment's are taken, and yields after each. Stop iterating to stop.
+
+    The batch is a function of the seed and the step alone, so that the state is all that a run goes on from.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3)
+    >>> training = prepare(small)
+    >>> [moment.step for moment in train(training, first_state(training))]
+    [1, 2, 3]
+    """
+    experiment = training.experiment
+    for step in range(int(state.step), experiment.steps):
+        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.where.count))
+        with jax.transfer_guard('disallow'):  # a step that waits for the host would wait at every step
+            state, metrics = training.program.step(state, batch)
+        yield Moment(step + 1, state, metrics)
+
+
+def evaluate(training: Training, state: State) -> dict[str, float]:
+    """Mean metrics over the whole held-out set, with the mean of the workers' parameters where they differ.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> training = prepare(small)
+    >>> sorted(evaluate(training, first_state(training)))
+    ['accuracy', 'loss']
+    """
+    params = training.params(state)
+    batches = training.data.held_out(training.experiment.batch)
+    parts = jax.device_get([training.score(params, training.put(batch)) for batch in batches])
+    sums, count = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
+    return {name: float(total / count) for name, total in sums.items()}
+
+
+def _workers(experiment: Experiment) -> Workers:
+    if experiment.mesh.simulate:
+        return workers.simulated(experiment.mesh.workers)
+    axes = {'workers': experiment.mesh.workers}
+    if experiment.mesh.model > 1:
+        axes['model'] = experiment.mesh.model
+    return workers.on_mesh(mesh.make(axes))
+
+
+def _putter(where: Workers) -> Callable[[Batch], Batch]:
+    if where.mesh is None:
+        return jax.device_put
+    rows = NamedSharding(where.mesh, PartitionSpec(where.axis))
+    # Every process makes the whole batch and keeps its part: cheap, and no process's part depends on how many there are.
+    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at]), batch)

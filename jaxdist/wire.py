@@ -1,0 +1,150 @@
+"""What can cross between workers: a few collectives over a named axis, the same under `shard_map` and `vmap`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AXIS = 'workers'
+"""The worker axis's name wherever nobody gives another."""
+
+
+def size(axis: str = AXIS) -> int:
+    """The number of workers W.
+
+    >>> jax.vmap(lambda x: x * size('w'), axis_name='w')(jnp.ones(3))
+    Array([3., 3., 3.], dtype=float32)
+    """
+    return lax.axis_size(axis)
+
+
+def index(axis: str = AXIS) -> jax.Array:
+    """This worker's number, 0 to W - 1, as an int32 scalar.
+
+    >>> jax.vmap(lambda x: x + index('w'), axis_name='w')(jnp.zeros(3))
+    Array([0., 1., 2.], dtype=float32)
+    """
+    return lax.axis_index(axis)
+
+
+def on_mesh(axis: str = AXIS) -> bool:
+    """Whether the axis is one of a mesh, inside `shard_map`, where types tell what varies; under `vmap` they do not.
+
+    >>> jax.vmap(lambda x: x * on_mesh('w'), axis_name='w')(jnp.ones(2))
+    Array([0., 0.], dtype=float32)
+    """
+    return axis in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def varies(x: jax.Array, axis: str = AXIS) -> bool:
+    """Whether the type of `x` says that it may differ between workers. Only inside `shard_map`.
+
+    >>> seen = []
+    >>> code = lambda x: seen.append((varies(x), varies(mean(x)))) or x
+    >>> mesh = jax.make_mesh((1,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> _ = jax.shard_map(code, mesh=mesh, in_specs=jax.P(AXIS), out_specs=jax.P(AXIS))(jnp.ones(2))
+    >>> seen
+    [(True, False)]
+    """
+    return axis in jax.typeof(x).mat.varying
+
+
+def per_worker(tree: Any, axis: str = AXIS) -> Any:
+    """The same values, typed as different on each worker.
+
+    A gradient taken of such parameters is local: of parameters that all workers share, JAX would sum it over them.
+
+    >>> jax.vmap(per_worker, axis_name=AXIS)(jnp.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    if not on_mesh(axis):
+        return tree
+    return jax.tree.map(lambda x: x if varies(x, axis) else lax.pcast(x, axis, to='varying'), tree)
+
+
+def total(tree: Any, axis: str = AXIS) -> Any:
+    """The sum over workers, leaf by leaf: shared by all. Sends 2 (W - 1) / W times the bytes of the tree, in one collective a dtype.
+
+    >>> jax.vmap(total, axis_name=AXIS)(jnp.arange(4.))
+    Array([6., 6., 6., 6.], dtype=float32)
+    """
+    return lax.psum(per_worker(tree, axis), axis)
+
+
+def mean(tree: Any, axis: str = AXIS) -> Any:
+    """The mean over workers, leaf by leaf, shared by all. Sends as `total` does.
+
+    >>> jax.vmap(mean, axis_name=AXIS)(jnp.arange(4.))
+    Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
+    return lax.pmean(per_worker(tree, axis), axis)
+
+
+def gather(x: jax.Array, axis: str = AXIS) -> jax.Array:
+    """Everybody's `x`, stacked: [W, ...], shared by all. Sends W - 1 times the bytes of `x`.
+
+    >>> jax.vmap(gather, axis_name=AXIS, out_axes=None)(jnp.arange(3))
+    Array([0, 1, 2], dtype=int32)
+    """
+    if on_mesh(axis):
+        return lax.all_gather(x, axis, to='invarying')
+    return lax.all_gather(x, axis)
+
+
+def exchange(x: jax.Array, axis: str = AXIS) -> jax.Array:
+    """Row j of `x` [W, ...] goes to worker j; returned is [W, ...] with row i from worker i. Sends (W - 1) / W of `x`.
+
+    >>> jax.vmap(exchange, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
+    Array([[0, 2],
+           [1, 3]], dtype=int32)
+    """
+    return lax.all_to_all(x, axis, 0, 0, tiled=True)
+
+
+def to_bytes(x: jax.Array) -> jax.Array:
+    """The bytes of `x` [..., n] of any dtype, as uint8 [..., n * itemsize].
+
+    Numbers travel as bytes because a backend may widen any other dtype on the way (bf16 to f32 on CPU, say).
+
+    >>> to_bytes(jnp.array([1.], jnp.float32))
+    Array([  0,   0, 128,  63], dtype=uint8)
+    """
+    out = lax.bitcast_convert_type(x, jnp.uint8)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The numbers whose bytes `data` uint8 [..., n * itemsize] holds, as `dtype` [..., n].
+
+    >>> from_bytes(to_bytes(jnp.array([1., -2.])), jnp.float32)
+    Array([ 1., -2.], dtype=float32)
+    """
+    width = jnp.dtype(dtype).itemsize
+    shape = (*data.shape[:-1], -1) if width == 1 else (*data.shape[:-1], data.shape[-1] // width, width)
+    return lax.bitcast_convert_type(data.reshape(shape), dtype)
+
+
+def flatten(leaves: Sequence[jax.Array]) -> jax.Array:
+    """All entries in one float32 vector [n], so that many small tensors cross in one message.
+
+    >>> flatten([jnp.ones((1, 2)), jnp.zeros(())])
+    Array([1., 1., 0.], dtype=float32)
+    """
+    return jnp.concatenate([x.reshape(-1).astype(jnp.float32) for x in leaves])
+
+
+def unflatten(vector: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
+    """The inverse of `flatten`: pieces of `vector` [n] in the shapes of `like`, still float32.
+
+    >>> unflatten(jnp.array([1., 1., 0.]), [jnp.ones((1, 2)), jnp.zeros(())])
+    [Array([[1., 1.]], dtype=float32), Array(0., dtype=float32)]
+    """
+    out, at = [], 0
+    for x in like:
+        n = math.prod(x.shape)
+        out.append(vector[at : at + n].reshape(x.shape))
+        at += n
+    return out

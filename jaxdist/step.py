@@ -155,27 +155,29 @@ class Guard(NamedTuple):
 def _gradients(loss: Loss, accumulate: int, compute: Any) -> Callable[..., Any]:
     """`(params, batch, key) -> (sums, count, gradient of the mean)` of one worker."""
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        sums, count = loss(cast(params, compute), batch, key)
-        return sums['loss'], (sums, jnp.asarray(count, jnp.float32))
+    def part(params: Params, batch: Batch, key: jax.Array, mean: bool = True) -> Any:
+        def objective(params: Params) -> tuple[jax.Array, Any]:
+            sums, count = loss(cast(params, compute), batch, key)
+            count = lax.stop_gradient(jnp.asarray(count, jnp.float32))
+            return sums['loss'] * (_inverse(count) if mean else 1), (sums, count)
 
-    def part(params: Params, batch: Batch, key: jax.Array) -> Any:
-        (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, key)
-        return *aux, grads
+        (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return sums, count, grads
 
     def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
         cut = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])  # noqa: E731
         parts = jax.tree.map(cut, batch), jax.random.split(key, accumulate)
-        begin = part(params, *jax.tree.map(lambda x: x[0], parts))
-        add = lambda carry, args: (jax.tree.map(jnp.add, carry, part(params, *args)), None)  # noqa: E731
-        return lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
+        begin = part(params, *jax.tree.map(lambda x: x[0], parts), False)
+        add = lambda carry, args: (jax.tree.map(jnp.add, carry, part(params, *args, False)), None)  # noqa: E731
+        sums, count, grads = lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
+        return sums, count, jax.tree.map(lambda g: g * _inverse(count).astype(g.dtype), grads)
 
-    def gradients(params: Params, batch: Batch, key: jax.Array) -> Any:
-        sums, count, grads = (whole if accumulate > 1 else part)(params, batch, key)
-        per_example = jnp.where(count > 0, 1 / count, 0)
-        return sums, count, jax.tree.map(lambda g: g * per_example.astype(g.dtype), grads)
+    return whole if accumulate > 1 else part
 
-    return gradients
+
+def _inverse(count: jax.Array) -> jax.Array:
+    """1 / count, and 0 for a worker who has no example."""
+    return jnp.where(count > 0, 1 / count, 0)
 
 
 def cast(params: Params, compute: jax.typing.DTypeLike | None) -> Params:

@@ -16,6 +16,10 @@ from jaxdist.task import Batch, Model, Params
 from jaxdist.workers import Program, Workers
 
 
+PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
+"""What an experiment's `precision` casts the parameters to, for the loss alone."""
+
+
 class Training(NamedTuple):
     """An experiment made ready.
 
@@ -66,26 +70,59 @@ def prepare(experiment: Experiment) -> Training:
     2
     """
     where = _workers(experiment)
-    update = line.build(experiment.update, axis=where.axis)
+    line.build(experiment.update, axis=where.axis)  # before the data, which take longer: a slip of the pen answers at once
     data = experiment.data.load()
     model = experiment.model.build(data.task)
-    batch = data.batch(experiment.seed, 0, experiment.batch, where.count)
-    compute = jnp.bfloat16 if experiment.precision == 'bfloat16' else None
-    program = make_step(
-        model.loss,
-        model.init,
-        update,
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
-        where,
-        rules=model.rules if experiment.mesh.model > 1 else (),
-        accumulate=experiment.accumulate,
-        compute=compute,
-        guard=experiment.guard,
-    )
+    program = make_program(experiment, data, model, where)
     whole = NamedSharding(where.mesh, PartitionSpec()) if where.mesh is not None else None
+    compute = PRECISIONS[experiment.precision]
     score = jax.jit(lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole)
     params = jax.jit(lambda state: shared_params(state, program.layout))
     return Training(experiment, data, model, where, program, _putter(where), params, score)
+
+
+def make_program(experiment: Experiment, data: Data, model: Model, where: Workers) -> Program:
+    """The experiment's `init` and `step` for these workers.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), batch=8)
+    >>> data = small.data.load()
+    >>> make_program(small, data, small.model.build(data.task), workers.simulated(2)).state.step.shape
+    ()
+    """
+    batch = data.batch(experiment.seed, 0, experiment.batch, where.count)
+    return make_step(
+        model.loss,
+        model.init,
+        line.build(experiment.update, axis=where.axis),
+        shapes(batch),
+        where,
+        rules=model.rules if experiment.mesh.model > 1 else (),
+        accumulate=experiment.accumulate,
+        compute=PRECISIONS[experiment.precision],
+        guard=experiment.guard,
+    )
+
+
+def shapes(tree: Any) -> Any:
+    """The shapes and dtypes of a pytree's arrays, with their shardings where they have one.
+
+    >>> shapes({'x': np.zeros((2, 3), np.float32)})
+    {'x': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), tree)
+
+
+def first_batch(training: Training) -> Batch:
+    """The first step's batch, in NumPy.
+
+    >>> from jaxdist.experiment import Digits, Mesh, Perceptron
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> first_batch(prepare(small))['y'].shape
+    (8,)
+    """
+    experiment = training.experiment
+    return training.data.batch(experiment.seed, 0, experiment.batch, training.where.count)
 
 
 def first_state(training: Training) -> State:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdist import wire
 
@@ -66,7 +66,7 @@ class Program(NamedTuple):
         step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is divided
             among the workers; every leaf of `out` comes back as [W, ...], one row a worker.
         run: `step` before jit and donation, for tracing.
-        state: the state's shapes, dtypes and (on a mesh) shardings.
+        state: the state's shapes, dtypes and shardings.
         layout: which leaves of the state differ between workers, as bools.
     """
 
@@ -166,7 +166,10 @@ def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple
         mapped = jax.vmap(step, in_axes=(dims, 0), out_axes=(dims, 0), axis_name=workers.axis, axis_size=w)
         return mapped(state, rows)
 
-    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, jax.eval_shape(first, *args), layout)
+    here = SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(first, *args)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout)
 
 
 def _place(

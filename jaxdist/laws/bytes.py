@@ -22,9 +22,11 @@ def sends(formula: Formula, every: int = 1) -> Law:
 
     def check(trial: Trial) -> None:
         entries = sum(leaf.size for leaf in jax.tree.leaves(trial.start()))
-        measured = ledger.traced_step(trial.placed, trial.batch(0), {trial.axis: trial.count}, steps=12 * every)
-        spoken = sum((row.when_run for row in measured), Fraction(0))
-        each_step = sum((row.per_step for row in measured), Fraction(0))
+        sizes = {trial.axis: trial.count}
+        program, first = trial.placed, trial.simulated.init
+        rows = ledger.traced_step(program.step, program.state, trial.batch(0), sizes, steps=4 * every, initial=first)
+        spoken = sum((row.bytes_when_run for row in rows), Fraction(0))
+        each_step = sum((row.bytes_per_step or Fraction(0) for row in rows), Fraction(0))
         promised = formula(trial.count, entries)
         if (spoken, each_step) != (promised, promised / every):
             raise LawBroken(

@@ -69,6 +69,21 @@ class Trial:
         return self.program(workers.on_mesh(mesh, self.axis))
 
     @cached_property
+    def traces(self) -> list[int]:
+        """One entry for each time that `counted` was traced."""
+        return []
+
+    @cached_property
+    def counted(self) -> Any:
+        """The simulated program's step, jitted without donation; every trace is noted in `traces`."""
+
+        def run(state: Any, batch: Any) -> Any:
+            self.traces.append(1)
+            return self.simulated.run(state, batch)
+
+        return jax.jit(run)
+
+    @cached_property
     def path(self) -> Path:
         """Twelve steps with random gradients and simulated workers."""
         return self.run(self.gradients(12))

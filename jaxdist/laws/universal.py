@@ -35,30 +35,21 @@ def _simulated_equals_mesh(trial: Trial) -> None:
 
 
 def _pure(trial: Trial) -> None:
-    """The same arguments give the same bits, and are left as they were."""
+    """The same arguments give the same bits, in a program made afresh too, and are left as they were."""
     batch = trial.batch(0)
-    run = jax.jit(trial.simulated.run)
-    state, _ = run(trial.simulated.init(), batch)
+    state, _ = trial.counted(trial.simulated.init(), batch)
     before = copy.deepcopy(to_numpy(state))
-    first, second = run(state, batch), jax.jit(lambda *args: trial.simulated.run(*args))(state, batch)
+    first, second = trial.counted(state, batch), jax.jit(lambda *args: trial.simulated.run(*args))(state, batch)
     same_bits(second, first, 'the same step taken twice')
     same_bits(state, before, 'the state that was given to a step, afterwards')
 
 
 def _traced_once(trial: Trial) -> None:
-    program = trial.simulated
-    traces = []
-
-    def step(state: Any, batch: Any) -> Any:
-        traces.append(1)
-        return program.run(state, batch)
-
-    step = jax.jit(step)
-    state = program.init()
+    state = trial.simulated.init()
     for t in range(3):
-        state, _ = step(state, trial.batch(t))
-    if len(traces) != 1:
-        raise LawBroken(f'three steps were traced {len(traces)} times, promised is once')
+        state, _ = trial.counted(state, trial.batch(t))
+    if len(trial.traces) != 1:
+        raise LawBroken(f'three steps were traced {len(trial.traces)} times, promised is once')
 
 
 def _fixed_point(trial: Trial) -> None:
@@ -99,7 +90,7 @@ def _metered(trial: Trial) -> None:
     """The bytes that the trace shows on the worker axis are those of the compiled program, as integers."""
     program, batch = trial.placed, trial.batch(0)
     mesh = jax.make_mesh((trial.count,), (trial.axis,), axis_types=(jax.sharding.AxisType.Auto,))
-    traced = ledger.totals(ledger.traced(jax.make_jaxpr(program.run)(program.state, batch), {trial.axis: trial.count}))
+    traced = ledger.totals(ledger.traced(program.run, {trial.axis: trial.count}, program.state, batch))
     compiled = ledger.totals(ledger.compiled(program.step.lower(program.state, batch).compile(), mesh))
     if traced != compiled:
         raise LawBroken(f'the trace shows {traced} bytes, the compiled program {compiled}')

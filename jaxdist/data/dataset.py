@@ -1,0 +1,126 @@
+"""What every data set gives: batches for training, held-out batches, facts, and the loss to beat."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxdist.data.sampling import Rows
+from jaxdist.task import Batch, Task
+
+Fetch = Callable[[np.ndarray], Batch]
+"""Numbers of examples [B] to the batch that they make."""
+
+
+class Draw(Protocol):
+    """Makes the batch of a step."""
+
+    def __call__(self, seed: int, step: int, size: int, workers: int) -> Batch:
+        """The global batch: NumPy arrays [size, ...], the rows of worker w from `w * size / workers` on."""
+
+
+class Data(NamedTuple):
+    """A data set, divided among workers.
+
+    Attributes:
+        task: what is to be predicted.
+        batch: `(seed, step, size, workers) -> Batch`, a pure function: the same whatever the number of
+            processes and devices. `weight` [size] is there only if workers own unequal parts.
+        held_out: `size -> batches` over all held-out examples, in order. Each has `size` rows and a `weight`
+            [size]; the last is filled up with rows of weight 0.
+        facts: name, sizes, digest: what a reader needs to know that it is the same data.
+        baseline: held-out loss of the best constant prediction: nats, or half the squared error.
+        baseline_name: what that prediction is.
+    """
+
+    task: Task
+    batch: Draw
+    held_out: Callable[[int], Iterator[Batch]]
+    facts: dict[str, str | int | float]
+    baseline: float
+    baseline_name: str
+
+
+def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch) -> Draw:
+    """The training batches: rows drawn, then fetched; with a weight if they count unequally.
+
+    >>> from jaxdist.data.sampling import Rows
+    >>> draw = lambda seed, step, size, workers: Rows(np.arange(size) + step, None)
+    >>> batches(draw, lambda rows: {'x': rows})(seed=0, step=5, size=2, workers=1)
+    {'x': array([5, 6])}
+    """
+
+    def batch(seed: int, step: int, size: int, workers: int) -> Batch:
+        rows, weight = draw(seed, step, size, workers)
+        fetched = fetch(rows)
+        return fetched if weight is None else {**fetched, 'weight': weight}
+
+    return batch
+
+
+def in_order(count: int, fetch: Fetch) -> Callable[[int], Iterator[Batch]]:
+    """Batches of a given size over `count` examples; the last is filled up with rows of weight 0.
+
+    >>> [b['weight'].tolist() for b in in_order(3, lambda rows: {'x': rows})(2)]
+    [[1.0, 1.0], [1.0, 0.0]]
+    """
+
+    def held_out(size: int) -> Iterator[Batch]:
+        if size < 1:
+            raise ValueError(f'a held-out batch must have 1 row or more, not {size}')
+        return (one(first, size) for first in range(0, count, size))
+
+    def one(first: int, size: int) -> Batch:
+        rows = np.arange(first, first + size)
+        real = rows < count
+        return {**fetch(np.where(real, rows, 0)), 'weight': real.astype(np.float32)}
+
+    return held_out
+
+
+def held_out_count(count: int, fraction: float, name: str) -> int:
+    """How many of `count` examples are held out, of which at least one is left on both sides.
+
+    Raises:
+        ValueError: the fraction is not between 0 and 1, or there are fewer than two examples.
+
+    >>> held_out_count(10, 0.2, 'rows')
+    2
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training'
+        )
+    if count < 2:
+        raise ValueError(f'{count} {name} cannot be split into training and held-out data')
+    return min(max(round(count * fraction), 1), count - 1)
+
+
+def constant_loss(task: Task, train: np.ndarray, held: np.ndarray) -> float:
+    """Held-out loss of the best prediction that does not look at the input.
+
+    For labels and tokens the cross entropy, in nats, of the held-out ones under the training histogram, of
+    which every bin counts one more than it holds, so that the unseen is not impossible. For values half the
+    mean squared distance from the training mean.
+
+    >>> round(constant_loss(Task('classes', (1,), 2), np.array([0, 0, 1, 1]), np.array([0, 1])), 4)
+    0.6931
+    """
+    if task.kind == 'values':
+        return float(0.5 * np.square(held - train.mean()).mean())
+    histogram = np.bincount(train, minlength=task.classes) + 1
+    surprise = -np.log(histogram / histogram.sum())
+    return float(surprise @ (np.bincount(held, minlength=task.classes) / len(held)))
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the arrays' bytes, as hexadecimal text; little-endian on every machine.
+
+    >>> digest(np.array([1], np.int32))[:8]
+    '67abdd72'
+    """
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,150 @@
+"""Ways to divide examples among workers: evenly, by label, by Dirichlet draws, by given sizes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxdist.data.sampling import Parts
+
+DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Even:
+    """All workers draw from all examples, so the global batch does not depend on their number."""
+
+    def parts(self, count: int, labels: np.ndarray | None, workers: int) -> Parts:
+        """One part for all workers.
+
+        >>> Even().parts(3, None, workers=2)
+        (array([0, 1, 2]),)
+        """
+        del labels, workers
+        return (np.arange(count),)
+
+
+@dataclass(frozen=True)
+class ByLabel:
+    """Sorted by label and cut into shards, of which each worker owns a few.
+
+    As in McMahan et al. 2017 (arXiv 1602.05629), who deal the shards at random; here in turn (worker w has
+    shards w, w + W, ...), so that a worker's shards lie far apart and, where shards match labels, have
+    different ones. All parts are of one size, give or take one for each shard.
+    """
+
+    labels_each: int = 2
+    """Shards of each worker: about as many labels does it see."""
+
+    def parts(self, count: int, labels: np.ndarray | None, workers: int) -> Parts:
+        """The parts of W workers.
+
+        Raises:
+            ValueError: there are no labels, or fewer examples than shards.
+
+        >>> ByLabel(labels_each=1).parts(4, np.array([1, 0, 1, 0]), workers=2)
+        (array([1, 3]), array([0, 2]))
+        """
+        labels = _needed(labels, 'ByLabel')
+        shards = self.labels_each * workers
+        if self.labels_each < 1 or shards > count:
+            raise ValueError(
+                f'ByLabel cannot cut {count} examples into {workers} x labels_each={self.labels_each} shards'
+            )
+        pieces = np.array_split(np.argsort(labels, kind='stable'), shards)
+        return tuple(np.concatenate(pieces[worker::workers]) for worker in range(workers))
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each label's examples are split among workers in proportions drawn from a Dirichlet distribution.
+
+    As in Yurochkin et al. 2019 (arXiv 1905.12022), so workers differ in labels and in size. Hsu et al. 2019
+    (1909.06335) draw for each worker the proportions of labels instead, and give all workers equally many
+    examples. Drawn again until every worker owns at least one example.
+    """
+
+    alpha: float = 0.5
+    """Concentration: near 0 each label belongs to one worker, large values are nearly even."""
+    seed: int = 0
+    """Of the proportions; does not change with the seed of the run."""
+
+    def parts(self, count: int, labels: np.ndarray | None, workers: int) -> Parts:
+        """The parts of W workers.
+
+        Raises:
+            ValueError: there are fewer than two labels, or draw after draw leaves a worker without examples.
+
+        >>> [len(part) for part in Dirichlet(alpha=1.0).parts(100, np.arange(100) % 10, workers=3)]
+        [39, 19, 42]
+        """
+        labels = _needed(labels, 'Dirichlet')
+        kinds, counts = np.unique(labels, return_counts=True)
+        if len(kinds) < 2:
+            raise ValueError('Dirichlet needs at least two labels (of text: two files): use Even or Sizes')
+        if not self.alpha > 0:
+            raise ValueError(f'alpha={self.alpha} of Dirichlet must be above 0')
+        groups = np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])
+        for number in range(DRAWS):
+            parts = self._draw(groups, workers, number)
+            if min(map(len, parts)) > 0:
+                return parts
+        raise ValueError(
+            f'{DRAWS} draws of Dirichlet(alpha={self.alpha}) all left one of {workers} workers without '
+            f'any of the {count} examples: use a larger alpha or fewer workers'
+        )
+
+    def _draw(self, groups: list[np.ndarray], workers: int, number: int) -> Parts:
+        """One division of each label's examples."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(number,))))
+        cut = [_cut(group, rng.dirichlet(np.full(workers, self.alpha))) for group in groups]
+        return tuple(np.concatenate(pieces) for pieces in zip(*cut, strict=True))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Each worker owns a stretch of the examples, as long as its size says."""
+
+    sizes: tuple[float, ...]
+    """Relative sizes, one for each worker."""
+
+    def parts(self, count: int, labels: np.ndarray | None, workers: int) -> Parts:
+        """The parts of W workers.
+
+        Raises:
+            ValueError: there are not as many sizes as workers, or one of them is too small to get an example.
+
+        >>> Sizes((1, 3)).parts(4, None, workers=2)
+        (array([0]), array([1, 2, 3]))
+        """
+        del labels
+        sizes = np.array(self.sizes, float)
+        if len(sizes) != workers:
+            raise ValueError(
+                f'Sizes needs one size for each worker: there are {len(sizes)} sizes and {workers} workers'
+            )
+        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+            raise ValueError(f'every size must be above 0: {self}')
+        parts = tuple(_cut(np.arange(count), sizes / sizes.sum()))
+        empty = [worker for worker, part in enumerate(parts) if not len(part)]
+        if empty:
+            raise ValueError(f'{self} leaves none of the {count} examples for workers {empty}')
+        return parts
+
+
+Division = Even | ByLabel | Dirichlet | Sizes
+"""How examples are divided among workers."""
+
+
+def _needed(labels: np.ndarray | None, name: str) -> np.ndarray:
+    """The labels, which a division by label cannot do without."""
+    if labels is None:
+        raise ValueError(
+            f'{name} divides by labels, and this data set has real numbers to predict: use Even or Sizes'
+        )
+    return labels
+
+
+def _cut(rows: np.ndarray, proportions: np.ndarray) -> list[np.ndarray]:
+    """The rows cut into stretches of these proportions, which sum to one."""
+    ends = np.rint(np.cumsum(proportions)[:-1] * len(rows)).astype(int)
+    return np.split(rows, ends)

@@ -1,0 +1,140 @@
+"""What one collective sends: an entry of the ledger, and the formulas behind it.
+
+The formulas are the bandwidth-optimal ones, of Thakur, Rabenseifner and Gropp (2005), "Optimization of
+Collective Communication Operations in MPICH".
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Totals = dict[tuple[tuple[str, ...], str, bool], Fraction]
+"""(mesh axes, dtype, whether it stands in a conditional branch) -> bytes sent."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of one conditional.
+
+    Attributes:
+        cond: where the conditional stands: in a traced program the positions of the equations that lead to
+            it, such as `0.7`; in a compiled one the names of the instructions.
+        index: which of its branches; of `lax.cond`, 1 is the one taken when the predicate is true.
+    """
+
+    cond: str
+    index: int
+
+
+class Entry(NamedTuple):
+    """One collective.
+
+    Attributes:
+        axes: the mesh axes that it crosses, in the order of the mesh.
+        kind: `all_reduce`, `all_gather`, `all_to_all`, `permute` or `reduce_scatter`.
+        dtype: what is sent, as in `float32`, `uint8`, `bool`.
+        sent: bytes that one device sends when it runs once; the mean over devices where they differ.
+        times: how often it runs if every branch around it is taken, or None inside a loop whose length
+            depends on data.
+        branch: the conditional branches that it stands in, the outermost first; () if it always runs.
+    """
+
+    axes: tuple[str, ...]
+    kind: str
+    dtype: str
+    sent: Fraction
+    times: int | None = 1
+    branch: tuple[Branch, ...] = ()
+
+
+def bits(dtype: str) -> int:
+    """Bits of one number on the wire, by the dtype's name; a bool takes a byte.
+
+    >>> [bits(name) for name in ('float32', 'bfloat16', 'int4', 'float8_e4m3fn', 'bool')]
+    [32, 16, 4, 8, 8]
+    """
+    width = re.search(r'\d+', dtype)
+    return int(width.group()) if width else 8
+
+
+def stored(x: Any) -> tuple[int, str]:
+    """How many numbers of which dtype an array, or its shape and dtype, is made of; a random key is its data.
+
+    >>> stored(jax.ShapeDtypeStruct((2, 3), 'int8')), stored(jax.random.key(0))
+    ((6, 'int8'), (2, 'uint32'))
+    """
+    count, dtype = math.prod(x.shape), x.dtype
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+        count, dtype = count * math.prod(data.shape), data.dtype
+    return count, np.dtype(dtype).name
+
+
+def sent(kind: str, payload: Fraction, groups: Sequence[int], devices: int) -> Fraction:
+    """Bytes that one device sends in a collective other than a permutation, as a mean over all devices.
+
+    Args:
+        kind: see `Entry`.
+        payload: bytes that one device puts in: the whole input, before anything is exchanged.
+        groups: the sizes of the groups that exchange among themselves.
+        devices: how many devices there are; those in no group send nothing.
+
+    >>> [int(sent(kind, Fraction(80), [8], 8)) for kind in ('all_reduce', 'reduce_scatter', 'all_gather')]
+    [140, 70, 560]
+    """
+
+    def factor(n: int) -> Fraction:
+        if kind == 'all_gather':
+            return Fraction(n - 1)
+        return Fraction(n - 1, n) * (2 if kind == 'all_reduce' else 1)
+
+    return sum((n * factor(n) for n in groups), Fraction(0)) * payload / devices
+
+
+def crossed(groups: Iterable[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes along which the members of any group differ.
+
+    Groups that are smaller than an axis count on that axis; groups that follow no axis count on all that they
+    cross.
+
+    Args:
+        groups: positions in the mesh, counted with the last axis fastest.
+        sizes: the mesh's axes and their sizes.
+
+    >>> crossed([(0, 2), (1, 3)], {'workers': 2, 'model': 2}), crossed([(0, 3)], {'workers': 2, 'model': 2})
+    (('workers',), ('workers', 'model'))
+    """
+    differ = np.zeros(len(sizes), bool)
+    for group in groups:
+        places = np.array(np.unravel_index(np.asarray(group, int), tuple(sizes.values())))
+        differ |= (places != places[:, :1]).any(axis=1)
+    return tuple(name for name, found in zip(sizes, differ, strict=True) if found)
+
+
+def totals(entries: Iterable[Entry]) -> Totals:
+    """Bytes that one device sends if every branch is taken, by axes, dtype and whether that is conditional.
+
+    This is what a traced and a compiled program have in common: the compiler may merge or split collectives.
+
+    Raises:
+        ValueError: a collective stands in a loop whose length depends on data.
+
+    >>> totals([Entry(('workers',), 'all_gather', 'int8', Fraction(7), times=3)])
+    {(('workers',), 'int8', False): Fraction(21, 1)}
+    """
+    out: Totals = {}
+    for entry in entries:
+        if entry.times is None:
+            raise ValueError(
+                f'{entry.kind} of {entry.dtype} over {entry.axes} stands in a loop whose length depends on '
+                'data: its bytes cannot be summed; use a scan of fixed length'
+            )
+        key = (entry.axes, entry.dtype, bool(entry.branch))
+        out[key] = out.get(key, Fraction(0)) + entry.sent * entry.times
+    return out

@@ -1,0 +1,137 @@
+"""Traced programs, alike in all versions of JAX: which equations hold which programs, and which send."""
+
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+SENDS = {
+    'psum': 'all_reduce',
+    'psum_invariant': 'all_reduce',
+    'unreduced_psum': 'all_reduce',
+    'pmax': 'all_reduce',
+    'pmin': 'all_reduce',
+    'unreduced_pmax': 'all_reduce',
+    'unreduced_pmin': 'all_reduce',
+    'all_gather': 'all_gather',
+    'all_gather_invariant': 'all_gather',
+    'all_gather_reduced': 'all_gather',
+    'all_to_all': 'all_to_all',
+    'ppermute': 'permute',
+    'reduce_scatter': 'reduce_scatter',
+    'unreduced_reduce_scatter': 'reduce_scatter',
+}
+"""Primitive -> kind of collective."""
+
+# They name axes, and send nothing: they change types, or say where one is.
+_SILENT = {'pvary', 'pcast', 'preduced', 'vary_unreduced_cast', 'vary_unreduced_cast_p', 'axis_index'}
+
+_INLINE = {
+    'jit': 'jaxpr',
+    'pjit': 'jaxpr',
+    'remat2': 'jaxpr',
+    'checkpoint': 'jaxpr',
+    'shard_map': 'jaxpr',
+    'closed_call': 'call_jaxpr',
+    'core_call': 'call_jaxpr',
+    'custom_jvp_call': 'call_jaxpr',
+    'custom_vjp_call': 'call_jaxpr',
+}
+
+
+def parts(program: Any) -> tuple[Any, list[Any]]:
+    """A program's equations and variables, and the values of its constants; closed or not.
+
+    >>> import jax
+    >>> jaxpr, constants = parts(jax.make_jaxpr(lambda x: x + 1)(2.0))
+    >>> len(jaxpr.eqns), constants
+    (1, [])
+    """
+    return getattr(program, 'jaxpr', program), list(getattr(program, 'consts', ()))
+
+
+def name(eqn: Any) -> str:
+    """The primitive's name; of an asynchronous pair, the start has the name of the whole.
+
+    >>> import jax
+    >>> name(jax.make_jaxpr(lambda x: x + 1)(2.0).eqns[0])
+    'add'
+    """
+    return str(eqn.primitive.name).removesuffix('_start')
+
+
+def inlined(eqn: Any) -> Any | None:
+    """The program that an equation runs once, with its own operands and results, if it is of that sort.
+
+    >>> import jax
+    >>> inlined(jax.make_jaxpr(jax.jit(lambda x: x + 1))(2.0).eqns[0]) is None
+    False
+    """
+    key = _INLINE.get(name(eqn))
+    return None if key is None else eqn.params[key]
+
+
+def scan_sizes(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried.
+
+    >>> import jax
+    >>> code = lambda x: jax.lax.scan(lambda carry, _: (carry + 1, carry), x, None, length=3)
+    >>> scan_sizes(jax.make_jaxpr(code)(2.0).eqns[0])
+    (0, 1)
+    """
+    if 'num_carry' in eqn.params:
+        return eqn.params['num_consts'], eqn.params['num_carry']
+    constants, carried, _ = eqn.params['ft_in'].unpack()
+    return len(list(constants)), len(list(carried))
+
+
+def cut(outer: Any, inner: Any) -> bool:
+    """Whether a value has another shape inside a `shard_map` than outside.
+
+    >>> import jax
+    >>> x = jax.make_jaxpr(lambda x: x)(2.0).jaxpr.invars[0]
+    >>> cut(x, x)
+    False
+    """
+    return bool(outer.aval.shape != inner.aval.shape)
+
+
+def literal(atom: Any) -> np.ndarray | None:
+    """The value of an operand that is written into the program.
+
+    >>> import jax
+    >>> literal(jax.make_jaxpr(lambda x: x + 1)(2.0).eqns[0].invars[1])
+    array(1., dtype=float32)
+    """
+    if not isinstance(atom, core.Literal):
+        return None
+    aval: Any = atom.aval
+    return np.asarray(atom.val, aval.dtype)
+
+
+def axis_names(eqn: Any) -> tuple[str, ...]:
+    """The mesh axes that an equation names.
+
+    >>> import jax
+    >>> axis_names(jax.make_jaxpr(lambda x: jax.lax.psum(x, 'w'), axis_env=[('w', 2)])(2.0).eqns[0])
+    ('w',)
+    """
+    for key in ('axes', 'axis_name', 'axis_names'):
+        value = eqn.params.get(key, ())
+        found = (value,) if isinstance(value, str) else value
+        if isinstance(found, tuple | list | set | frozenset) and any(isinstance(axis, str) for axis in found):
+            return tuple(axis for axis in found if isinstance(axis, str))
+    return ()
+
+
+def talks(eqn: Any) -> bool:
+    """Whether an equation, itself or in a program that it holds, sends something or may do so.
+
+    >>> import jax
+    >>> talks(jax.make_jaxpr(lambda x: jax.lax.psum(x, 'w'), axis_env=[('w', 2)])(2.0).eqns[0])
+    True
+    """
+    silent = inlined(eqn) is not None or eqn.primitive.name.endswith('done') or name(eqn) in _SILENT
+    if axis_names(eqn) and not silent:
+        return True
+    return any(talks(inner) for program in core.jaxprs_in_params(eqn.params) for inner in program.eqns)

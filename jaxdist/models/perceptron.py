@@ -1,0 +1,58 @@
+"""A multi-layer perceptron, for labels and real numbers."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdist.models.scoring import misfit, model
+from jaxdist.task import Model, Task
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """A multi-layer perceptron on flattened inputs; without hidden layers, linear or softmax regression."""
+
+    hidden: tuple[int, ...] = (64,)
+    """Sizes of the hidden layers."""
+
+    def build(self, task: Task) -> Model:
+        """The model for a task of classes or values.
+
+        The last hidden layer and the head are cut over the `model` axis, as in Megatron; the rest is
+        replicated.
+
+        Raises:
+            ValueError: the task has tokens, or a hidden layer is empty.
+
+        >>> import jax
+        >>> params = Perceptron(hidden=(5,)).build(Task('classes', (2, 2, 1), 3)).init(jax.random.key(0))
+        >>> params['hidden0']['kernel'].shape, params['head']['kernel'].shape
+        ((4, 5), (5, 3))
+        """
+        if task.kind == 'tokens':
+            raise misfit('Perceptron', 'classes or values', task)
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f'every hidden layer must have 1 entry or more: {self}')
+        last = f'hidden{len(self.hidden) - 1}'
+        rules = (
+            (f'{last}/kernel', (None, 'model')),
+            (f'{last}/bias', ('model',)),
+            ('head/kernel', ('model', None)),
+        )
+        return model(_Layers(self.hidden, task.classes), task, rules if self.hidden else ())
+
+
+class _Layers(nn.Module):
+    """Inputs [B, ...] to float32 outputs [B, outputs]."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for layer, size in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(size, name=f'hidden{layer}')(x))
+        return nn.Dense(self.outputs, name='head')(x.astype(jnp.float32))

@@ -1,0 +1,93 @@
+"""From a flax module to a `Model`: sums of losses over a batch, in float32, and their count."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist.task import Batch, Model, Params, Task
+
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
+    """The `Model` of a module that maps a batch of inputs to outputs [B, ..., classes].
+
+    Parameters are a plain nested dict. The module computes in their dtype: inputs that are no tokens are cast
+    to it.
+
+    >>> import flax.linen as nn, jax
+    >>> m = model(nn.Dense(3), Task('classes', (4,), 3))
+    >>> sorted(m.init(jax.random.key(0)))
+    ['bias', 'kernel']
+    """
+    tokens = task.kind == 'tokens'
+
+    def init(key: jax.Array) -> Params:
+        return module.init(key, jnp.zeros((1, *task.shape), jnp.int32 if tokens else jnp.float32))['params']
+
+    def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        del key  # nothing here is random; models with dropout use it
+        inputs = (
+            batch['tokens'][:, :-1]
+            if tokens
+            else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
+        )
+        targets = batch['tokens'][:, 1:] if tokens else batch['y']
+        outputs = module.apply({'params': params}, inputs)
+        return score(task, outputs, targets, batch.get('weight'))
+
+    return Model(init, loss, rules)
+
+
+def score(
+    task: Task, outputs: Any, targets: jax.Array, weight: jax.Array | None = None
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Sums over a batch, and the count that makes means of them; both float32 scalars.
+
+    Without weights the count is a constant made from shapes, so the types know that it is the same on every
+    worker.
+
+    Args:
+        task: `tokens` and `classes` give the cross entropy in nats and the accuracy, `values` half the
+            squared error.
+        outputs: [B, T, classes] for tokens, else [B, classes].
+        targets: [B, T] for tokens, else [B].
+        weight: [B], what each example counts; each of its tokens counts as much.
+
+    >>> import jax.numpy as jnp
+    >>> sums, count = score(Task('values', (2,), 1), jnp.zeros((3, 1)), jnp.array([1.0, 2.0, 3.0]))
+    >>> float(sums['loss']), float(count)
+    (7.0, 3.0)
+    """
+    terms = _terms(task, jnp.asarray(outputs, jnp.float32), targets)
+    shape = targets.shape
+    if weight is None:
+        return {name: term.sum() for name, term in terms.items()}, jnp.float32(math.prod(shape))
+    spread = weight.astype(jnp.float32).reshape(-1, *(1,) * (len(shape) - 1))
+    per_row = math.prod(shape[1:])
+    return {name: (spread * term).sum() for name, term in terms.items()}, spread.sum() * per_row
+
+
+def _terms(task: Task, outputs: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
+    """What each prediction adds to the sums, in the shape of the targets."""
+    if task.kind == 'values':
+        return {'loss': 0.5 * jnp.square(outputs[..., 0] - targets)}
+    return {
+        'loss': optax.softmax_cross_entropy_with_integer_labels(outputs, targets),
+        'accuracy': (outputs.argmax(-1) == targets).astype(jnp.float32),
+    }
+
+
+def misfit(name: str, needs: str, task: Task) -> ValueError:
+    """The error for a model and a task that do not go together, with the models that fit.
+
+    >>> misfit('Transformer', 'tokens', Task('classes', (8,), 3))
+    ValueError('Transformer needs tokens, and the task has classes of shape (8,): use Perceptron')
+    """
+    fits = 'ConvNet or Perceptron' if len(task.shape) == 3 else 'Perceptron'
+    fits = 'Transformer' if task.kind == 'tokens' else fits
+    return ValueError(f'{name} needs {needs}, and the task has {task.kind} of shape {task.shape}: use {fits}')

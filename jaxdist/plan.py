@@ -1,0 +1,109 @@
+"""What an experiment will send and hold, told before it runs."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxdist import ledger, line, workers
+from jaxdist.mesh import path_text
+from jaxdist.step import State
+from jaxdist.train import Training, first_batch, first_state, make_program, shapes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's cost.
+
+    Attributes:
+        update: the line with every default written out.
+        data: what is known of the data set.
+        parameters: how many numbers the model has.
+        per_worker: the leaves of the parameters and the update's state that each worker has of its own.
+        ledger: bytes sent and held.
+        simulated: whether workers share one device: what is sent is then what a mesh of as many would send.
+    """
+
+    update: str
+    data: dict[str, Any]
+    parameters: int
+    per_worker: list[str]
+    ledger: ledger.Ledger
+    simulated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as dicts, lists and numbers."""
+        rest = {name: getattr(self, name) for name in ('update', 'data', 'parameters', 'per_worker', 'simulated')}
+        return {**rest, **self.ledger.to_json()}
+
+
+def plan(training: Training) -> Plan:
+    """Compiles the step and reads what it sends and holds.
+
+    >>> from jaxdist.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2), batch=8)
+    >>> made = plan(prepare(small))
+    >>> made.parameters, int(made.ledger.sent('workers'))
+    (310, 1244)
+    """
+    program = training.program
+    batch = shapes(training.put(first_batch(training)))
+    holds = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
+    spelled = line.spell(training.experiment.update)
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
+    book = _simulated(training, batch, holds) if training.where.mesh is None else _placed(training, batch, holds)
+    return Plan(spelled, training.data.facts, sum(sizes), _per_worker(program.layout), book, training.where.mesh is None)
+
+
+def traffic(training: Training) -> list[ledger.Row]:
+    """What one worker sends, read from the traced program alone: nothing is compiled.
+
+    Simulated workers send nothing; for them it is what workers on a mesh would send.
+
+    >>> from jaxdist.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> sum(int(row.bytes_per_step) for row in traffic(prepare(small)))
+    1244
+    """
+    where = training.where
+    mesh = where.mesh
+    program = training.program
+    if mesh is None:
+        mesh = AbstractMesh((where.count,), (where.axis,), axis_types=(AxisType.Auto,))
+        program = make_program(training.experiment, training.data, training.model, workers.on_mesh(mesh, where.axis))
+    steps = training.experiment.steps
+    batch = shapes(first_batch(training))
+    return ledger.traced_step(program.step, program.state, batch, mesh.shape, steps, initial=lambda: first_state(training))
+
+
+def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
+    """Bytes that one worker sends over an axis on an average step; None where that depends on the data.
+
+    >>> sent_each_step([], 'workers')
+    Fraction(0, 1)
+    """
+    return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
+
+
+def _placed(training: Training, batch: Any, holds: dict[str, Any]) -> ledger.Ledger:
+    program, mesh, steps = training.program, training.where.mesh, training.experiment.steps
+    first = lambda: first_state(training)  # noqa: E731
+    return ledger.measure(program.step, program.state, batch, mesh, steps, initial=first, holds=holds)
+
+
+def _simulated(training: Training, batch: Any, holds: dict[str, Any]) -> ledger.Ledger:
+    compiled = training.program.step.lower(training.program.state, batch).compile()
+    held = {name: ledger.held(tree) for name, tree in holds.items()}
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        held['temporaries'] = memory.temp_size_in_bytes
+    return ledger.Ledger({training.where.axis: training.where.count}, tuple(traffic(training)), held)
+
+
+def _per_worker(layout: State) -> list[str]:
+    parts = {'params': layout.params, 'opt_state': layout.opt_state}
+    return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]

@@ -1,0 +1,111 @@
+"""Numbers out of plain dicts, with errors that say where; a run's records as series."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = Mapping[str, Any]
+"""One line of a run's metrics: `{'step', 'loss', 'sent', ...}`, or `{'step', 'held_out': {'loss', ...}}`."""
+
+
+class Series(NamedTuple):
+    """Losses in the order of their steps.
+
+    Attributes:
+        step: [N], increasing.
+        loss: [N], NaN where the loss was not finite.
+        sent: [N] bytes sent per worker up to that step, or None where that is not recorded.
+    """
+
+    step: np.ndarray
+    loss: np.ndarray
+    sent: np.ndarray | None
+
+
+def number(record: Record, key: str, where: str, *, finite: bool = True) -> float:
+    """The number `record[key]`, named `where` in errors; with `finite=False`, NaN for null, NaN and infinity.
+
+    Raises:
+        ValueError: if the key is missing or its value is no number or, with `finite`, not finite.
+
+    >>> number({'loss': 2.5}, 'loss', 'records[0]')
+    2.5
+    """
+    if key not in record:
+        raise ValueError(f'{where} lacks {key!r}; it has: {", ".join(map(str, record)) or "nothing"}')
+    value = record[key]
+    if value is None and not finite:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f'{where}: {key!r} should be a number, not {value!r}')
+    if math.isfinite(value):
+        return float(value)
+    if finite:
+        raise ValueError(f'{where}: {key!r} should be finite, not {value}')
+    return math.nan
+
+
+def training(records: Sequence[Record]) -> Series:
+    """The training losses among a run's records.
+
+    A step that occurs twice, as after a resume from an earlier checkpoint, counts as it was last.
+
+    Raises:
+        ValueError: if there are no records, or a record is neither of training nor of an evaluation.
+
+    >>> training([{'step': 1, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
+    array([40.])
+    """
+    found = {}
+    for where, record in _checked(records):
+        if 'loss' in record:
+            loss = number(record, 'loss', where, finite=False)
+            sent = number(record, 'sent', where) if 'sent' in record else math.nan
+            found[number(record, 'step', where)] = (loss, sent)
+    return _series(found)
+
+
+def evaluations(records: Sequence[Record]) -> Series:
+    """The held-out losses among a run's records; bytes that an evaluation lacks come from training around it.
+
+    Raises:
+        ValueError: as `training`, or if an evaluation has no loss.
+
+    >>> evaluations([{'step': 2, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
+    array([20.])
+    """
+    found = {}
+    for where, record in _checked(records):
+        if 'held_out' in record:
+            loss = number(record['held_out'], 'loss', f"{where}['held_out']", finite=False)
+            sent = number(record, 'sent', where) if 'sent' in record else math.nan
+            found[number(record, 'step', where)] = (loss, sent)
+    series, train = _series(found), training(records)
+    if series.sent is None and train.sent is not None:
+        known = np.interp(series.step, np.append(0, train.step), np.append(0, train.sent))
+        return series._replace(sent=known)
+    return series
+
+
+def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
+    if not records:
+        raise ValueError('no records: a run that has not logged a step has nothing to plot')
+    for index, record in enumerate(records):
+        number(record, 'step', f'records[{index}]')
+        if 'loss' not in record and 'held_out' not in record:
+            raise ValueError(f"records[{index}] has neither 'loss' nor 'held_out'; it has: {', '.join(record)}")
+    return [(f'records[{index}]', record) for index, record in enumerate(records)]
+
+
+def _series(found: dict[float, tuple[float, float]]) -> Series:
+    steps = sorted(found)
+    loss = np.array([found[step][0] for step in steps])
+    sent = np.array([found[step][1] for step in steps])
+    if not steps or np.isnan(sent).any():
+        return Series(np.array(steps), loss, None)
+    if (falls := np.flatnonzero(np.diff(sent) < 0)).size:
+        raise ValueError(f"'sent' counts the bytes so far, but falls after step {steps[falls[0]]:g}")
+    return Series(np.array(steps), loss, sent)

@@ -1,0 +1,183 @@
+"""Held-out loss against bytes: what each line costs and what it gives."""
+
+import textwrap
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, tidy
+from jaxdist.report.summary import Interval, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
+REACH = (8, 16, 28, 44, 64, 90)
+"""A label stands on one of the SIDES of its mark, at the nearest REACH (points) where it covers nothing."""
+
+
+class _Point(NamedTuple):
+    name: str
+    sent: float
+    loss: Interval
+    front: bool  # no other line has a lower loss for as few bytes
+
+
+def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
+    """Draws held-out loss, with its 95 % interval, against the bytes that a worker sends in the whole run.
+
+    Filled points form the Pareto front of the means: nothing else reaches as low for as few bytes. Lines that
+    send nothing stand left of a dotted rule. A label says how many runs of its line diverged; lines that are
+    left with no run are named above the plot.
+
+    Args:
+        summaries: from `summarise`.
+        path: ends in .png or .svg.
+        baseline: a name and a loss, drawn as a dashed line, or as a note where it is far from every point.
+
+    Returns:
+        The figure that was written.
+
+    Raises:
+        ValueError: if there is no line to draw, or for another suffix.
+        ImportError: if matplotlib is not installed.
+
+    >>> from tempfile import mkdtemp
+    >>> exact = Summary('exact', 'mean()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
+    >>> drawing = frontier_plot([exact, exact._replace(name='int8', sent=2e6)], Path(mkdtemp()) / 'frontier.png')
+    >>> [text.get_text() for text in drawing.axes[0].texts]
+    ['exact', 'int8']
+    """
+    points = _points(summaries)
+    drawing = figure(9, 5.4)
+    axes = drawing.subplots()
+    tidy(axes)
+    xs = _place_bytes(axes, [point.sent for point in points])
+    _draw_points(axes, points, xs)
+    axes.margins(y=0.15)
+    axes.set_xlabel('sent per worker in the whole run')
+    axes.set_ylabel('held-out loss (mean, 95 % interval)')
+    _say_rest(axes, summaries, baseline)
+    drawing.legend(loc='outside lower center', ncols=4, frameon=False)
+    # The axes reach their final size only when they are laid out, and labels are placed in that size.
+    drawing.draw_without_rendering()
+    drawing.set_layout_engine('none')
+    _label(axes, points, xs)
+    return save(drawing, path)
+
+
+def _points(summaries: Sequence[Summary]) -> list[_Point]:
+    known = [(_name(s), s.sent, s.held_out) for s in summaries if s.held_out is not None]
+    if not known:
+        raise ValueError('no line to draw: there are no summaries, or every run diverged')
+    return [
+        _Point(name, sent, loss, not any(_better((x, y.mean), (sent, loss.mean)) for _, x, y in known))
+        for name, sent, loss in known
+    ]
+
+
+def _name(summary: Summary) -> str:
+    lost = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
+    return textwrap.fill(summary.name + lost, 30)
+
+
+def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+
+def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:
+    positive = [x for x in sent if x > 0]
+    if not positive:
+        axes.set_xticks([0], ['0 B'])
+        return list(sent)
+    log_bytes(axes, min(positive), max(positive))
+    if all(sent):
+        return list(sent)
+    low, high = axes.get_xlim()
+    # Zero has no place on a logarithmic axis: it gets a strip of its own at the left, a fifth as wide.
+    strip = (high / low) ** 0.2
+    ticks, labels = axes.get_xticks().tolist(), [label.get_text() for label in axes.get_xticklabels()]
+    zero = low / strip**0.5
+    axes.set_xlim(low / strip, high)
+    axes.axvline(low, color=FAINT, linestyle=':')
+    axes.set_xticks([zero, *ticks], ['0 B', *labels])
+    return [x or zero for x in sent]
+
+
+def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
+    marks = ((True, COLOURS[0], COLOURS[0], 'on the front'), (False, INK, 'white', 'not on it'))
+    for front, colour, face, label in marks:
+        chosen = [(x, *point.loss[:2]) for x, point in zip(xs, points, strict=True) if point.front is front]
+        if chosen:
+            x, mean, half = np.array(chosen, dtype=float).T  # no interval: NaN, which draws no bar
+            bars = axes.errorbar(x, mean, half, fmt='o', color=colour, capsize=3, elinewidth=1, label=label)
+            bars[0].set(markersize=7, markerfacecolor=face)
+    front_line = np.array(sorted((x, p.loss.mean) for x, p in zip(xs, points, strict=True) if p.front)).T
+    axes.step(*front_line, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
+
+
+def _say_rest(axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None) -> None:
+    said = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
+    if baseline is not None:
+        name, loss = baseline
+        low, high = axes.get_ylim()
+        if low - (high - low) <= loss <= high + (high - low):
+            axes.axhline(loss, color=COLOURS[1], linestyle='--', linewidth=1.2, label=f'{name}: {loss:.3f}')
+        else:
+            said.append(f'{name}: {loss:.3f}, {"above" if loss > high else "below"} this plot')
+    if said:
+        axes.set_title(textwrap.fill('; '.join(said), 110), fontsize=9, color=INK, loc='left')
+
+
+def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
+    taken = _drawn(axes, points, xs)
+    frame = np.array(axes.get_window_extent().extents)
+    places = [(reach * x, reach * y) for reach in REACH for x, y in SIDES]
+    # From the top down, so that lines from far labels to their marks seldom cross.
+    for point, x in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].loss.mean):
+        at = (x, point.loss.mean)
+        text = axes.annotate(point.name, at, (0, 0), textcoords='offset points', fontsize=9.5)
+        covered = [_covered(_moved(text, place), np.array(taken), frame) for place in places]
+        place = places[int(np.argmin(covered))]
+        taken.append(_moved(text, place))
+        if max(map(abs, place)) > REACH[1]:
+            line = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 0, 'shrinkB': 4}
+            axes.annotate('', at, place, textcoords='offset points', arrowprops=line)
+
+
+def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> list[np.ndarray]:
+    """What labels should not cover, as pixels (left, bottom, right, top): marks, their intervals, lines."""
+    mark = 5 * axes.figure.dpi / 72
+    boxes = []
+    for x, (_, _, loss, _) in zip(xs, points, strict=True):
+        ends = axes.transData.transform([(x, loss.mean - (loss.half or 0)), (x, loss.mean + (loss.half or 0))])
+        boxes.append(np.concatenate([ends[0] - mark, ends[1] + mark]))
+    for line in axes.lines:
+        path = np.asarray(line.get_transform().transform_path(line.get_path()).vertices)
+        if line.get_linestyle() != 'None' and np.isfinite(path).all():
+            boxes += [np.concatenate([np.minimum(a, b) - 2, np.maximum(a, b) + 2]) for a, b in pairwise(path)]
+    return boxes
+
+
+def _moved(text: 'Annotation', place: tuple[float, float]) -> np.ndarray:
+    right, up = np.sign(place)
+    text.set_position(place)
+    text.set_horizontalalignment('center' if right == 0 else 'left' if right > 0 else 'right')
+    text.set_verticalalignment('center' if right else 'bottom' if up > 0 else 'top')
+    return np.array(text.get_window_extent().extents)
+
+
+def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
+    """The area, in pixels, of `box` [4] that lies on `taken` [N, 4] or outside the `frame` [4]."""
+    outside = np.prod(box[2:] - box[:2]) - _overlap(box, frame[None])[0]
+    return float(_overlap(box, taken).sum() + outside)
+
+
+def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.asarray(np.prod(np.maximum(size, 0), axis=1))

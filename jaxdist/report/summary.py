@@ -1,0 +1,195 @@
+"""Runs of several update lines, summed up line by line: means over seeds, paired differences, costs.
+
+Intervals are Student's t at 95 %. Lines share data and initial weights by seed: differences are paired.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+from jaxdist.report.fields import number
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and what is known of it.
+
+    Attributes:
+        mean: over `n` values.
+        half: half the width of the 95 % interval; None for a single value.
+        n: how many values.
+    """
+
+    mean: float
+    half: float | None
+    n: int
+
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; a single value never tells."""
+        return self.half is not None and abs(self.mean) > self.half
+
+
+class Summary(NamedTuple):
+    """One update line over its seeds. A run that diverged counts in `diverged` alone, unless every run did.
+
+    Attributes:
+        name: the short label.
+        update: the line in full.
+        runs: how many seeds, those that diverged included.
+        diverged: how many of them ended with a loss that is not finite.
+        held_out: the held-out loss; None if every run diverged.
+        accuracy: between 0 and 1; None where it is not measured.
+        difference: held-out loss less the first line's at the same seed; None for the first line itself.
+        sent: median bytes that a worker sent in the whole run.
+        held: median bytes that a device held.
+        seconds: median time of a run.
+    """
+
+    name: str
+    update: str
+    runs: int
+    diverged: int
+    held_out: Interval | None
+    accuracy: Interval | None
+    difference: Interval | None
+    sent: float
+    held: float
+    seconds: float
+
+
+class _Run(NamedTuple):
+    name: str
+    held_out: float
+    accuracy: float | None
+    sent: float
+    held: float
+    seconds: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of `values` with its 95 % Student-t interval.
+
+    Raises:
+        ValueError: if there are none.
+
+    >>> mean, half, n = interval([1.0, 3.0])
+    >>> mean, round(half, 3), n
+    (2.0, 12.706, 2)
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError('no values: the mean of nothing is not defined')
+    half = None if n == 1 else float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(n))
+    return Interval(float(np.mean(values)), half, n)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
+    """One `Summary` for each `update` among `rows`, in the order of first appearance.
+
+    A row is one run: `name`, `update`, `seed`, `held_out` (final loss; NaN, infinity or null say that the run
+    diverged), `sent` and `held` (bytes), `seconds`, and `accuracy` (0 to 1) where there is one.
+
+    Raises:
+        ValueError: for no rows, a missing key, a value of the wrong kind, the same seed twice in a line, or a
+            name that is not one line's own.
+
+    >>> row = {
+    ...     'name': 'exact',
+    ...     'update': 'mean()',
+    ...     'seed': 0,
+    ...     'held_out': 2.0,
+    ...     'sent': 8,
+    ...     'held': 9,
+    ...     'seconds': 1,
+    ... }
+    >>> [summary.held_out.mean for summary in summarise([row, row | {'seed': 1, 'held_out': 3.0}])]
+    [2.5]
+    """
+    lines = _lines(rows)
+    first = next(iter(lines.values()))
+    return [_summary(update, runs, None if runs is first else first) for update, runs in lines.items()]
+
+
+def best(summaries: Sequence[Summary]) -> int | None:
+    """The index of the lowest mean loss, if its difference to the first line excludes 0 and no run diverged.
+
+    The first line is what the others are measured against, and is never the answer.
+
+    >>> worse, better = Interval(2.0, 0.1, 3), Interval(-0.5, 0.1, 3)
+    >>> first = Summary('a', 'a()', 3, 0, worse, None, None, 8, 8, 1.0)
+    >>> best([first, first._replace(held_out=Interval(1.5, 0.1, 3), difference=better)])
+    1
+    """
+    means = {i: s.held_out.mean for i, s in enumerate(summaries) if s.held_out is not None}
+    if not means:
+        return None
+    lowest = min(means, key=means.__getitem__)
+    line = summaries[lowest]
+    return lowest if line.difference is not None and line.difference.excludes_zero() and not line.diverged else None
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
+    if not rows:
+        raise ValueError('no rows: nothing was run, so there is nothing to compare')
+    lines: dict[str, dict[int, _Run]] = {}
+    names: dict[str, str] = {}
+    for index, row in enumerate(rows):
+        where = f'rows[{index}]'
+        name, update, seed = (
+            _text(row, 'name', where),
+            _text(row, 'update', where),
+            number(row, 'seed', where),
+        )
+        names.setdefault(update, name)
+        if names[update] != name or list(names.values()).count(name) > 1:
+            raise ValueError(f'{where}: each line needs one name of its own, but {name!r} is for {update!r}: {names}')
+        if seed in lines.setdefault(update, {}):
+            raise ValueError(f'{where}: seed {seed:g} of the line {update!r} is there twice')
+        lines[update][int(seed)] = _run(row, name, where)
+    return lines
+
+
+def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
+    held_out = number(row, 'held_out', where, finite=False)
+    accuracy = number(row, 'accuracy', where, finite=False) if 'accuracy' in row else None
+    costs = [number(row, key, where) for key in ('sent', 'held', 'seconds')]
+    if min(costs) < 0:
+        raise ValueError(f'{where}: bytes and seconds cannot be negative: {dict(row)}')
+    if accuracy is not None and not 0 <= accuracy <= 1 and not math.isnan(held_out):
+        raise ValueError(f"{where}: 'accuracy' should be between 0 and 1, not {accuracy}")
+    return _Run(name, held_out, accuracy, *costs)
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip() or '\n' in value:
+        raise ValueError(f'{where}: {key!r} should be one line of text, not {value!r}')
+    return value
+
+
+def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) -> Summary:
+    ended = [run for run in runs.values() if not math.isnan(run.held_out)]
+    costs = np.median([(run.sent, run.held, run.seconds) for run in ended or runs.values()], axis=0)
+    accuracies = [run.accuracy for run in ended if run.accuracy is not None]
+    if len(accuracies) not in (0, len(ended)):
+        raise ValueError(f'only {len(accuracies)} of {len(ended)} runs of {update!r} have an accuracy: all or none')
+    pairs = _differences(runs, first or {})
+    return Summary(
+        next(iter(runs.values())).name,
+        update,
+        len(runs),
+        len(runs) - len(ended),
+        interval([run.held_out for run in ended]) if ended else None,
+        interval(accuracies) if accuracies else None,
+        interval(pairs) if pairs else None,
+        *map(float, costs),
+    )
+
+
+def _differences(runs: dict[int, _Run], first: dict[int, _Run]) -> list[float]:
+    pairs = [runs[seed].held_out - first[seed].held_out for seed in runs if seed in first]
+    return [pair for pair in pairs if not math.isnan(pair)]

@@ -1,0 +1,113 @@
+"""Summaries as a table: cells for whoever prints them, notes, Markdown."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from jaxdist.report.summary import Interval, Summary, best
+from jaxdist.report.text import bytes_text, decimals, ratio_text, seconds_text
+
+NOTHING = '—'
+"""Stands in a cell that has no number."""
+
+
+def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """The table as text: its header and one row of cells for each summary, for whoever prints it.
+
+    Columns that no line can fill (a difference with one line only, an accuracy) are left out.
+
+    Raises:
+        ValueError: if there are no summaries.
+
+    >>> header, rows = cells([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)])
+    >>> dict(zip(header, rows[0], strict=True))['sent per worker']
+    '8.00 MB'
+    """
+    if not summaries:
+        raise ValueError('no summaries: a table needs at least one line')
+    first = summaries[0]
+    columns: dict[str, Callable[[Summary], str]] = {
+        'line': lambda s: s.name,
+        'held-out loss': lambda s: _interval_text(s.held_out) if s.held_out else 'diverged',
+        f'less {first.name}': lambda s: _interval_text(s.difference, sign='+'),
+        'accuracy': lambda s: _interval_text(s.accuracy, scale=100, unit=' %'),
+        'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
+        'held per device': lambda s: _against(s.held, first.held, s is first),
+        'time': lambda s: seconds_text(s.seconds),
+        'seeds': lambda s: f'{s.runs}, {s.diverged} diverged' if s.diverged else f'{s.runs}',
+    }
+    table = {head: [cell(s) for s in summaries] for head, cell in columns.items()}
+    kept = [head for head, column in table.items() if set(column) != {NOTHING}]
+    return kept, [list(row) for row in zip(*(table[head] for head in kept), strict=True)]
+
+
+def notes(summaries: Sequence[Summary]) -> list[str]:
+    """What a reader has to know to read the table: how intervals are made, what diverged, what bold means.
+
+    >>> notes([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8, 8, 1.0)])
+    ['One seed only: no interval, and a difference may be chance.']
+    """
+    counts = [s.held_out.n for s in summaries if s.held_out is not None]
+    said = []
+    if any(n > 1 for n in counts):
+        said.append('± is half a 95 % interval (Student t over seeds); sent, held and time are medians.')
+    if any(n == 1 for n in counts):
+        who = 'One seed only' if max(counts) == 1 else 'Where one seed is left'
+        said.append(f'{who}: no interval, and a difference may be chance.')
+    if len(summaries) > 1:
+        said.append(f'Differences to {summaries[0].name} are paired by seed, where both runs ended well.')
+    if (index := best(summaries)) is not None:
+        said.append(
+            f'Bold: {summaries[index].name} has the lowest loss, and the interval of its difference to '
+            f'{summaries[0].name} excludes 0 (not corrected for the number of lines).'
+        )
+    said += [f'{s.name}: {s.diverged} of {s.runs} runs diverged; {_treated(s)}' for s in summaries if s.diverged]
+    return said
+
+
+def markdown_table(summaries: Sequence[Summary]) -> str:
+    """The table in Markdown, padded so that it reads as text too, then the lines in full and the notes.
+
+    Raises:
+        ValueError: if there are no summaries.
+
+    >>> line = Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
+    >>> print(markdown_table([line]).splitlines()[2])
+    | a    |         2.000 |         8.00 MB |         9.00 MB | 1 min 01 s |     1 |
+    """
+    header, rows = cells(summaries)
+    bold = best(summaries)
+    body = [[_escaped(cell) for cell in row] for row in [header, *rows]]
+    if bold is not None:
+        body[bold + 1][:2] = [f'**{cell}**' for cell in body[bold + 1][:2]]
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    rule = ['-' * widths[0], *(f'{"-" * (width - 1)}:' for width in widths[1:])]
+    table = [_padded(row, widths) for row in (body[0], rule, *body[1:])]
+    lines = [f'- {_escaped(s.name)}: `{s.update}`' for s in summaries if s.name != s.update]
+    return '\n'.join([*table, '', *lines, *([''] if lines else []), *map(_escaped, notes(summaries))]) + '\n'
+
+
+def _interval_text(value: Interval | None, *, scale: float = 1, sign: str = '', unit: str = '') -> str:
+    if value is None:
+        return NOTHING
+    half = None if value.half is None else value.half * scale
+    kind = f'{decimals(half)}f' if abs(value.mean * scale) < 1e6 else '3g'
+    text = f'{value.mean * scale:{sign}.{kind}}'
+    return f'{text}{unit}' if half is None else f'{text} ± {half:.{kind}}{unit}'
+
+
+def _against(value: float, first: float, is_first: bool) -> str:
+    ratio = '' if is_first else ratio_text(value, first)
+    return f'{bytes_text(value)}, {ratio}' if ratio else bytes_text(value)
+
+
+def _treated(summary: Summary) -> str:
+    return 'its bytes and time are of those runs.' if summary.held_out is None else 'left out of the means.'
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r'([\\`*<|\[])', r'\\\1', text)
+
+
+def _padded(row: Iterable[str], widths: Sequence[int]) -> str:
+    first, *others = zip(row, widths, strict=True)
+    return f'| {first[0]:<{first[1]}} | {" | ".join(f"{cell:>{width}}" for cell, width in others)} |'

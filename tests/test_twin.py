@@ -1,0 +1,236 @@
+"""jaxdist's workers walk the same way as their NumPy twin's, simulated and on a mesh, for every kind of line.
+
+Without a codec this is checked in float64. With one, float32 rounding could tip an entry over the edge between two
+codes; the data are such that none comes near (the twin measures it), so the codes are the same.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twin
+
+from jaxdist import line, mesh, task, workers
+from jaxdist.algorithms.average import AverageState
+from jaxdist.algorithms.mean import MeanState
+from jaxdist.step import State, make_step
+
+STEPS = 12
+EXAMPLES = 48
+EDGE = 3e-4  # in codes: 127 of them fill a float32 mantissa's error of 1e-6 up to 1e-4
+WORKERS = (1, 2, 3, 8)
+PLACES: dict[str, Callable[[int], workers.Workers]] = {
+    'simulated': workers.simulated,
+    'mesh': lambda count: workers.on_mesh(mesh.make({'workers': count})),
+}
+PLANE = twin.Model(twin.plane, {'b': (3,), 'w': (5, 3)})
+NETWORK = twin.Model(twin.network, {'b1': (6,), 'b2': (3,), 'w1': (5, 6), 'w2': (6, 3)})
+
+
+def plane(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The loss of `twin.plane`, for JAX to differentiate."""
+    return squares(batch['x'] @ params['w'] + params['b'], batch)
+
+
+def network(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The loss of `twin.network`, for JAX to differentiate."""
+    hidden = jnp.tanh(batch['x'] @ params['w1'] + params['b1'])
+    return squares(hidden @ params['w2'] + params['b2'], batch)
+
+
+def squares(answer: jax.Array, batch: task.Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The sum of half the squared errors, and the number of examples."""
+    weight = batch.get('weight', jnp.ones(len(answer), answer.dtype))
+    error = jnp.sum((answer - batch['y']) ** 2, axis=1)
+    return {'loss': 0.5 * jnp.sum(weight * error)}, jnp.sum(weight)
+
+
+LOSSES = {twin.plane: plane, twin.network: network}
+
+
+class Case(NamedTuple):
+    """A line, and the same in the twin's links.
+
+    Attributes:
+        line: as a user writes it.
+        links: makes the twin's line; its links have state.
+        model: the twin's model.
+        local: whether the workers' parameters differ.
+        weighted: whether examples have weights, of which at each step one worker has none.
+        everywhere: whether it is tried with every number of workers, or with two alone.
+    """
+
+    line: str
+    links: Callable[[], list[twin.Link]]
+    model: twin.Model
+    local: bool = False
+    weighted: bool = False
+    everywhere: bool = False
+
+    @property
+    def coded(self) -> bool:
+        """Whether a codec is in the line."""
+        return 'codec' in self.line
+
+
+def coded(block: int, feedback: bool = False) -> twin.TwoPhases:
+    return twin.TwoPhases(twin.Int8(block), feedback)
+
+
+CASES = {
+    'sgd': Case(
+        'mean() | sgd(0.2, momentum=0.9, nesterov=True)',
+        lambda: [twin.Mean(twin.Exact()), twin.Sgd(0.2, 0.9, nesterov=True)],
+        NETWORK,
+        weighted=True,
+        everywhere=True,
+    ),
+    'adamw': Case(
+        'mean() | adamw(learning_rate=0.03, weight_decay=0.1)',
+        lambda: [twin.Mean(twin.Exact()), twin.AdamW(0.03, 0.1)],
+        NETWORK,
+        weighted=True,
+    ),
+    'delay-after': Case(
+        'mean() | delay(steps=3) | adamw(learning_rate=0.03, weight_decay=0.1)',
+        lambda: [twin.Mean(twin.Exact()), twin.Delay(3), twin.AdamW(0.03, 0.1)],
+        NETWORK,
+        weighted=True,
+    ),
+    'delay-before': Case(
+        'delay(steps=2) | mean() | sgd(0.1)',
+        lambda: [twin.Delay(2), twin.Mean(twin.Exact()), twin.Sgd(0.1)],
+        NETWORK,
+    ),
+    'local-sgd': Case(
+        'sgd(0.1, momentum=0.9) | average(every=3)',
+        lambda: [twin.Sgd(0.1, 0.9), twin.Average(3, twin.Exact())],
+        NETWORK,
+        local=True,
+    ),
+    'local-adamw': Case(
+        'adamw(learning_rate=0.03, weight_decay=0.1) | average(every=4)',
+        lambda: [twin.AdamW(0.03, 0.1), twin.Average(4, twin.Exact())],
+        NETWORK,
+        local=True,
+        weighted=True,
+        everywhere=True,
+    ),
+    'int8': Case(
+        'mean(codec=int8(block=16)) | sgd(0.1)',
+        lambda: [twin.Mean(coded(16)), twin.Sgd(0.1)],
+        PLANE,
+        everywhere=True,
+    ),
+    'int8-feedback': Case(
+        'mean(codec=int8(block=4), feedback=True) | sgd(0.1, momentum=0.5)',
+        lambda: [twin.Mean(coded(4, feedback=True)), twin.Sgd(0.1, 0.5)],
+        PLANE,
+        everywhere=True,
+    ),
+    'int8-weighted-delayed': Case(
+        'mean(codec=int8(block=4), feedback=True) | delay(steps=2) | sgd(0.1)',
+        lambda: [twin.Mean(coded(4, feedback=True)), twin.Delay(2), twin.Sgd(0.1)],
+        PLANE,
+        weighted=True,
+    ),
+    'local-int8': Case(
+        'sgd(0.1) | average(every=3, codec=int8(block=4))',
+        lambda: [twin.Sgd(0.1), twin.Average(3, coded(4))],
+        PLANE,
+        local=True,
+    ),
+    'local-int8-feedback': Case(
+        'adamw(learning_rate=0.1) | average(every=2, codec=int8(block=16), feedback=True)',
+        lambda: [twin.AdamW(0.1, 1e-4), twin.Average(2, coded(16, feedback=True))],
+        PLANE,
+        local=True,
+        everywhere=True,
+    ),
+}
+SEATS = [
+    pytest.param(name, place, count, id=f'{name}-{place}-{count}')
+    for name, case in CASES.items()
+    for place in PLACES
+    for count in WORKERS
+    if case.everywhere or (place, count) in {('simulated', 3), ('mesh', 8)}
+]
+
+
+class Way(NamedTuple):
+    """A start, the batches, and the twin's way from there; `residual` [W, n] at its end, if it has one."""
+
+    start: dict[str, np.ndarray]
+    batches: list[dict[str, np.ndarray]]
+    twin: twin.Trajectory
+    residual: np.ndarray | None
+    margin: float
+
+
+def walk(case: Case, count: int, seed: int) -> Way:
+    """The twin's way on random data of this seed: float32 numbers, for both to begin with the same."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+    start = {name: normal(*shape) for name, shape in case.model.shapes.items()}
+    batches = [{'x': normal(EXAMPLES, 5), 'y': normal(EXAMPLES, 3)} for _ in range(STEPS)]
+    for step, batch in enumerate(batches if case.weighted else []):
+        batch['weight'] = rng.choice([0.0, 0.5, 1.0, 3.0], EXAMPLES)
+        if count > 1:
+            twin.examples_of(step % count, count, batch)['weight'][:] = 0
+    links = case.links()
+    (exchange,) = (link.exchange for link in links if isinstance(link, twin.Mean | twin.Average))
+    way = twin.train(case.model, twin.join(start), links, batches, count)
+    if isinstance(exchange, twin.TwoPhases):
+        residual = exchange.residual if exchange.feedback else None
+        return Way(start, batches, way, residual, exchange.codec.margin)
+    return Way(start, batches, way, None, 0.5)
+
+
+@cache
+def clear_way(name: str, count: int) -> Way:
+    """Of a few ways, the one on which entries keep farthest from the edges between codes."""
+    seeds = range(8 if CASES[name].coded else 1)
+    return max((walk(CASES[name], count, seed) for seed in seeds), key=lambda way: way.margin)
+
+
+def rows(tree: Any, layout: Any, count: int) -> np.ndarray:
+    """A part of jaxdist's state as one vector for each worker, [W, n]; what they share is repeated."""
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True)
+    each = [np.asarray(leaf) if varies else np.stack([leaf] * count) for leaf, varies in leaves]
+    return np.concatenate([leaf.reshape(count, -1) for leaf in each], axis=1).astype(np.float64)
+
+
+def residuals(state: State, layout: State, count: int) -> np.ndarray:
+    """The residuals of the one link that has them, [W, n]."""
+    parts = zip(state.opt_state, layout.opt_state, strict=True)
+    ((part, varies),) = [pair for pair in parts if isinstance(pair[0], MeanState | AverageState)]
+    return rows(part.memory.residual, varies.memory.residual, count)
+
+
+@pytest.mark.parametrize('name, place, count', SEATS)
+def test_same_way(name: str, place: str, count: int) -> None:
+    case, way = CASES[name], clear_way(name, count)
+    assert way.margin > EDGE
+    dtype, close = (np.float32, 1e-5) if case.coded else (np.float64, 1e-6)
+    with jax.enable_x64(not case.coded):
+        start, *batches = jax.tree.map(lambda x: x.astype(dtype), [way.start, *way.batches])
+        update = line.build(case.line)
+        program = make_step(LOSSES[case.model.loss], lambda key: start, update, batches[0], PLACES[place](count))
+        assert set(jax.tree.leaves(program.layout.params)) == {case.local}
+        state = program.init(jax.random.key(0))
+        for step, batch in enumerate(batches):
+            state, metrics = program.step(state, batch)
+            params = rows(state.params, program.layout.params, count)
+            np.testing.assert_allclose(params, way.twin.params[step], close, close, err_msg=f'step {step}')
+            np.testing.assert_allclose(metrics['loss'], way.twin.losses[step], close, close)
+            np.testing.assert_allclose(metrics['count'], way.twin.counts[step], 0, 0)
+    if way.residual is not None:
+        found = residuals(state, program.layout, count)
+        np.testing.assert_allclose(found, way.residual, 0, 1e-5)

@@ -100,13 +100,32 @@ def from_json(data: dict[str, Any]) -> Experiment:
     return _decode(Experiment, data, 'experiment')
 
 
+def flat(experiment: Experiment) -> dict[str, Any]:
+    """Every setting by its dotted name.
+
+    >>> flat(Experiment())['mesh.workers']
+    8
+    """
+    out: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, v in value.items():
+                walk(f'{name}.{key}' if name else key, v)
+        else:
+            out[name] = value
+
+    walk('', to_json(experiment))
+    return out
+
+
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """The fields in which two experiments train differently, one text each, `FREE` ones left out.
 
     >>> differences(Experiment(seed=1, steps=5), Experiment(seed=2))
     ['seed: 1 here, 2 there']
     """
-    here, there = (dict(_flat(_encode(e))) for e in (ours, theirs))
+    here, there = flat(ours), flat(theirs)
     names = [name for name in {**here, **there} if name.split('.')[0] not in FREE]
     return [
         f'{name}: {here.get(name, "nothing")} here, {there.get(name, "nothing")} there'
@@ -216,11 +235,3 @@ def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) 
         raise ExperimentError(f'{where}: {kind} has no field {sorted(unknown)}; it has {sorted(hints)}')
     fields = {name: _decode(hints[name], v, f'{where}.{name}') for name, v in value.items() if name != 'kind'}
     return cls(**fields)
-
-
-def _flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, v in value.items():
-            yield from _flat(v, f'{name}.{key}' if name else key)
-    else:
-        yield name, value

@@ -148,10 +148,14 @@ def train(training: Training, state: State) -> Iterator[Moment]:
     [1, 2, 3]
     """
     experiment = training.experiment
+    # Emulated devices share a few threads: two programs under way at once can wait for each other's collectives for ever.
+    one_at_a_time = jax.default_backend() == 'cpu'
     for step in range(int(state.step), experiment.steps):
         batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.where.count))
         with jax.transfer_guard('disallow'):  # a step that waits for the host would wait at every step
             state, metrics = training.program.step(state, batch)
+        if one_at_a_time:
+            jax.block_until_ready(metrics)
         yield Moment(step + 1, state, metrics)
 
 
@@ -164,9 +168,9 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     >>> sorted(evaluate(training, first_state(training)))
     ['accuracy', 'loss']
     """
-    params = training.params(state)
+    params = jax.block_until_ready(training.params(state))  # one program at a time, for the reason given in `train`
     batches = training.data.held_out(training.experiment.batch)
-    parts = jax.device_get([training.score(params, training.put(batch)) for batch in batches])
+    parts = [jax.device_get(training.score(params, training.put(batch))) for batch in batches]
     sums, count = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
     return {name: float(total / count) for name, total in sums.items()}
 

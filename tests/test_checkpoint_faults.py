@@ -1,149 +1,23 @@
-"""What happens to checkpoints: damage, kills, full disks, folders that cannot be written, a second user."""
+"""What goes wrong around checkpoints: kills, full disks, unwritable folders, a second user; two processes."""
 
-import json
 import os
-import random
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist.checkpoint import CheckpointError, Checkpoints, InUseError, lock, manifest
+from jaxdist.checkpoint import CheckpointError, Checkpoints, InUseError, lock
 
 ROOT = Path(__file__).parents[1]
-
-
-def state_at(step: int) -> dict[str, jax.Array]:
-    noise = np.random.default_rng(step).normal(size=(50, 20)).astype('float32')
-    return {'w': jnp.asarray(noise), 'step': jnp.int32(step), 'key': jax.random.key(step)}
-
-
-def as_bytes(state: Any) -> list[bytes]:
-    leaves = jax.tree.leaves(state)
-    return [np.asarray(jax.random.key_data(x) if manifest.is_key(x) else x).tobytes() for x in leaves]
-
-
-TARGET = state_at(0)
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp('saved')
-    with Checkpoints(folder) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, state_at(step), {'step': step})
-    return folder
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(saved, tmp_path / 'run')
-
-
-def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / '2').rglob('*') if path.is_file())
-
-
-def harms() -> list[Callable[[Path], object]]:
-    """Ways to harm a file."""
-    rng = random.Random(0)
-
-    def flip(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        bit = rng.randrange(8 * len(data))
-        data[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(data)
-
-    def cut(path: Path) -> None:
-        os.truncate(path, rng.randrange(path.stat().st_size))
-
-    def empty(path: Path) -> None:
-        os.truncate(path, 0)
-
-    return [*[flip] * 4, cut, empty, Path.unlink]
-
-
-@pytest.mark.parametrize('harm', harms(), ids=lambda harm: harm.__name__)
-def test_no_harm_to_any_file_goes_unseen(saved: Path, tmp_path: Path, harm: Callable[[Path], object]) -> None:
-    seen = 0
-    for n, path in enumerate(files_of(saved)):
-        folder = shutil.copytree(saved, tmp_path / str(n))
-        harm(folder / path.relative_to(saved))
-        found = Checkpoints(folder).restore(TARGET)
-        assert found is not None
-        assert as_bytes(found.state) == as_bytes(state_at(found.step))
-        assert found.meta == {'step': found.step}
-        if path.parent.name == '2' and path.name != manifest.FILE:
-            continue  # Orbax's own notes about times and handlers, which loading does not read
-        seen += 1
-        assert found.step == 1
-        assert [aside for aside, _ in found.damaged] == [folder / 'damaged-2-0']
-        assert path.name in found.damaged[0][1] or 'the manifest' in found.damaged[0][1]
-        assert sorted(entry.name for entry in folder.iterdir()) == ['1', 'damaged-2-0']
-    assert seen >= 8
-
-
-def test_a_missing_manifest_is_damage(folder: Path) -> None:
-    (folder / '2' / manifest.FILE).unlink()
-    assert Checkpoints(folder).meta() == {'step': 1}
-    found = Checkpoints(folder).restore(TARGET)
-    assert found is not None
-    assert (found.step, found.damaged) == (1, [(folder / 'damaged-2-0', 'the manifest is missing')])
-
-
-def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
-    """The files are whole, but what they hold is not what was on the device: only the leaves' digests see it."""
-    described = json.loads((folder / '2' / manifest.FILE).read_text())
-    shutil.rmtree(folder / '2' / manifest.ARRAYS)
-    shutil.copytree(folder / '1' / manifest.ARRAYS, folder / '2' / manifest.ARRAYS)
-    manifest.write(folder / '2', {name: described[name] for name in ('format', 'step', 'meta', 'leaves')})
-    found = Checkpoints(folder).restore(TARGET)
-    assert found is not None
-    assert found.step == 1
-    wrong = "state['key'], state['step'], state['w']"
-    assert found.damaged[0][1] == f'the data is not what was saved, in {wrong}'
-
-
-def test_when_all_are_damaged_nothing_starts_afresh(folder: Path) -> None:
-    (folder / '2' / manifest.FILE).write_text('{}')
-    next((folder / '1' / manifest.ARRAYS).rglob('manifest.ocdbt')).unlink()
-    with pytest.raises(CheckpointError, match='no checkpoint can be read'):
-        Checkpoints(folder).meta(2)
-    with pytest.raises(CheckpointError) as first:
-        Checkpoints(folder).restore(TARGET)
-    assert 'damaged-2-0: the manifest was altered' in str(first.value)
-    assert 'damaged-1-0: arrays/' in str(first.value)
-    with pytest.raises(CheckpointError, match='damaged-1-0: set aside before; damaged-2-0: set aside before'):
-        Checkpoints(folder).restore(TARGET)
-
-
-def test_the_same_step_may_be_damaged_twice(folder: Path) -> None:
-    for n in (0, 1):
-        (folder / '2' / manifest.FILE).unlink()
-        with Checkpoints(folder) as checkpoints:
-            found = checkpoints.restore(TARGET)
-            assert found is not None
-            assert found.damaged[0][0] == folder / f'damaged-2-{n}'
-            checkpoints.save(2, state_at(2), {})
-    assert Checkpoints(folder).steps() == [1, 2]
-
-
-def test_another_format_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, 'FORMAT', 99)
-    with pytest.raises(CheckpointError, match='has format 1; this program reads format 99'):
-        Checkpoints(folder).restore(TARGET)
-    assert Checkpoints(folder).steps() == [1, 2]
 
 
 def python(code: str, *words: object) -> subprocess.Popen[str]:
@@ -324,4 +198,4 @@ def test_two_processes_save_and_restore_as_one(tmp_path: Path) -> None:
     found = Checkpoints(tmp_path).restore(state)
     assert found is not None
     np.testing.assert_array_equal(found.state['w'], 5 + np.arange(8.0))
-    assert as_bytes(found.state['key']) == as_bytes(jax.random.key(5))
+    assert jax.random.key_data(found.state['key']).tolist() == [0, 5]

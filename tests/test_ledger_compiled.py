@@ -143,13 +143,11 @@ def test_what_is_called_is_read() -> None:
     assert read('ROOT %r = f32[80]{0} negate(%x)', more=more) == []
 
 
-@pytest.mark.parametrize(
-    'branches',
-    [
-        'branch_computations={%stay, %meet}',
-        'true_computation=%meet, false_computation=%stay',
-    ],
-)
+LISTED = 'branch_computations={%stay, %meet}'
+NAMED = 'true_computation=%meet, false_computation=%stay'
+
+
+@pytest.mark.parametrize('branches', [LISTED, NAMED])
 def test_branches(branches: str) -> None:
     more = f"""
         %stay (p: f32[80]) -> f32[80] {{
@@ -232,6 +230,11 @@ def test_a_chain_of_fusions_on_tpu_is_one_collective() -> None:
     once = (('workers',), 'all_gather', 'float32', 960, 1)
     assert read(body, more=''.join(parts)) == [once]
     assert read(f'{body}\n{another}', more=''.join(parts)) == [once, once]
+    loop = LOOP.replace(
+        '%z = f32[80]{0} all-reduce(%y)', '%z = f32[320]{0} ' + gather.replace('%p', '%y') + ', old=(0)'
+    )
+    in_a_loop = (('workers',), 'all_gather', 'float32', 960, 5)  # each computation counts its own chains
+    assert read(f'{body}\n{ENTERED}', more=textwrap.dedent(''.join(parts)) + textwrap.dedent(loop)) == [once, in_a_loop]
 
 
 def test_a_reduce_scatter_of_tpu() -> None:

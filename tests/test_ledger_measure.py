@@ -104,17 +104,33 @@ def test_as_json_and_as_a_table() -> None:
     assert len(head) == len(lines[0])
 
 
-def test_branches_that_cannot_be_told_apart_have_no_share() -> None:
-    def entry(cond: str, sent: int) -> Entry:
-        return Entry((W,), 'all_reduce', 'float32', Fraction(sent), branch=(Branch(cond, 1),))
+def entry(cond: str, sent: int, index: int = 1) -> Entry:
+    return Entry((W,), 'all_reduce', 'float32', Fraction(sent), branch=(Branch(cond, index),))
 
+
+def test_branches_that_cannot_be_told_apart_have_no_share() -> None:
     shares = {Branch('a', 1): Fraction(1, 5), Branch('b', 1): Fraction(1, 7)}
     wanted = [entry('a', 10), entry('b', 20)]
     assert recognise([entry('y', 20), entry('z', 5)], wanted, shares) == {
         Branch('y', 1): Fraction(1, 7),
         Branch('z', 1): Fraction(1, 5),  # the one that is left
     }
-    assert recognise([entry('y', 5), entry('z', 7)], wanted, shares) == dict.fromkeys([Branch('y', 1), Branch('z', 1)])
+    assert recognise([entry('y', 5), entry('z', 7)], wanted, shares) == {
+        Branch('y', 1): None,
+        Branch('z', 1): None,
+    }
+
+
+def test_which_of_two_like_branches_it_is_does_not_matter() -> None:
+    shares = {Branch('a', 1): Fraction(1, 5), Branch('b', 1): Fraction(1, 7)}
+    found = recognise([entry('y', 5), entry('z', 5)], [entry('a', 10), entry('b', 10)], shares)
+    assert sorted(share or 0 for share in found.values()) == [Fraction(1, 7), Fraction(1, 5)]
+
+
+def test_the_two_sides_of_a_conditional_are_told_apart() -> None:
+    shares = {Branch('a', 0): Fraction(4, 5), Branch('a', 1): Fraction(1, 5)}
+    found = recognise([entry('y', 10, 1), entry('y', 10, 0)], [entry('a', 10, 0), entry('a', 10, 1)], shares)
+    assert found == {Branch('y', 1): Fraction(1, 5), Branch('y', 0): Fraction(4, 5)}
 
 
 def test_held() -> None:
@@ -127,4 +143,5 @@ def test_held() -> None:
     one, another = (jax.device_put(jnp.zeros(n), jax.devices()[i]) for i, n in enumerate((5, 7)))
     assert ledger.held([one, another]) == 28
     assert ledger.held([one, another, place(x)]) == 28 + 192
+    assert ledger.held(jnp.zeros(3, 'int4')) == 3
     assert ledger.held({}) == 0

@@ -114,19 +114,32 @@ def test_a_switch() -> None:
 
 @pytest.mark.parametrize('reverse', [False, True])
 def test_in_a_scan_every_turn_is_a_chance(reverse: bool) -> None:
-    """Turn i of step t is number 4 t + i; the first two of every five meet."""
+    """Turn i of step t is number 4 t + i, and something is added to it; of every five numbers two meet."""
 
     def code(count: jax.Array, x: jax.Array) -> Any:
         def turn(carry: Any, add: jax.Array) -> Any:
             n, x = carry
             return (n + 1, lax.cond((n + add) % 5 < 2, meet, stay, x)), n
 
-        (count, x), _ = lax.scan(turn, (count, x), jnp.arange(4) * 0, reverse=reverse)
+        (count, x), _ = lax.scan(turn, (count, x), jnp.array([0, 2, 1, 1]), reverse=reverse)
         return count, x
 
+    adds = [1, 1, 2, 0] if reverse else [0, 2, 1, 1]
+    assert sharing(code, jnp.int32(0), steps=3) == both(Fraction(sum((n + adds[n % 4]) % 5 < 2 for n in range(12)), 12))
     assert sharing(code, jnp.int32(0), steps=50) == both(Fraction(2, 5))
     rows = ledger.traced_step(spread(code), jnp.int32(0), BATCH, MESH.shape, 50)
     assert [(r.count, r.share, r.bytes_per_step) for r in rows] == [(4, Fraction(2, 5), 4 * 36 * Fraction(2, 5))]
+
+
+def test_a_scan_inside_a_conditional() -> None:
+    """On every third step, two of the four turns meet."""
+
+    def code(count: jax.Array, x: jax.Array) -> Any:
+        turn = lambda x, i: (lax.cond(i % 2 == 0, meet, stay, x), None)  # noqa: E731
+        return count + 1, lax.cond(count % 3 == 0, lambda x: lax.scan(turn, x, jnp.arange(4))[0], stay, x)
+
+    (outer, inner) = sharing(code, jnp.int32(0))[:2], sharing(code, jnp.int32(0))[2:]
+    assert [outer, inner] == [both(Fraction(1, 3)), [(0, Fraction(1, 6)), (1, Fraction(1, 6))]]
 
 
 def test_a_loop_leads_to_the_predicate() -> None:
@@ -135,6 +148,30 @@ def test_a_loop_leads_to_the_predicate() -> None:
         return count + 1, lax.cond(rest == 1, meet, stay, x)
 
     assert sharing(code, jnp.int32(0)) == both(Fraction(1, 4))
+
+
+def test_a_loop_that_also_holds_what_is_not_known_is_not_known() -> None:
+    def code(count: jax.Array, x: jax.Array) -> Any:
+        two = lax.while_loop(lambda s: s[0] >= 4, lambda s: (s[0] - 4, s[1] * 0), (count, x[0, 0]))
+        return count + 1, lax.cond(two[0] == 1, meet, stay, x)
+
+    def handed_on(count: jax.Array, x: jax.Array) -> Any:
+        zero = jax.lax.pcast(jnp.zeros(()), W, to='varying')
+        after = lax.scan(lambda s, _: ((s[1], x[0, 0]), None), (zero, zero), None, length=2)[0]
+        return count + 1, lax.cond(after[0] > count, meet, stay, x)
+
+    assert sharing(code, jnp.int32(0)) == both(None)
+    assert sharing(handed_on, jnp.int32(0)) == both(None)
+
+
+def test_callbacks_are_not_called(capsys: pytest.CaptureFixture[str]) -> None:
+    def code(count: jax.Array, x: jax.Array) -> Any:
+        jax.debug.print('count {}', count)
+        return every_fifth(count, x)
+
+    assert sharing(code, jnp.int32(0)) == both(Fraction(1, 5))
+    jax.effects_barrier()
+    assert capsys.readouterr().out == ''
 
 
 def test_a_random_predicate_draws_from_the_state() -> None:
@@ -160,6 +197,11 @@ def test_what_depends_on_data_or_on_the_worker_has_no_share() -> None:
     def by_worker(count: jax.Array, x: jax.Array) -> Any:
         return count + 1, lax.cond(count % 2 == lax.axis_index(W) * 0, meet, stay, x)
 
+    def by_batch_and_counter(count: jax.Array, x: jax.Array) -> Any:
+        inner = lambda x: lax.cond(count % 2 == 0, meet, stay, x)  # noqa: E731
+        return count + 1, lax.cond(lax.pmean(x[0, 0], W) > 0, inner, stay, x)
+
+    assert sharing(by_batch_and_counter, jnp.int32(0)) == [*both(None), *both(None)]
     assert sharing(by_batch, jnp.int32(0)) == both(None)
     assert sharing(by_batch_of_yesterday, jnp.float32(0)) == both(None)
     assert sharing(by_worker, jnp.int32(0)) == both(None)
@@ -171,6 +213,13 @@ def test_state_that_differs_between_workers_has_no_share() -> None:
 
     step = jax.shard_map(code, mesh=MESH, in_specs=P(W), out_specs=P(W))
     found = ledger.shares(step, jnp.zeros(4, jnp.int32), BATCH, MESH.shape, 10)
+    assert list(found.values()) == [None, None]
+
+    def mine(count: jax.Array, x: jax.Array, own: jax.Array) -> Any:
+        return count + 1, lax.cond((count + own[0]) % 2 == 0, meet, stay, x)
+
+    cut = jax.shard_map(mine, mesh=MESH, in_specs=(P(), P(W), P(W)), out_specs=(P(), P(W)))
+    found = ledger.shares(lambda s, x: cut(s, x, jnp.arange(4)), jnp.int32(0), BATCH, MESH.shape, 10)
     assert list(found.values()) == [None, None]
 
 

@@ -278,6 +278,6 @@ def test_digits_are_learnt(architecture: Architecture):
 def test_text_is_learnt_beyond_its_histogram():
     data = Text(context=32).load()
     model = Transformer(layers=1, width=32, heads=2).build(data.task)
-    params = fitted(model, [data.batch(0, step, 16, 1) for step in range(150)], 1e-2)
-    sums, count = model.loss(params, next(data.held_out(256)), KEY)
-    assert float(sums['loss'] / count) < data.baseline - 0.4
+    params = fitted(model, [data.batch(0, step, 8, 1) for step in range(120)], 2e-2)
+    sums, count = model.loss(params, next(data.held_out(128)), KEY)
+    assert float(sums['loss'] / count) < data.baseline - 0.2

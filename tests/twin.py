@@ -1,7 +1,7 @@
 """A NumPy twin of jaxdist: W separate workers in a plain loop, written from the papers, and without JAX.
 
 A line is a list of links. A link sees the values of all workers, [W, n], where jaxdist's program sees one worker's.
-Parameters are one float64 vector; what a codec puts on the wire is rounded to float32.
+Numbers are float64, a model's parameters one vector of them; a codec's scales are float32, as on the wire.
 """
 
 from collections import deque
@@ -67,24 +67,27 @@ class Model(NamedTuple):
 
 
 class Int8:
-    """Codes floor(x / scale + 1/2) with scale = max |x| / 127 for each block; `margin` is how near one came to flip."""
+    """Codes floor(x / scale + 1/2) with scale = max |x| / 127 for each block.
+
+    `margin` is how far, at least, a number was from one that gets another code.
+    """
 
     def __init__(self, block: int) -> None:
         self.block = block
-        self.margin = 0.5
+        self.margin = np.inf
 
     def sent(self, x: Array) -> Array:
         """`x` as the receiver decodes it."""
-        blocks = x.astype(np.float32).reshape(-1, self.block)
-        return np.concatenate([self._block(block) for block in blocks])
+        return np.concatenate([self._block(block) for block in np.split(x, len(x) // self.block)])
 
     def _block(self, x: Array) -> Array:
-        scale = np.float32(np.abs(x).max() / np.float32(127))
+        scale = float(np.float32(np.abs(x).max()) / np.float32(127))
         if scale == 0:
             return np.zeros(len(x))
-        position = x.astype(np.float64) / scale
-        self.margin = min(self.margin, float(np.abs(position - np.floor(position) - 0.5).min()))
-        return np.floor(position + 0.5) * np.float64(scale)
+        position = x / scale
+        to_edge = np.abs(position - np.floor(position) - 0.5)
+        self.margin = min(self.margin, float(to_edge.min() * scale))
+        return scale * np.floor(position + 0.5)
 
 
 class Exchange(Protocol):
@@ -153,7 +156,10 @@ class Mean:
 
 
 class Delay:
-    """What goes in comes out `steps` steps later; zeros before (Zinkevich et al. 2009)."""
+    """What goes in comes out `steps` steps later; zeros before (Zinkevich et al. 2009).
+
+    Counts are not delayed: before `Mean` they have to be the same at every step.
+    """
 
     def __init__(self, steps: int) -> None:
         self.waiting: deque[Array] = deque()

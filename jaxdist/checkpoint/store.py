@@ -94,7 +94,7 @@ class Checkpoints:
         newest = max(self.steps(), default=-1)
         if step <= newest:
             raise CheckpointError(f'cannot save step {step} in {self.folder}: step {newest} is there already')
-        with jax.transfer_guard('allow'):  # a training loop forbids transfers that nodescription asked for
+        with jax.transfer_guard('allow'):  # a training loop forbids transfers that nobody asked for
             self._begin(step, manifest.named(state), meta)
 
     def wait(self) -> None:

@@ -89,9 +89,7 @@ def held_out_count(count: int, fraction: float, name: str) -> int:
     2
     """
     if not 0 < fraction < 1:
-        raise ValueError(
-            f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training'
-        )
+        raise ValueError(f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training')
     if count < 2:
         raise ValueError(f'{count} {name} cannot be split into training and held-out data')
     return min(max(round(count * fraction), 1), count - 1)

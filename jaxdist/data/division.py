@@ -138,9 +138,7 @@ Division = Even | ByLabel | Dirichlet | Sizes
 def _needed(labels: np.ndarray | None, name: str) -> np.ndarray:
     """The labels, which a division by label cannot do without."""
     if labels is None:
-        raise ValueError(
-            f'{name} divides by labels, and this data set has real numbers to predict: use Even or Sizes'
-        )
+        raise ValueError(f'{name} divides by labels, and this data set has real numbers to predict: use Even or Sizes')
     return labels
 
 

@@ -80,9 +80,7 @@ def divided(
     )
 
 
-def _fetch(
-    examples: Examples, kind: str, scale: Callable[[np.ndarray], np.ndarray]
-) -> Callable[[np.ndarray], Batch]:
+def _fetch(examples: Examples, kind: str, scale: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], Batch]:
     """Rows to the batch that they make."""
     dtype = np.int32 if kind == 'classes' else np.float32
     return lambda rows: {'x': scale(examples.x[rows]), 'y': examples.y[rows].astype(dtype)}

@@ -1,6 +1,7 @@
 """Fashion-MNIST from its idx files (Xiao et al. 2017, arXiv 1708.07747); MNIST is read as well."""
 
 import gzip
+import math
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -40,18 +41,14 @@ class FashionMNIST:
         folder = Path(self.path) if self.path is not None else DEBIAN
         train, held = (_examples(folder, part) for part in ('train', 't10k'))
         if train.x.shape[1:] != held.x.shape[1:]:
-            raise ValueError(
-                f'{folder}: training images are {train.x.shape[1:]}, held-out ones {held.x.shape[1:]}'
-            )
+            raise ValueError(f'{folder}: training images are {train.x.shape[1:]}, held-out ones {held.x.shape[1:]}')
         scale = standardiser(train.x)
         facts: dict[str, str | int | float] = {
             'name': 'Fashion-MNIST',
             'source': str(folder),
             'split': 'train and t10k',
         }
-        return divided(
-            train, held, kind='classes', classes=CLASSES, scale=scale, division=self.division, facts=facts
-        )
+        return divided(train, held, kind='classes', classes=CLASSES, scale=scale, division=self.division, facts=facts)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -73,16 +70,12 @@ def read_idx(path: Path) -> np.ndarray:
     """
     raw = _unpacked(path)
     if len(raw) < 4 or raw[:3] != bytes([0, 0, UNSIGNED_BYTES]):
-        raise ValueError(
-            f'{path} is no idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not with 000008'
-        )
+        raise ValueError(f'{path} is no idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not with 000008')
     dims, header = raw[3], 4 + 4 * raw[3]
-    shape = struct.unpack(f'>{dims}I', raw[4:header]) if len(raw) >= header else ()
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(raw) < header or len(raw) != expected:
-        raise ValueError(
-            f'{path} has {len(raw)} bytes, and its header asks for {expected}: it is truncated or damaged'
-        )
+    shape = struct.unpack(f'>{dims}I', raw[4:header]) if len(raw) >= header else (0,)
+    if len(raw) != header + math.prod(shape):
+        expected = header + math.prod(shape)
+        raise ValueError(f'{path} has {len(raw)} bytes, and its header asks for {expected}: it is truncated or damaged')
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -100,9 +93,7 @@ def _examples(folder: Path, part: str) -> Examples:
     images = read_idx(_find(folder, f'{part}-images-idx3-ubyte'))
     labels = read_idx(_find(folder, f'{part}-labels-idx1-ubyte'))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-        raise ValueError(
-            f'{folder}: {part} has images {images.shape} and labels {labels.shape}, not [N, H, W] and [N]'
-        )
+        raise ValueError(f'{folder}: {part} has images {images.shape} and labels {labels.shape}, not [N, H, W] and [N]')
     if labels.max() >= CLASSES:
         raise ValueError(f'{folder}: {part} has the label {labels.max()}, and labels must be below {CLASSES}')
     return Examples(images[..., None], labels)

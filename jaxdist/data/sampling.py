@@ -30,9 +30,7 @@ class Rows(NamedTuple):
     weight: np.ndarray | None
 
 
-def sampler(
-    parts: Callable[[int], Parts], choose: Choose, places: int = 1
-) -> Callable[[int, int, int, int], Rows]:
+def sampler(parts: Callable[[int], Parts], choose: Choose, places: int = 1) -> Callable[[int, int, int, int], Rows]:
     """`(seed, step, size, workers) -> Rows`: each worker's rows are chosen from its own part.
 
     A row of a worker that owns n_w of N examples counts n_w * workers / N, so that the weighted mean over the

@@ -38,9 +38,7 @@ class Digits:
         train, held = _split(raw.images[..., None], raw.target, self.held_out)
         facts = _facts('digits', self.held_out)
         scale = standardiser(train.x)
-        return divided(
-            train, held, kind='classes', classes=10, scale=scale, division=self.division, facts=facts
-        )
+        return divided(train, held, kind='classes', classes=10, scale=scale, division=self.division, facts=facts)
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class Table:
         scale = standardiser(train.x, dims=(0,))
         kind: Literal['classes', 'values'] = 'values' if self.name == 'diabetes' else 'classes'
         classes = 1 if kind == 'values' else int(raw.target.max()) + 1
-        return divided(
-            train, held, kind=kind, classes=classes, scale=scale, division=self.division, facts=facts
-        )
+        return divided(train, held, kind=kind, classes=classes, scale=scale, division=self.division, facts=facts)
 
 
 def _sklearn() -> ModuleType:

@@ -157,6 +157,4 @@ def _sources(root: Path) -> Iterator[Path]:
     """Python files below a folder that are the same on every machine with this version."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
-        yield from (
-            Path(folder, n) for n in names if n.endswith('.py') and not n.startswith('_sysconfigdata')
-        )
+        yield from (Path(folder, n) for n in names if n.endswith('.py') and not n.startswith('_sysconfigdata'))

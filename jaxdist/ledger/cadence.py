@@ -19,7 +19,7 @@ from jaxdist.ledger.evaluation import Evaluation, Known
 from jaxdist.ledger.flow import Flow
 
 Shares = dict[Branch, Fraction | None]
-"""Branch -> the share of its chances at which it is taken; None: by the batch, or by the worker."""
+"""Branch -> the share of its chances at which it is taken; None: it depends on data."""
 
 
 def shares(

@@ -8,14 +8,14 @@ conditional depends on.
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxdist.ledger import jaxprs
 from jaxdist.ledger.entry import Branch, Entry, bits, crossed, sent, stored
@@ -63,7 +63,7 @@ class Flow:
         sizes: the mesh's axes and their sizes.
         inputs: how many inputs the program has.
         conditionals: path -> what it depends on.
-        outputs: the origins of each output, after `walk`.
+        outputs: the origins of each output, once it is walked over.
     """
 
     sizes: Mapping[str, int]
@@ -97,7 +97,7 @@ class Flow:
         origins = dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> int:
-            return 0 if jaxprs.literal(atom) is not None else origins.get(atom, 0)
+            return 0 if isinstance(atom, Literal) else origins.get(atom, 0)
 
         for i, eqn in enumerate(jaxpr.eqns):
             out = self._equation(eqn, [read(atom) for atom in eqn.invars], place.at(i))
@@ -159,14 +159,14 @@ class Flow:
         return self._loop(ins, slice(first, first + carried), lambda ins: self._walk(eqn.params['jaxpr'], ins, inside))
 
     def _while(self, eqn: Any, ins: list[int], place: Place) -> list[int]:
-        """What decides how long the loop runs is an origin of all that comes out of it."""
+        """All that goes in is an origin of all that comes out: the loop ends, and is evaluated, as a whole."""
         n, m = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
         inside = place.looped(None)
 
         def body(ins: list[int]) -> list[int]:
-            (ends,) = self._walk(eqn.params['cond_jaxpr'], ins[:n] + ins[n + m :], inside.at(0))
-            ends |= self.differs * bool(eqn.effects)
-            return [ends | out for out in self._walk(eqn.params['body_jaxpr'], ins[n:], inside.at(1))]
+            ends = self._walk(eqn.params['cond_jaxpr'], ins[:n] + ins[n + m :], inside.at(0))
+            out = self._walk(eqn.params['body_jaxpr'], ins[n:], inside.at(1))
+            return [_union([*ins, *ends, *out, self.differs * bool(eqn.effects)])] * len(out)
 
         return self._loop(ins, slice(n + m, None), body)
 
@@ -197,7 +197,6 @@ def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Entry]:
         ValueError: the program names an axis that the mesh does not have.
         NotImplementedError: a primitive communicates in a way that the ledger does not know.
 
-    >>> import jax
     >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
     >>> total = lambda x: jax.lax.psum(x, 'workers')
     >>> program = jax.shard_map(total, mesh=mesh, in_specs=jax.P('workers'), out_specs=jax.P())
@@ -213,7 +212,7 @@ def _union(origins: Iterable[int]) -> int:
     return functools.reduce(operator.or_, origins, 0)
 
 
-def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterable[Entry]:
+def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterator[Entry]:
     """The entries of one collective: one for each dtype."""
     names = jaxprs.axis_names(eqn)
     if unknown := set(names) - set(sizes):

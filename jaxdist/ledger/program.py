@@ -102,9 +102,8 @@ class _Walk:
 
     def _collective(self, op: hlo.Instruction, where: str, place: Place) -> Iterator[Entry]:
         kind = _SENDS[op.opcode.removesuffix('-start')]
-        if where.startswith(
-            'all-reduce-scatter'
-        ):  # how XLA for TPU writes its reduce-scatter: a slice of an all-reduce
+        # XLA for TPU writes its reduce-scatter as a fusion of this name: an all-reduce and a slice.
+        if where.startswith('all-reduce-scatter'):
             kind = 'reduce_scatter'
         if kind == 'permute':
             exchanged = [[a, b] for a, b in hlo.pairs(op.attributes) if a != b]

@@ -2,6 +2,6 @@
 
 from jaxdist.line.build import build, build_codec
 from jaxdist.line.reader import LineError
-from jaxdist.line.rewrite import override, spell
+from jaxdist.line.rewrite import override, spell, split
 
-__all__ = ['LineError', 'build', 'build_codec', 'override', 'spell']
+__all__ = ['LineError', 'build', 'build_codec', 'override', 'spell', 'split']

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from jaxdist.line.calls import Call, did_you_mean, dotted
+from jaxdist.line.calls import Call, did_you_mean, dotted, links
 from jaxdist.line.reader import LineError, Reader
 
 _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\s*=\s*(?P<value>\S.*)', re.DOTALL)
@@ -41,6 +41,20 @@ def spell(line: str) -> str:
     reader = Reader(line)
     reader.check_links(reader.body)
     return ast.unparse(_Speller().visit(reader.body))
+
+
+def split(line: str) -> list[str]:
+    """The text of each link, in order.
+
+    Raises:
+        LineError: a mistake in the line.
+
+    >>> split('clip(1.0) | sgd(0.1)')
+    ['clip(1.0)', 'sgd(0.1)']
+    """
+    reader = Reader(line)
+    reader.check_links(reader.body)
+    return [ast.unparse(link) for link in links(reader.body)]
 
 
 class _Speller(ast.NodeTransformer):

@@ -33,9 +33,7 @@ class ConvNet:
             ValueError: the task's examples are no images, or a size is below 1.
 
         >>> import jax
-        >>> params = (
-        ...     ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10)).init(jax.random.key(0))
-        ... )
+        >>> params = ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10)).init(jax.random.key(0))
         >>> params['conv0']['kernel'].shape, params['dense']['kernel'].shape
         ((9, 4), (64, 5))
         """

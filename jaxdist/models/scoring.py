@@ -31,11 +31,7 @@ def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         del key  # nothing here is random; models with dropout use it
-        inputs = (
-            batch['tokens'][:, :-1]
-            if tokens
-            else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
-        )
+        inputs = batch['tokens'][:, :-1] if tokens else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
         targets = batch['tokens'][:, 1:] if tokens else batch['y']
         outputs = module.apply({'params': params}, inputs)
         return score(task, outputs, targets, batch.get('weight'))

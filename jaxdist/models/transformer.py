@@ -43,11 +43,7 @@ class Transformer:
             ValueError: the task has no tokens, or the sizes do not fit each other.
 
         >>> import jax
-        >>> params = (
-        ...     Transformer(layers=1, width=16, heads=2)
-        ...     .build(Task('tokens', (8,), 256))
-        ...     .init(jax.random.key(0))
-        ... )
+        >>> params = Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 256)).init(jax.random.key(0))
         >>> params['block0']['qkv']['kernel'].shape  # [width, 3, heads, width / heads]
         (16, 3, 2, 8)
         """
@@ -74,9 +70,7 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        embed = nn.Embed(
-            self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), name='embed'
-        )
+        embed = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), name='embed')
         x = embed(tokens)
         for layer in range(self.layers):
             x = _Block(self.heads, self.mlp, name=f'block{layer}')(x)

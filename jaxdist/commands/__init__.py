@@ -1,0 +1,1 @@
+"""The commands of `jaxdist`: what each option means, and what is printed."""

@@ -1,0 +1,213 @@
+"""How a step's state lies: found from types, the same simulated and on a mesh, cut over a model axis, put back bit for bit."""
+
+import functools
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from step_toys import PLACES, batches, host, init, loss, place, program, run, sent, start
+
+from jaxdist import ledger
+from jaxdist.line import build
+from jaxdist.mesh import path_text
+from jaxdist.models import Transformer
+from jaxdist.step import make_step
+from jaxdist.task import Model, Task
+from jaxdist.workers import Program
+
+
+def varying(tree: Any) -> set[str]:
+    """The paths of the state that differ between workers, down to the parameter's name."""
+    return {path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(tree)[0] if varies}
+
+
+def each(*prefixes: str) -> set[str]:
+    return {f'{prefix}/{name}' for prefix in prefixes for name in ('w', 'b')}
+
+
+ADAM = 'adamw(learning_rate=0.01)'
+LAYOUTS = {
+    f'mean() | {ADAM}': set(),
+    f'mean(codec=int8()) | {ADAM}': set(),
+    f'mean(codec=int8(), feedback=True) | {ADAM}': each('opt_state/0/memory/residual'),
+    f'delay(steps=2) | mean() | {ADAM}': each('opt_state/0/queue'),
+    f'mean() | delay(steps=2) | {ADAM}': set(),
+    f'trace(decay=0.9) | mean() | {ADAM}': each('opt_state/0/trace'),
+    f'{ADAM} | average(every=2)': each('params', 'opt_state/0/0/mu', 'opt_state/0/0/nu') | {'skipped'},
+    f'{ADAM} | average(every=2, codec=int8())': each('params', 'opt_state/0/0/mu', 'opt_state/0/0/nu') | {'skipped'},
+    f'{ADAM} | average(every=2, codec=int8(), feedback=True)': each(
+        'params', 'opt_state/0/0/mu', 'opt_state/0/0/nu', 'opt_state/1/memory/residual'
+    )
+    | {'skipped'},
+}
+
+
+@pytest.mark.parametrize('where', PLACES)
+@pytest.mark.parametrize('line', LAYOUTS)
+def test_the_layout_is_found_from_types(line: str, where: str) -> None:
+    assert varying(program(line, where).layout) == LAYOUTS[line]
+
+
+def test_the_anchor_is_stored_once() -> None:
+    """With a codec, the parameters differ and the ones of the last meeting do not."""
+    made = program(f'{ADAM} | average(every=2, codec=int8())')
+    state = start(made)
+    assert (state.params['w'].shape, state.opt_state[1].anchor['w'].shape) == ((4, 3), (3,))
+
+
+@pytest.mark.parametrize('where', PLACES)
+@pytest.mark.parametrize('count', [1, 4])
+def test_a_forgotten_mean_is_refused_with_the_leaf_and_what_to_do(where: str, count: int) -> None:
+    (batch,) = batches(1)
+    for guard in (True, False):
+        with pytest.raises(ValueError, match=r"parameter 'b' \(and 1 more\) would come out different") as error:
+            make_step(loss, init, build('adamw(learning_rate=1e-3)'), batch, place(where, count), guard=guard)
+    assert 'mean() before the optimiser' in str(error.value)
+    assert 'average(every=...) after it' in str(error.value)
+
+
+def test_only_the_parameters_that_drift_are_named() -> None:
+    """A mean of some of the gradients is not enough."""
+    only_w = optax.masked(build('mean()'), {'w': True, 'b': False})
+    (batch,) = batches(1)
+    with pytest.raises(ValueError, match="parameter 'b' would come out"):
+        make_step(loss, init, optax.chain(only_w, optax.sgd(0.1)), batch, place('simulated', 4))
+
+
+def test_noise_of_ones_own_is_drift() -> None:
+    """The gradient is averaged, and yet each worker's update is its own."""
+    wobble = optax.GradientTransformation(
+        lambda p: (), lambda g, s, p=None: (jax.tree.map(lambda x: x + jax.lax.axis_index('workers'), g), s)
+    )
+    (batch,) = batches(1)
+    with pytest.raises(ValueError, match='would come out different'):
+        make_step(loss, init, optax.chain(build('mean()'), wobble, optax.sgd(0.1)), batch, place('mesh', 4))
+
+
+@pytest.mark.parametrize('where', PLACES)
+@pytest.mark.parametrize('line', [f'mean(codec=int8(), feedback=True) | {ADAM}', f'{ADAM} | average(every=3)'])
+def test_a_state_put_back_goes_on_bit_for_bit(where: str, line: str) -> None:
+    """From NumPy alone: `program.state` says where each leaf belongs."""
+    made, data = program(line, where), batches(6)
+    straight = host(run(made, data)[0])
+
+    def put(shape: Any, x: np.ndarray) -> jax.Array:
+        value = jax.random.wrap_key_data(x) if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key) else x
+        return jax.device_put(value, shape.sharding)
+
+    for stop in (1, 4):
+        saved = host(run(made, data[:stop])[0])
+        again, _ = run(made, data[stop:], jax.tree.map(put, made.state, saved))
+        jax.tree.map(np.testing.assert_array_equal, host(again), straight)
+
+
+# Workers that are two devices each.
+
+SGD = 'sgd(learning_rate=0.5, momentum=0.9)'
+LINES = {
+    'dense': f'mean() | {SGD}',
+    'int8': f'mean(codec=int8(), feedback=True) | {SGD}',
+    'delayed': f'mean() | delay(steps=2) | {SGD}',
+    'local': f'{SGD} | average(every=2, codec=int8(), feedback=True)',
+}
+
+
+@functools.cache
+def transformer() -> tuple[Model, tuple[dict[str, np.ndarray], ...]]:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 17, (3, 8, 9)).astype(np.int32)
+    return Transformer(layers=1, width=16).build(Task('tokens', (8,), 17)), tuple({'tokens': x} for x in tokens)
+
+
+@functools.cache
+def cut(name: str, model_axis: int = 2) -> Program:
+    """The transformer under a line, each of four workers cut over `model_axis` devices."""
+    model, (batch, *_) = transformer()
+    return make_step(model.loss, model.init, build(LINES[name]), batch, place('mesh', 4, model_axis), rules=model.rules)
+
+
+@functools.cache
+def trained(name: str, model_axis: int = 2) -> Any:
+    """The state after three steps."""
+    return run(cut(name, model_axis), transformer()[1])[0]
+
+
+def apart(a: Any, b: Any) -> float:
+    """The greatest distance of an entry."""
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), host(a), host(b))))
+
+
+@pytest.mark.slow
+def test_workers_of_two_devices_learn_what_workers_of_one_do() -> None:
+    begin = cut('dense', 1).init(jax.random.key(0)).params
+    far = apart(begin, trained('dense', 1).params)
+    assert far > 0.05  # they have learnt something
+    assert apart(trained('dense').params, trained('dense', 1).params) < 1e-5 * far
+
+
+@pytest.mark.slow
+def test_int8_on_shards_is_as_near_to_the_exact_mean_as_int8_on_whole_tensors() -> None:
+    """Blocks are others on shards, so it is not the same rounding: but as much of it."""
+    exact = trained('dense', 1).params
+    begin = cut('dense', 1).init(jax.random.key(0)).params
+    whole, shards = apart(trained('int8', 1).params, exact), apart(trained('int8').params, exact)
+    assert 0 < shards < 2 * whole < 0.1 * apart(begin, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', LINES)
+def test_all_that_belongs_to_a_parameter_is_cut_as_it_is(name: str) -> None:
+    """From the first state on: moments, residuals, queues, anchors, and [W, ...] where workers differ."""
+    model, _ = transformer()
+    whole = jax.tree.map(lambda x: x.shape, jax.eval_shape(model.init, jax.random.key(0)))
+    dims = {'qkv': 2, 'proj': 0, 'up': 1, 'down': 0}
+    checked = 0
+    for state in (cut(name).init(jax.random.key(0)), trained(name)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path((state.params, state.opt_state))[0]:
+            layer = path_text(path).split('/')[-2:-1]
+            if not layer or layer[0] not in dims:
+                continue
+            shape = whole['block0'][layer[0]]['kernel']
+            lead = leaf.shape[: leaf.ndim - len(shape)]  # workers, a queue's steps
+            local = list(leaf.sharding.shard_shape(leaf.shape))
+            want = [*lead, *shape]
+            want[len(lead) + dims[layer[0]]] //= 2
+            if leaf.sharding.spec[0] == 'workers':
+                want[0] //= 4
+            assert local == want, path_text(path)
+            checked += 1
+    assert checked == 2 * 4 * {'dense': 2, 'int8': 3, 'delayed': 3, 'local': 4}[name]
+
+
+def model_bytes(name: str) -> dict[Any, Fraction]:
+    """What one device sends over the model axis, whatever else is crossed."""
+    where = place('mesh', 4, 2)
+    found = [e for e in sent(cut(name), transformer()[1][0], where) if 'model' in e.axes]
+    return ledger.totals(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['int8', 'delayed', 'local'])
+def test_an_algorithm_adds_not_one_byte_to_the_model_axis(name: str) -> None:
+    dense = model_bytes('dense')
+    assert dense[('model',), 'float32', False] > 0
+    assert model_bytes(name) == dense
+
+
+def test_a_rule_that_does_not_fit_is_refused_before_anything_is_compiled() -> None:
+    (batch,) = batches(1)
+    for rules, text in ([('w', ('model',))], 'does not divide'), ([('v', ('model',))], 'match no parameter'):
+        with pytest.raises(ValueError, match=text):
+            make_step(loss, init, build('mean() | sgd(0.1)'), batch, place('mesh', 4, 2), rules=rules)
+
+
+@pytest.mark.parametrize('line', ['mean(codec=int8(), feedback=True) | sgd(0.1)', 'sgd(0.1) | average(every=2)'])
+def test_another_axis_without_rules_changes_nothing(line: str) -> None:
+    data = batches(3)
+    plain, _ = run(program(line, 'mesh'), data)
+    made = make_step(loss, init, build(line), data[0], place('mesh', 4, 2))
+    wide, _ = run(made, data)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), host(wide), host(plain))

@@ -48,9 +48,12 @@ def make_step(
 ) -> Program:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
-    Metrics are the loss's sums, its `count` and `skipped`, each [W], not yet reduced: see `means`. The gradient that the
-    update gets is each worker's own: of its sum over its count. Where counts can differ between workers the update also
-    gets `weight`, this worker's count.
+    Metrics are the loss's sums, its `count` and `skipped`, each [W], not yet reduced: see `means`.
+
+    The gradient that the update gets is each worker's own. Where workers share the parameters, the mean of these gradients
+    over workers is that of the mean loss over all examples, exactly: if counts can differ between workers, a worker's is
+    of its sum over the mean count (workers tell each other their counts: 4 bytes). Where they work locally, it is of the
+    worker's sum over its own count.
 
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.task.Loss`.
@@ -90,18 +93,17 @@ def make_step(
         zero = jnp.zeros((), jnp.int32)
         return State(zero, params, update.init(params), key, zero)
 
-    def step(state: State, batch: Batch, decide: Guard | None = None) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, accord: Accord | None = None) -> tuple[State, dict[str, jax.Array]]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), wire.index(where.axis))
         local = wire.per_worker(state.params, where.axis)  # or the gradient would be summed over workers at once
         sums, count, grads = gradients(local, batch, draw)
         ok = jnp.bool(True)
-        if decide is not None:
-            ok, grads = decide.on(grads)
-        weight = {'weight': count} if uneven else {}
-        updates, opt_state = update.update(grads, state.opt_state, state.params, **weight, **extras)
+        if accord is not None:
+            ok, grads = accord.before(grads, count)
+        updates, opt_state = update.update(grads, state.opt_state, state.params, **extras)
         new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-        if decide is not None:
-            new = decide.between(ok, new, state)
+        if accord is not None:
+            new = accord.after(ok, new, state)
         skipped = 1 - ok.astype(jnp.int32)
         metrics = {**sums, 'count': count, 'skipped': skipped.astype(jnp.float32)}
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
@@ -110,41 +112,52 @@ def make_step(
     alone = works_locally(layout.opt_state)
     if not alone:
         _refuse_drift(layout.params)
-    guarded = step
-    if guard:
-        layout = layout._replace(skipped=alone)
-        guarded = functools.partial(step, decide=Guard(layout, alone, where.axis))
+    layout = layout._replace(skipped=guard and alone)
+    agreed = functools.partial(step, accord=Accord(layout, alone, guard, uneven, where.axis))
 
     def cut(rows: State) -> State:
         whole = jax.tree.map(lambda _: P(), rows)
         return whole._replace(params=specs, opt_state=meshes.follow(rows.opt_state, rows.params, specs))
 
-    return workers.spread(first, guarded, layout, where, (key,), cut)
+    return workers.spread(first, agreed, layout, where, (key,), cut)
 
 
-class Guard(NamedTuple):
-    """What happens to a step whose gradient is not finite.
+class Accord(NamedTuple):
+    """What is settled around an update: who takes the step, and how much each worker's gradient counts.
 
     Attributes:
         layout: which leaves of the state differ between workers.
-        alone: whether each worker decides for itself and what is its own, or all together for everything.
+        alone: whether workers go their own ways, each deciding for what is its own; else all decide together.
+        guard: whether a gradient that is not finite is left out.
+        uneven: whether workers' counts of examples may differ.
         axis: the worker axis.
     """
 
     layout: State
     alone: bool
+    guard: bool
+    uneven: bool
     axis: str
 
-    def on(self, grads: Params) -> tuple[jax.Array, Params]:
-        """Whether this worker takes the step, and the gradient it takes it with."""
+    def before(self, grads: Params, count: jax.Array) -> tuple[jax.Array, Params]:
+        """Whether this worker takes the step, and the gradient that it takes it with."""
         finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]).all()
-        if not self.alone:
-            return wire.total(1 - finite.astype(jnp.float32), self.axis) == 0, grads
-        # The others may meet with this worker at this very step: nothing that is not finite may reach them.
-        return finite, jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
+        if self.alone:
+            # The others may meet with this worker at this very step: nothing that is not finite may reach them.
+            ok = finite if self.guard else jnp.bool(True)
+            return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.guard else grads
+        told = {'bad': 1 - finite.astype(count.dtype)} if self.guard else {}
+        told |= {'count': count} if self.uneven else {}
+        everyone = wire.total(told, self.axis) if told else {}
+        if self.uneven:
+            share = count * wire.size(self.axis) * _inverse(everyone['count'])
+            grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+        return everyone['bad'] == 0 if self.guard else jnp.bool(True), grads
 
-    def between(self, ok: jax.Array, new: State, old: State) -> State:
+    def after(self, ok: jax.Array, new: State, old: State) -> State:
         """The new state, or the old one bit for bit."""
+        if not self.guard:
+            return new
 
         def choose(varies: bool, new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(ok, new, old) if varies or not self.alone else new
@@ -158,7 +171,7 @@ def _gradients(loss: Loss, accumulate: int, compute: Any) -> Callable[..., Any]:
     def part(params: Params, batch: Batch, key: jax.Array, mean: bool = True) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
             sums, count = loss(cast(params, compute), batch, key)
-            count = lax.stop_gradient(jnp.asarray(count, jnp.float32))
+            count = lax.stop_gradient(jnp.asarray(count, float))
             return sums['loss'] * (_inverse(count) if mean else 1), (sums, count)
 
         (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import datasets
 
 from jaxdist.data import ByLabel, Dataset, Digits, Dirichlet, Division, Even, Sizes, Table, Text
-from jaxdist.data.sampling import Parts, at_random, in_epochs, permutation, sampler
+from jaxdist.data.sampling import Choose, Parts, at_random, in_epochs, permutation, sampler
 
 PERMUTATION = [0, 3, 7, 5, 1, 2, 6, 4]
 AT_RANDOM = [85, 8, 753, 639]
@@ -63,6 +63,13 @@ def test_epochs_seeds_and_workers_have_orders_of_their_own():
         tuple(permutation(20, seed, worker, epoch)) for seed in range(3) for worker in range(3) for epoch in range(3)
     }
     assert len(orders) == 27
+
+
+@pytest.mark.parametrize('choose', [in_epochs, at_random])
+def test_workers_with_equal_parts_do_not_draw_alike(choose: Choose):
+    draw = sampler(lambda workers: (np.arange(50), np.arange(50)), choose)
+    drawn = np.array([np.split(draw(0, step, 20, 2).numbers, 2) for step in range(10)])
+    assert (drawn[:, 0] != drawn[:, 1]).mean() > 0.9
 
 
 def test_stretches_of_text_start_everywhere_equally_often():

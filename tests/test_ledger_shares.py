@@ -151,13 +151,14 @@ def test_a_loop_leads_to_the_predicate() -> None:
 
 
 def test_a_loop_that_also_holds_what_is_not_known_is_not_known() -> None:
+    zero = lambda: lax.pcast(jnp.zeros(()), W, to='varying')  # noqa: E731
+
     def code(count: jax.Array, x: jax.Array) -> Any:
-        two = lax.while_loop(lambda s: s[0] >= 4, lambda s: (s[0] - 4, s[1] * 0), (count, x[0, 0]))
+        two = lax.while_loop(lambda s: s[0] >= 4, lambda s: (s[0] - 4, zero()), (count, x[0, 0]))
         return count + 1, lax.cond(two[0] == 1, meet, stay, x)
 
     def handed_on(count: jax.Array, x: jax.Array) -> Any:
-        zero = jax.lax.pcast(jnp.zeros(()), W, to='varying')
-        after = lax.scan(lambda s, _: ((s[1], x[0, 0]), None), (zero, zero), None, length=2)[0]
+        after = lax.scan(lambda s, _: ((s[1], x[0, 0]), None), (zero(), zero()), None, length=2)[0]
         return count + 1, lax.cond(after[0] > count, meet, stay, x)
 
     assert sharing(code, jnp.int32(0)) == both(None)

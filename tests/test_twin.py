@@ -49,7 +49,7 @@ def squares(answer: jax.Array, batch: task.Batch) -> tuple[dict[str, jax.Array],
     return {'loss': 0.5 * jnp.sum(weight * error)}, jnp.sum(weight)
 
 
-LOSSES = {twin.plane: plane, twin.network: network}
+LOSSES: dict[Callable[..., Any], task.Loss] = {twin.plane: plane, twin.network: network}
 
 
 class Case(NamedTuple):
@@ -119,13 +119,11 @@ CASES = {
         NETWORK,
         local=True,
         weighted=True,
-        everywhere=True,
     ),
     'int8': Case(
         'mean(codec=int8(block=16)) | sgd(0.1)',
         lambda: [twin.Mean(coded(16)), twin.Sgd(0.1)],
         PLANE,
-        everywhere=True,
     ),
     'int8-feedback': Case(
         'mean(codec=int8(block=4), feedback=True) | sgd(0.1, momentum=0.5)',

@@ -1,4 +1,4 @@
-"""Collectives under `shard_map` and under `vmap` against NumPy: values, types and bytes; bytes and vectors round trip."""
+"""Collectives on a mesh and simulated against NumPy: values, types and bytes; bytes and vectors round trip."""
 
 import re
 from collections.abc import Callable

@@ -149,7 +149,7 @@ def test_other_axes_change_no_layout() -> None:
 
 @pytest.mark.parametrize('where', PLACES)
 def test_a_step_that_returns_another_structure(where: str) -> None:
-    with pytest.raises(ValueError, match="another structure than it was given:\n.*'a'.*\n.*'b'"):
+    with pytest.raises(ValueError, match=r"another structure than it was given:\n.*'a'.*\n.*'b'"):
         find_layout(
             lambda: {'a': jnp.zeros(())},
             lambda s, b: ({'b': s['a']}, None),

@@ -114,7 +114,7 @@ class TwoPhases:
     def __init__(self, codec: Int8, feedback: bool) -> None:
         self.codec = codec
         self.feedback = feedback
-        self.residual: Array | float = 0.0  # [W, n]
+        self.residual = np.zeros(())  # [W, n] after the first exchange
 
     def mean(self, vectors: Array) -> Array:
         """The mean over workers, as all of them decode it."""
@@ -175,7 +175,7 @@ class Sgd:
 
     def __init__(self, rate: float, momentum: float = 0.0, nesterov: bool = False) -> None:
         self.rate, self.momentum, self.nesterov = rate, momentum, nesterov
-        self.velocity: Array | float = 0.0
+        self.velocity = np.zeros(())
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
         self.velocity = self.momentum * self.velocity + values
@@ -188,8 +188,8 @@ class AdamW:
 
     def __init__(self, rate: float, decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> None:
         self.rate, self.decay, self.b1, self.b2, self.eps = rate, decay, b1, b2, eps
-        self.first: Array | float = 0.0
-        self.second: Array | float = 0.0
+        self.first = np.zeros(())
+        self.second = np.zeros(())
         self.time = 0
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:

@@ -31,7 +31,7 @@ def held(state: MeanState) -> Any:
 @algorithm(
     paper='Synchronous SGD; error feedback: Karimireddy et al. 2019, arXiv 1901.09847',
     examples={
-        'mean()': (laws.agrees(), laws.exact_mean(), laws.weighted_mean(), laws.sends(bytes_sent(None))),
+        'mean()': (laws.agrees(), laws.exact_mean(), laws.sends(bytes_sent(None))),
         'mean(codec=int8())': (laws.agrees(), laws.near_mean(1 / 127), laws.sends(bytes_sent(int8()))),
         'mean(codec=int8(), feedback=True)': (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(int8()))),
         "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased()),
@@ -42,9 +42,6 @@ def mean(
     codec: Codec | None = None, feedback: bool = False, seed: int = 0, axis: str = wire.AXIS
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each worker's updates by their mean over workers, which all then share.
-
-    Where the step says that workers' counts of examples differ (`weight`), the mean is weighted by them: the gradient of
-    the mean over all examples, exactly. That takes one more scalar on the wire.
 
     Args:
         codec: how updates are sent, or None for float32 as they are.
@@ -65,13 +62,9 @@ def mean(
         return MeanState(remember(params, codec, feedback, seed, axis))
 
     def update(
-        updates: optax.Updates, state: MeanState, params: Any = None, *, weight: Any = None, specs: Any = None, **_: Any
+        updates: optax.Updates, state: MeanState, params: Any = None, *, specs: Any = None, **_: Any
     ) -> tuple[optax.Updates, MeanState]:
         del params
-        if weight is not None:
-            everyone = wire.total(weight, axis)
-            share = jnp.where(everyone > 0, weight * wire.size(axis) / everyone, 0)
-            updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         updates, memory = average(updates, state.memory, codec, axis, specs)
         return updates, MeanState(memory)
 

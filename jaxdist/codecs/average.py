@@ -123,7 +123,7 @@ def _two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.A
     keys = jax.random.split(jax.random.fold_in(key, me), w + 1)
     messages = jax.vmap(codec.encode)(parts, keys[:w])
     decode = jax.vmap(lambda message: codec.decode(message, chunk))
-    mean = jnp.mean(decode(wire.exchange(messages, axis)), axis=0)
+    mean = wire.sum_rows(decode(wire.exchange(messages, axis))) / w
     answer = codec.encode(mean, keys[w])
     left = parts - decode(messages)
     left = left.at[me].add(w * (mean - codec.decode(answer, chunk)))

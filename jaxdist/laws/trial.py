@@ -1,5 +1,6 @@
 """A trial: an update that runs on some workers with known gradients, so that laws can look at what it does."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,8 @@ import optax
 from jaxdist import workers
 from jaxdist.workers import Program, Workers
 
-SHAPES = {'w': (5, 7), 'b': (3,), 's': ()}
-"""Shapes that no number of workers divides, and a scalar."""
+SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
+"""Shapes that no number of workers divides, and a scalar; entries for several workers even where 256 share a scale."""
 
 
 class Path(NamedTuple):
@@ -69,16 +70,24 @@ class Trial:
         return self.program(workers.on_mesh(mesh, self.axis))
 
     @cached_property
-    def traces(self) -> list[int]:
-        """One entry for each time that `counted` was traced."""
-        return []
+    def traces(self) -> Counter[Any]:
+        """How often `counted` was traced, by the structure of the batch."""
+        return Counter()
 
     @cached_property
     def counted(self) -> Any:
         """The simulated program's step, jitted without donation; every trace is noted in `traces`."""
 
+        def note(batch: Any) -> None:
+            self.traces[jax.tree.structure(batch)] += 1
+
+        return self.jitted(note)
+
+    def jitted(self, note: Callable[[Any], None] = lambda batch: None) -> Any:
+        """The simulated program's step, jitted afresh without donation; `note` sees the batch at every trace."""
+
         def run(state: Any, batch: Any) -> Any:
-            self.traces.append(1)
+            note(batch)
             return self.simulated.run(state, batch)
 
         return jax.jit(run)
@@ -121,14 +130,17 @@ class Trial:
         return jax.tree.map(lambda g: g[t], self.gradients(t + 1)), None
 
     def run(self, gradients: Any, weights: Any = None, program: Program | None = None) -> Path:
-        """Runs one step for each row of `gradients` [T, W, ...], with `weights` [T, W] if given."""
-        program = program or self.simulated
-        state = program.init()
+        """Runs one step for each row of `gradients` [T, W, ...], with `weights` [T, W] if given.
+
+        Without a program the workers are simulated, and keep the states that they are given.
+        """
+        start, step = (self.simulated.init, self.counted) if program is None else (program.init, program.step)
+        state = start()
         begin = jax.tree.map(lambda p: np.broadcast_to(p, (self.count, *p.shape)), self.start())
         updates, params = [], [begin]
         for t in range(len(jax.tree.leaves(gradients)[0])):
             batch = jax.tree.map(lambda x, t=t: x[t], (gradients, weights))
-            state, out = program.step(state, batch)
+            state, out = step(state, batch)
             out = jax.device_get(out)
             updates.append(out[0])
             params.append(out[1])

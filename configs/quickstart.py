@@ -1,7 +1,8 @@
-"""A small transformer learns to write Python from the standard library's sources, with eight workers on emulated devices.
+"""A small transformer learns to write Python from the standard library's sources, with eight workers on emulated
+devices.
 
-    ./scripts/train configs/quickstart.py
-    ./scripts/train configs/quickstart.py --update 'mean(codec=int8(), feedback=True) | adamw(learning_rate=3e-3)'
+./scripts/train configs/quickstart.py
+./scripts/train configs/quickstart.py --update 'mean(codec=int8(), feedback=True) | adamw(learning_rate=3e-3)'
 """
 
 from jaxdist.data import Text

@@ -22,7 +22,7 @@ class Cluster:
     """Find all of it from the cluster's environment (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
 
 
-LAUNCHED = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+LAUNCHED = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 """Where launchers say how many processes they started: each training by itself would be a mistake that nobody sees."""
 
 
@@ -42,17 +42,17 @@ def join(cluster: Cluster) -> None:
             'the options --cluster.coordinator, --cluster.processes and --cluster.process go together: '
             f'got {cluster.coordinator}, {cluster.processes} and {cluster.process}'
         )
-    elif cluster.auto or any(int(os.environ.get(name, '1')) > 1 for name in LAUNCHED):
+    elif cluster.auto or size(cluster) > 1:
         jax.distributed.initialize()
 
 
 def size(cluster: Cluster) -> int:
-    """How many processes there are, as far as the options tell: for a look before any backend starts.
+    """How many processes there are, as far as options and launchers tell: for a look before any backend starts.
 
     >>> size(Cluster('127.0.0.1:9911', 2, 0))
     2
     """
-    return cluster.processes or 1
+    return cluster.processes or max(int(os.environ.get(name, '1')) for name in LAUNCHED)
 
 
 def agree(number: int) -> int:
@@ -62,3 +62,12 @@ def agree(number: int) -> int:
     7
     """
     return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if jax.process_count() > 1 else number
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is up in any process, on every process.
+
+    >>> anyone(True)
+    True
+    """
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag

@@ -1,11 +1,10 @@
 """One experiment as plain data: everything that a run depends on, JSON in and out."""
 
 import dataclasses
-import importlib.util
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import tyro
 
 from jaxdist.data import Digits, FashionMNIST, Table, Text
 from jaxdist.models import ConvNet, Perceptron, Transformer
+from jaxdist.script import blame, load_script
 
 
 class ExperimentError(ValueError):
@@ -71,6 +71,8 @@ class Experiment:
         for axis in ('workers', 'model'):
             if getattr(self.mesh, axis) < 1:
                 raise ExperimentError(f'mesh.{axis}={getattr(self.mesh, axis)} must be 1 or more')
+        if self.seed < 0:
+            raise ExperimentError(f'seed={self.seed} must be 0 or more')
         if self.mesh.simulate and self.mesh.model > 1:
             raise ExperimentError('simulated workers share one device: mesh.model must be 1 with --simulate')
 
@@ -139,6 +141,7 @@ def load(path: Path) -> Experiment:
 
     Raises:
         ExperimentError: there is no such file, or it gives no experiment.
+        ScriptError: the Python file cannot be run.
 
     >>> load(Path('nowhere.py'))
     Traceback (most recent call last):
@@ -146,10 +149,7 @@ def load(path: Path) -> Experiment:
     """
     if path.suffix == '.json':
         return from_json(_read_json(path))
-    made = _function(path, 'experiment')()
-    if not isinstance(made, Experiment):
-        raise ExperimentError(f'{path}: experiment() must return a jaxdist.Experiment, not {type(made).__name__}')
-    return made
+    return _checked(path, 'experiment() must return', _call(path, 'experiment'))
 
 
 def sweep(path: Path) -> Iterator[Experiment]:
@@ -157,29 +157,33 @@ def sweep(path: Path) -> Iterator[Experiment]:
 
     Raises:
         ExperimentError: the file has none, or yields something else.
+        ScriptError: the Python file cannot be run.
 
     >>> next(sweep(Path('nowhere.py')))
     Traceback (most recent call last):
     jaxdist.experiment.ExperimentError: there is no config 'nowhere.py'
     """
-    for made in _function(path, 'sweep')():
-        if not isinstance(made, Experiment):
-            raise ExperimentError(f'{path}: sweep() must yield jaxdist.Experiment, not {type(made).__name__}')
-        yield made
+    for made in _call(path, 'sweep', list):
+        yield _checked(path, 'sweep() must yield', made)
 
 
-def _function(path: Path, name: str) -> typing.Callable[[], Any]:
+def _call(path: Path, name: str, use: Callable[[Any], Any] = lambda made: made) -> Any:
+    """What a function of a config returns, after `use`."""
     if not path.is_file():
         raise ExperimentError(f'there is no config {str(path)!r}')
-    if path.suffix != '.py':
-        raise ExperimentError(f'{path}: a config is a Python file (.py) or a JSON file (.json)')
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
+    make = getattr(load_script(path), name, None)
+    if not callable(make):
         raise ExperimentError(f'{path} has no function {name}()')
-    return typing.cast(typing.Callable[[], Any], getattr(module, name))
+    try:
+        return use(make())
+    except Exception as error:  # whatever goes wrong in a user's file, its author wants to know where
+        raise ExperimentError(blame(path, error)) from error
+
+
+def _checked(path: Path, promise: str, made: Any) -> Experiment:
+    if not isinstance(made, Experiment):
+        raise ExperimentError(f'{path}: {promise} jaxdist.experiment.Experiment, not {type(made).__name__}')
+    return made
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -205,33 +209,35 @@ def _encode(value: Any) -> Any:
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
     """The value of type `hint` that `_encode` wrote."""
-    if typing.get_origin(hint) is Annotated:
-        return _decode(typing.get_args(hint)[0], value, where)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _decode(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(arguments[0], entry, f'{where}[{i}]') for i, entry in enumerate(value))
+    if origin is Literal and value in arguments:
+        return value
+    options = arguments if origin in (typing.Union, types.UnionType) else (hint,)
     kinds = {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
     if kinds and isinstance(value, dict):
         return _decode_dataclass(kinds, value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(value)
-    plain = [option for option in options if isinstance(option, type) and not dataclasses.is_dataclass(option)]
-    allowed = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-    if allowed and value in allowed:
-        return value
-    if float in plain and type(value) is int:
+    if type(value) is int and float in options:
         return float(value)
-    if not allowed and any(type(value) is option for option in plain):
+    if type(value) in options and not kinds:
         return value
-    raise ExperimentError(f'{where}: {value!r} is not a {getattr(hint, "__name__", hint)}')
+    wanted = ' or '.join(kinds or [getattr(option, '__name__', str(option)) for option in options])
+    raise ExperimentError(f'{where}: {value!r} is no {wanted.replace("typing.", "")}')
 
 
 def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:
     kind = value.get('kind', next(iter(kinds)) if len(kinds) == 1 else None)
     if kind not in kinds:
-        raise ExperimentError(f'{where}: kind {kind!r} is none of {sorted(kinds)}')
-    cls = kinds[kind]
-    hints = typing.get_type_hints(cls, include_extras=True)
+        raise ExperimentError(f'{where}: kind {kind!r} is none of {", ".join(kinds)}')
+    hints = typing.get_type_hints(kinds[kind], include_extras=True)
     unknown = set(value) - set(hints) - {'kind'}
     if unknown:
-        raise ExperimentError(f'{where}: {kind} has no field {sorted(unknown)}; it has {sorted(hints)}')
+        raise ExperimentError(f'{where}: {kind} has no field {", ".join(sorted(unknown))}; it has {", ".join(hints)}')
     fields = {name: _decode(hints[name], v, f'{where}.{name}') for name, v in value.items() if name != 'kind'}
-    return cls(**fields)
+    try:
+        return kinds[kind](**fields)
+    except TypeError as error:  # one without a default is missing
+        raise ExperimentError(f'{where}: {error}') from None

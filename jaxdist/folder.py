@@ -1,6 +1,10 @@
 """A run's folder: what is written there beside the checkpoints, and what can be read from it."""
 
+import ast
+import inspect
 import json
+import math
+import os
 import platform
 import shlex
 import subprocess
@@ -11,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, report
+from jaxdist import cluster, registry, report
 from jaxdist.experiment import to_json
 from jaxdist.train import Training
 
@@ -37,33 +41,45 @@ class Log:
         self.writes = jax.process_index() == 0
         self.started = time.monotonic() - max((r['seconds'] for r in self.records), default=0.0)
         if self.writes:
-            self.path.write_text(''.join(json.dumps(r) + '\n' for r in self.records))
+            _replace(self.path, ''.join(_line(r) for r in self.records))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has trained, all its starts together."""
+        return round(time.monotonic() - self.started, 3)
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Appends a record to `metrics.jsonl`, with the seconds trained so far, and returns it."""
-        record = {**record, 'seconds': round(time.monotonic() - self.started, 3)}
+        record = {**record, 'seconds': self.seconds}
         self.records.append(record)
         if self.writes:
-            with self.path.open('a') as file:
-                file.write(json.dumps(record) + '\n')
+            _append(self.path, _line(record))
         return record
 
     def describe(self, training: Training, command: str) -> None:
-        """Writes `run.json` and `experiment.json`."""
+        """Writes `run.json` and `experiment.json`; commands that the run was started with before are kept."""
         if self.writes:
-            facts = describe(training, command, self.folder)
-            (self.folder / 'run.json').write_text(json.dumps(facts, indent=2) + '\n')
-            (self.folder / 'experiment.json').write_text(json.dumps(to_json(training.experiment), indent=2) + '\n')
+            path = self.folder / 'run.json'
+            before = json.loads(path.read_text())['commands'] if path.exists() else []
+            facts = describe(training, [*before, command], self.folder)
+            _replace(path, json.dumps(facts, indent=2) + '\n')
+            _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
 
-    def plot(self, training: Training) -> None:
-        """Draws `loss.png`."""
-        if self.writes:
-            data = training.data
-            report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
+    def plot(self, training: Training) -> str:
+        """Draws `loss.png`; returns why it could not, or nothing."""
+        data = training.data
+        try:
+            if self.writes:
+                report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
+        except ImportError as missing:  # an optional extra; the run is none the worse for it
+            return str(missing)
+        return ''
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; none if there is no such file. A last line cut short is left out.
+
+    Numbers that were not finite come back as None: JSON has no word for them.
 
     >>> read_records(Path('nowhere'))
     []
@@ -73,18 +89,18 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
-def describe(training: Training, command: str, folder: Path) -> dict[str, Any]:
+def describe(training: Training, commands: list[str], folder: Path) -> dict[str, Any]:
     """What a reader needs to trust a run or make it again: versions, commit, devices, data, commands.
 
     >>> from jaxdist.experiment import Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
-    >>> describe(prepare(small), '', Path('runs/x'))['resume']
+    >>> describe(prepare(small), [], Path('runs/x'))['resume']
     'jaxdist train runs/x'
     """
     packages = ('jaxdist', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
-        'command': command,
+        'commands': commands,
         'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}',
         'resume': f'jaxdist train {shlex.quote(str(folder))}',
         'versions': {'python': platform.python_version(), **{name: metadata.version(name) for name in packages}},
@@ -93,7 +109,59 @@ def describe(training: Training, command: str, folder: Path) -> dict[str, Any]:
         'processes': jax.process_count(),
         'data': training.data.facts,
         'baseline': {training.data.baseline_name: training.data.baseline},
+        'scripts': scripts(training.experiment.update),
     }
+
+
+def scripts(update: str) -> list[str]:
+    """The files outside of jaxdist that define what a line calls, relative to where we are if they lie below.
+
+    >>> scripts('mean(codec=int8()) | sgd(0.1)')
+    []
+    """
+    calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(update, mode='eval')) if isinstance(node, ast.Call))
+    found = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
+    files = {Path(inspect.getfile(entry.make)).resolve() for entry in found}
+    own = Path(__file__).resolve().parent
+    paths = sorted(path for path in files if own not in path.parents)
+    return [str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path) for path in paths]
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """A folder `NAME-1`, `NAME-2`, ... below `parent` that is not there yet; the same for all processes.
+
+    >>> new_folder(Path('nowhere'), 'quickstart')
+    PosixPath('nowhere/quickstart-1')
+    """
+    taken = [int(end) for p in parent.glob(f'{name}-*') if (end := p.name.removeprefix(f'{name}-')).isdecimal()]
+    return parent / f'{name}-{cluster.agree(max(taken, default=0) + 1)}'
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON, with null for a number that is not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(entry) for name, entry in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(record), allow_nan=False) + '\n'
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open('a') as file:
+            file.write(text)
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the file in one move: who reads it meanwhile, or is killed, finds the old one or the new one."""
+    new = path.with_name(f'{path.name}.new')
+    new.unlink(missing_ok=True)
+    _append(new, text)
+    os.replace(new, path)
 
 
 def _commit() -> str | None:
@@ -105,13 +173,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ('+changes' if changes.strip() else '')
-
-
-def new_folder(parent: Path, name: str) -> Path:
-    """A folder `NAME-1`, `NAME-2`, ... below `parent` that is not there yet; the same for all processes.
-
-    >>> new_folder(Path('nowhere'), 'quickstart')
-    PosixPath('nowhere/quickstart-1')
-    """
-    taken = [int(end) for p in parent.glob(f'{name}-*') if (end := p.name.removeprefix(f'{name}-')).isdecimal()]
-    return parent / f'{name}-{cluster.agree(max(taken, default=0) + 1)}'

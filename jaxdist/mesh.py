@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+KeyPath = tuple[Any, ...]
+"""A leaf's place in a pytree, as `jax.tree_util` gives it."""
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 """(regular expression that must match a parameter's whole path, one mesh axis or None for each dim)."""
 
 
 def make(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with these axes and sizes over the first devices; the compiler decides on every axis that is not made manual.
+    """A mesh with these axes and sizes over the first devices; the compiler decides on every axis that is not made
+    manual.
 
     Raises:
         ValueError: an axis is smaller than 1, or there are fewer devices than the mesh needs.
@@ -37,7 +41,7 @@ def make(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices[:need])
 
 
-def path_text(path: jax.tree_util.KeyPath) -> str:
+def path_text(path: KeyPath) -> str:
     """A leaf's path as rules and messages write it: keys joined by `/`.
 
     >>> jax.tree_util.tree_flatten_with_path({'a': [1]})[0][0][0]
@@ -48,10 +52,12 @@ def path_text(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def specs(params: Any, rules: Rules, mesh: Mesh | None) -> Any:
-    """One `PartitionSpec` for each leaf of `params`, by the first rule whose expression matches its path; else replicated.
+def specs(params: Any, rules: Rules, mesh: Mesh | AbstractMesh | None) -> Any:
+    """One `PartitionSpec` for each leaf of `params`, by the first rule whose expression matches its path; else
+    replicated.
 
-    Axes that the mesh does not have are left out, so that a model's rules serve any mesh; without a mesh nothing is cut.
+    Axes that the mesh does not have are left out, so that a model's rules serve any mesh; without a mesh nothing is
+    cut.
 
     Raises:
         ValueError: a rule matches no leaf, has more dims than the leaf, or its axis does not divide the dim.
@@ -63,7 +69,7 @@ def specs(params: Any, rules: Rules, mesh: Mesh | None) -> Any:
     axes = dict(mesh.shape) if mesh is not None else {}
     unused = {pattern for pattern, _ in rules}
 
-    def spec(path: jax.tree_util.KeyPath, leaf: Any) -> PartitionSpec:
+    def spec(path: KeyPath, leaf: Any) -> PartitionSpec:
         name = path_text(path)
         for pattern, dims in rules:
             if re.fullmatch(pattern, name):
@@ -85,10 +91,10 @@ def _fitting(
     if len(dims) > len(shape):
         raise ValueError(f'rule {pattern!r} names {len(dims)} dims, and parameter {name!r} has {len(shape)}: {shape}')
     for dim, (axis, n) in enumerate(zip(dims, shape, strict=False)):
-        if axis in axes and n % axes[axis]:
+        if axis is not None and n % axes.get(axis, 1):
             raise ValueError(
-                f'dim {dim} of parameter {name!r} {shape} has {n} entries, which mesh axis {axis!r} of size {axes[axis]} '
-                f'does not divide (rule {pattern!r}); change the size of either'
+                f'dim {dim} of parameter {name!r} {shape} has {n} entries, which mesh axis {axis!r} '
+                f'of size {axes[axis]} does not divide (rule {pattern!r}); change the size of either'
             )
     kept = [axis if axes.get(axis or '', 1) > 1 else None for axis in dims]
     while kept and kept[-1] is None:
@@ -97,7 +103,8 @@ def _fitting(
 
 
 def follow(state: Any, params: Any, param_specs: Any) -> Any:
-    """Specs for an optimiser's state: a leaf that belongs to a parameter is cut as that parameter is; the rest is replicated.
+    """Specs for an optimiser's state: a leaf that belongs to a parameter is cut as that parameter is; the rest is
+    replicated.
 
     A leaf belongs to a parameter if its path ends with the parameter's and its last dims are the parameter's: moments,
     residuals and queues [k, ...] alike. Left alone, the compiler would replicate every one of them.
@@ -113,7 +120,7 @@ def follow(state: Any, params: Any, param_specs: Any) -> Any:
     known = [(path, p.shape, cut) for (path, p), cut in zip(flat, cuts, strict=True)]
     known.sort(key=lambda owner: -len(owner[0]))  # of 'b' and 'a/b', the longer path owns 'mu/a/b'
 
-    def spec(path: jax.tree_util.KeyPath, leaf: Any) -> PartitionSpec:
+    def spec(path: KeyPath, leaf: Any) -> PartitionSpec:
         for owner, shape, cut in known:
             extra = len(leaf.shape) - len(shape)
             if path[len(path) - len(owner) :] == owner and extra >= 0 and leaf.shape[extra:] == shape:

@@ -55,7 +55,9 @@ def plan(training: Training) -> Plan:
     spelled = line.spell(training.experiment.update)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
     book = _simulated(training, batch, holds) if training.where.mesh is None else _placed(training, batch, holds)
-    return Plan(spelled, training.data.facts, sum(sizes), _per_worker(program.layout), book, training.where.mesh is None)
+    return Plan(
+        spelled, training.data.facts, sum(sizes), _per_worker(program.layout), book, training.where.mesh is None
+    )
 
 
 def traffic(training: Training) -> list[ledger.Row]:
@@ -70,14 +72,25 @@ def traffic(training: Training) -> list[ledger.Row]:
     1244
     """
     where = training.where
-    mesh = where.mesh
-    program = training.program
-    if mesh is None:
+    program, sizes = training.program, {where.axis: where.count}
+    if where.mesh is not None:
+        sizes = dict(where.mesh.shape)
+    else:
         mesh = AbstractMesh((where.count,), (where.axis,), axis_types=(AxisType.Auto,))
         program = make_program(training.experiment, training.data, training.model, workers.on_mesh(mesh, where.axis))
     steps = training.experiment.steps
     batch = shapes(first_batch(training))
-    return ledger.traced_step(program.step, program.state, batch, mesh.shape, steps, initial=lambda: first_state(training))
+    return ledger.traced_step(program.step, program.state, batch, sizes, steps, initial=lambda: first_state(training))
+
+
+def per_worker(layout: State) -> list[str]:
+    """The paths of the parameters and of the update's state that each worker has of its own.
+
+    >>> per_worker(State(False, {'w': True, 'b': False}, (), False, False))
+    ['params/w']
+    """
+    parts = {'params': layout.params, 'opt_state': layout.opt_state}
+    return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
 
 
 def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
@@ -102,8 +115,3 @@ def _simulated(training: Training, batch: Any, holds: dict[str, Any]) -> ledger.
     if memory is not None:
         held['temporaries'] = memory.temp_size_in_bytes
     return ledger.Ledger({training.where.axis: training.where.count}, tuple(traffic(training)), held)
-
-
-def _per_worker(layout: State) -> list[str]:
-    parts = {'params': layout.params, 'opt_state': layout.opt_state}
-    return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]

@@ -10,9 +10,9 @@ import jax
 
 from jaxdist import cluster
 from jaxdist.checkpoint import Checkpoints, lock
-from jaxdist.experiment import Experiment, ExperimentError, differences, load, to_json
+from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
-from jaxdist.plan import sent_each_step, traffic
+from jaxdist.plan import per_worker, sent_each_step, traffic
 from jaxdist.step import State, means
 from jaxdist.train import Training, evaluate, first_state, prepare, train
 
@@ -25,8 +25,8 @@ class Event(NamedTuple):
     """Something that happened in a run.
 
     Attributes:
-        kind: `ready` (the training, and where it begins), `trained` or `held_out` (a record, as written to
-            `metrics.jsonl`), `saved` (a step), `stopped` (before the end, a step) or `done` (the last record).
+        kind: `ready` (a `Ready`), `trained` or `held_out` (a record, as written to `metrics.jsonl`), `saved` (a step),
+            and at the end either `stopped` (a step, which is saved) or `done` (a `Done`).
         value: what the kind says.
     """
 
@@ -35,12 +35,33 @@ class Event(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What a run begins with: `damaged` lists checkpoints that were set aside, each as (folder, why)."""
+    """What a run begins with.
+
+    Attributes:
+        training: the experiment, made ready.
+        step: the step that it goes on from.
+        sent: bytes that a worker sends on an average step, None if that depends on the data.
+        damaged: checkpoints that were set aside, each as (folder, why).
+    """
 
     training: Training
     step: int
     sent: float | None
     damaged: list[tuple[Path, str]]
+
+
+class Done(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: steps taken.
+        seconds: time trained, in all starts of the run together.
+        problem: why there is no `loss.png`, or nothing.
+    """
+
+    step: int
+    seconds: float
+    problem: str = ''
 
 
 def run(
@@ -60,7 +81,7 @@ def run(
     Raises:
         ExperimentError: the folder has a run of another experiment; the text names the fields that differ.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
-        Diverged: no step since the last record had a finite loss.
+        Diverged: the held-out loss, or the training loss of two records, was not finite.
 
     >>> import tempfile
     >>> from jaxdist.experiment import Digits, Mesh, Perceptron
@@ -71,11 +92,12 @@ def run(
     ['ready', 'trained', 'held_out', 'saved', 'done']
     """
     training = prepare(experiment)
+    checkpoints = Checkpoints(folder / 'checkpoints', experiment.keep)
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(lock(folder))
-        _refuse_another(experiment, folder)
-        checkpoints = stack.enter_context(Checkpoints(folder / 'checkpoints', experiment.keep))
+        _refuse_another(training, folder, checkpoints.meta())
+        stack.enter_context(checkpoints)
         found = checkpoints.restore(training.program.state)
         state = found.state if found else first_state(training)
         begin = found.step if found else 0
@@ -91,58 +113,78 @@ def _steps(
     training: Training, state: State, checkpoints: Checkpoints, log: Log, sent: float | None, stop: Callable[[], bool]
 ) -> Iterator[Event]:
     """Trains from `state` on; saves, evaluates and records as the experiment says."""
-    experiment, saved, finite = training.experiment, int(state.step), int(state.step)
+    experiment = training.experiment
     meta = {'experiment': to_json(experiment)}
-    record: dict[str, Any] = {}
+    step = begin = finite = int(state.step)
     for step, state, metrics in train(training, state):
         last = step == experiment.steps
+        ended = not last and _all_stop(stop, step, experiment)
         if last or step % experiment.log_every == 0:
-            numbers = means(metrics)
-            finite = _check_finite(numbers, step, finite, experiment)
-            yield Event('trained', log.write({'step': step, **numbers, **({} if sent is None else {'sent': sent * step})}))
+            record = log.write({'step': step, **means(metrics), **({} if sent is None else {'sent': sent * step})})
+            yield Event('trained', record)
+            finite = _last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
             record = log.write({'step': step, 'held_out': evaluate(training, state)})
             yield Event('held_out', record)
-        ended = not last and _all_stop(stop, step, experiment)
+            _refuse_broken(record, finite)
         if last or ended or step % experiment.save_every == 0:
             checkpoints.save(step, state, meta)
-            saved = step
             yield Event('saved', step)
         if ended:
             checkpoints.wait()
-            yield Event('stopped', saved)
+            yield Event('stopped', step)
             return
     checkpoints.wait()
-    log.plot(training)
-    yield Event('done', record)
+    yield Event('done', Done(step, log.seconds, log.plot(training) if step > begin else ''))
 
 
 def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bool:
     """Whether to stop; several processes ask each other only when they record, to agree without waiting at each step."""
     if jax.process_count() == 1:
         return stop()
-    return step % experiment.log_every == 0 and bool(cluster.agree(int(stop())))
+    return step % experiment.log_every == 0 and cluster.anyone(stop())
 
 
-def _check_finite(numbers: dict[str, float], step: int, finite: int, experiment: Experiment) -> int:
+def _last_finite(record: dict[str, Any], finite: int, experiment: Experiment) -> int:
     """The newest step that is known to have had a finite loss; two records in a row without one end the run."""
-    if math.isfinite(numbers['loss']):
-        return step
-    if experiment.guard and step - finite < 2 * experiment.log_every:
+    if math.isfinite(record['loss']):
+        return int(record['step'])
+    if experiment.guard and record['step'] - finite < 2 * experiment.log_every:
         return finite
-    why = 'the guard left these steps out, and none came right' if experiment.guard else 'the guard is off (guard=False)'
-    raise Diverged(
-        f'the loss is {numbers["loss"]} at step {step}; it was last seen finite at step {finite}; {why}. '
-        'A smaller learning rate, clip_by_global_norm(1.0) in the line, or a look at the data may help'
+    guard = 'the guard left these steps out, and none came right' if experiment.guard else 'the guard is off'
+    raise _diverged('loss', record['step'], record['loss'], finite, guard)
+
+
+def _refuse_broken(record: dict[str, Any], finite: int) -> None:
+    """The guard judges gradients; parameters that are past hope can still have one, and show in the held-out loss."""
+    loss = record['held_out']['loss']
+    if not math.isfinite(loss):
+        raise _diverged('held-out loss', record['step'], loss, finite, 'the parameters themselves have gone astray')
+
+
+def _diverged(what: str, step: int, loss: float, finite: int, why: str) -> Diverged:
+    seen = f'the training loss was last seen finite at step {finite}' if finite else 'it was never seen finite'
+    return Diverged(
+        f'the {what} is {loss} at step {step}; {seen}; {why}. A smaller learning rate, clip_by_global_norm(1.0) in the '
+        'line, or a look at the data may help'
     )
 
 
-def _refuse_another(experiment: Experiment, folder: Path) -> None:
+def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | None) -> None:
+    """Says in what the run that the folder holds differs from this experiment, if it does."""
     path = folder / 'experiment.json'
-    if path.exists():
-        differ = differences(experiment, load(path))
-        if differ:
-            raise ExperimentError(
-                f'{folder} holds a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
-                'Choose another folder, or go on with the experiment that is there.'
-            )
+    if meta is None and not path.exists():
+        return
+    ours, theirs = training.experiment, from_json(meta['experiment']) if meta else load(path)
+    differ = differences(ours, theirs)
+    if differ:
+        raise ExperimentError(
+            f'{folder} holds a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
+            'Choose another folder, or go on with the experiment that is there.'
+        )
+    own = per_worker(training.program.layout)
+    if meta and own and ours.mesh.workers != theirs.mesh.workers:
+        raise ExperimentError(
+            f'{folder} was trained with {theirs.mesh.workers} workers, each with values of its own ({own[0]}, ...); it can '
+            f'go on with as many, simulated or on a mesh, not with {ours.mesh.workers}'
+        )

@@ -50,10 +50,10 @@ def make_step(
 
     Metrics are the loss's sums, its `count` and `skipped`, each [W], not yet reduced: see `means`.
 
-    The gradient that the update gets is each worker's own. Where workers share the parameters, the mean of these gradients
-    over workers is that of the mean loss over all examples, exactly: if counts can differ between workers, a worker's is
-    of its sum over the mean count (workers tell each other their counts: 4 bytes). Where they work locally, it is of the
-    worker's sum over its own count.
+    The gradient that the update gets is each worker's own. Where workers share the parameters, the mean of these
+    gradients over workers is that of the mean loss over all examples, exactly: if counts can differ between workers,
+    a worker's is of its sum over the mean count (workers tell each other their counts: 4 bytes). Where they work
+    locally, it is of the worker's sum over its own count.
 
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.task.Loss`.
@@ -72,8 +72,10 @@ def make_step(
 
     >>> import jaxdist.workers
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
-    >>> batch = {'x': jnp.arange(4.)}
-    >>> mean_then_sgd = optax.chain(optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (wire.mean(g), s)), optax.sgd(.5))
+    >>> batch = {'x': jnp.arange(4.0)}
+    >>> mean_then_sgd = optax.chain(
+    ...     optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (wire.mean(g), s)), optax.sgd(0.5)
+    ... )
     >>> program = make_step(loss, lambda key: jnp.zeros(()), mean_then_sgd, batch, jaxdist.workers.simulated(2))
     >>> state, metrics = program.step(program.init(jax.random.key(0)), batch)
     >>> float(state.params), means(metrics)
@@ -168,11 +170,11 @@ class Accord(NamedTuple):
 def _gradients(loss: Loss, accumulate: int, compute: Any) -> Callable[..., Any]:
     """`(params, batch, key) -> (sums, count, gradient of the mean)` of one worker."""
 
-    def part(params: Params, batch: Batch, key: jax.Array, mean: bool = True) -> Any:
+    def part(params: Params, batch: Batch, key: jax.Array, of_the_mean: bool = True) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
             sums, count = loss(cast(params, compute), batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
-            return sums['loss'] * (_inverse(count) if mean else 1), (sums, count)
+            return sums['loss'] * (_inverse(count) if of_the_mean else 1), (sums, count)
 
         (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return sums, count, grads
@@ -180,8 +182,9 @@ def _gradients(loss: Loss, accumulate: int, compute: Any) -> Callable[..., Any]:
     def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
         cut = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])  # noqa: E731
         parts = jax.tree.map(cut, batch), jax.random.split(key, accumulate)
-        begin = part(params, *jax.tree.map(lambda x: x[0], parts), False)
-        add = lambda carry, args: (jax.tree.map(jnp.add, carry, part(params, *args, False)), None)  # noqa: E731
+        one = lambda args: part(params, args[0], args[1], of_the_mean=False)  # noqa: E731
+        begin = one(jax.tree.map(lambda x: x[0], parts))
+        add = lambda carry, args: (jax.tree.map(jnp.add, carry, one(args)), None)  # noqa: E731
         sums, count, grads = lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
         return sums, count, jax.tree.map(lambda g: g * _inverse(count).astype(g.dtype), grads)
 
@@ -216,14 +219,16 @@ def _counts_differ(loss: Loss, params: Params, batch: Batch, where: Workers) -> 
             )
         for name, x in {**out[0], 'count': out[1]}.items():
             if jnp.shape(x) != ():
-                raise ValueError(f'the loss must return scalars, sums over the batch; {name!r} has shape {jnp.shape(x)}')
+                raise ValueError(
+                    f'the loss must return scalars, sums over the batch; {name!r} has shape {jnp.shape(x)}'
+                )
         return jnp.asarray(out[1])
 
     return workers.which_vary(count, where, (P(), P(where.axis)), params, batch)
 
 
 def works_locally(opt_state: optax.OptState) -> bool:
-    """Whether a part of the update lets workers differ on purpose: its state's class says `works_locally = True`.
+    """Whether a part of the update lets workers differ on purpose: its state has a true property `works_locally`.
 
     >>> works_locally((optax.EmptyState(),))
     False
@@ -237,9 +242,10 @@ def _refuse_drift(layout: Any) -> None:
     if drifting:
         more = f' (and {len(drifting) - 1} more)' if len(drifting) > 1 else ''
         raise ValueError(
-            f'parameter {drifting[0]!r}{more} would come out different on each worker: the updates that reach it differ '
-            'between workers, and nothing in the line says that it works locally. Put mean() before the optimiser to average '
-            'gradients at every step, or average(every=...) after it to average parameters now and then.'
+            f'parameter {drifting[0]!r}{more} would come out different on each worker: the updates that reach it '
+            'differ between workers, and nothing in the line says that it works locally. Put mean() before the '
+            'optimiser to average gradients at every step, or average(every=...) after it to average parameters '
+            'now and then.'
         )
 
 
@@ -264,7 +270,9 @@ def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
         parts = f' in {accumulate} parts each' if accumulate > 1 else ''
         low, high = size // need * need, (size // need + 1) * need
         sizes_text = f'{low} or {high}' if low else f'{high}'
-        raise ValueError(f'a batch of {size} examples cannot be divided among {workers} workers{parts}; {sizes_text} would do')
+        raise ValueError(
+            f'a batch of {size} examples cannot be divided among {workers} workers{parts}; {sizes_text} would do'
+        )
 
 
 @jax.jit
@@ -277,7 +285,7 @@ def means(metrics: dict[str, jax.Array]) -> dict[str, float]:
 
     This waits for the step. In several processes all must call it, for what lies elsewhere is fetched.
 
-    >>> means({'loss': jnp.array([2., 4.]), 'count': jnp.array([1., 2.]), 'skipped': jnp.zeros(2)})
+    >>> means({'loss': jnp.array([2.0, 4.0]), 'count': jnp.array([1.0, 2.0]), 'skipped': jnp.zeros(2)})
     {'loss': 2.0, 'skipped': 0.0}
     """
     w = metrics['skipped'].size
@@ -290,7 +298,7 @@ def means(metrics: dict[str, jax.Array]) -> dict[str, float]:
 def shared_params(state: State, layout: State) -> Params:
     """One set of parameters for evaluation: where workers differ, the mean over them; pure, for use under `jit`.
 
-    >>> state = State(jnp.int32(0), jnp.array([1., 3.]), (), jax.random.key(0), jnp.int32(0))
+    >>> state = State(jnp.int32(0), jnp.array([1.0, 3.0]), (), jax.random.key(0), jnp.int32(0))
     >>> shared_params(state, State(False, True, (), False, False))
     Array(2., dtype=float32)
     """

@@ -15,7 +15,8 @@ Batch = dict[str, Any]
 """
 
 Loss = Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
-"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, of which `sums['loss']` is minimised, and their count.
+"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, of which `sums['loss']` is minimised, and
+their count.
 
 Sums and counts rather than means, so that uneven shards, masks and accumulation give the exact global mean.
 """

@@ -15,7 +15,6 @@ from jaxdist.step import State, cast, make_step, shared_params
 from jaxdist.task import Batch, Model, Params
 from jaxdist.workers import Program, Workers
 
-
 PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
 """What an experiment's `precision` casts the parameters to, for the loss alone."""
 
@@ -62,7 +61,8 @@ def prepare(experiment: Experiment) -> Training:
     """Loads the data and builds the program; compiles nothing yet.
 
     Raises:
-        ValueError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what would do.
+        ValueError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what
+            would do.
 
     >>> from jaxdist.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
@@ -70,13 +70,17 @@ def prepare(experiment: Experiment) -> Training:
     2
     """
     where = _workers(experiment)
-    line.build(experiment.update, axis=where.axis)  # before the data, which take longer: a slip of the pen answers at once
+    line.build(
+        experiment.update, axis=where.axis
+    )  # before the data, which take longer: a slip of the pen answers at once
     data = experiment.data.load()
     model = experiment.model.build(data.task)
     program = make_program(experiment, data, model, where)
     whole = NamedSharding(where.mesh, PartitionSpec()) if where.mesh is not None else None
     compute = PRECISIONS[experiment.precision]
-    score = jax.jit(lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole)
+    score = jax.jit(
+        lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole
+    )
     params = jax.jit(lambda state: shared_params(state, program.layout))
     return Training(experiment, data, model, where, program, _putter(where), params, score)
 
@@ -142,13 +146,16 @@ def train(training: Training, state: State) -> Iterator[Moment]:
     The batch is a function of the seed and the step alone, so that the state is all that a run goes on from.
 
     >>> from jaxdist.experiment import Digits, Mesh, Perceptron
-    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3)
+    >>> small = Experiment(
+    ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3
+    ... )
     >>> training = prepare(small)
     >>> [moment.step for moment in train(training, first_state(training))]
     [1, 2, 3]
     """
     experiment = training.experiment
-    # Emulated devices share a few threads: two programs under way at once can wait for each other's collectives for ever.
+    # Emulated devices share a few threads: two programs under way at once can wait for each other's collectives for
+    # ever.
     one_at_a_time = jax.default_backend() == 'cpu'
     for step in range(int(state.step), experiment.steps):
         batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.where.count))
@@ -188,5 +195,6 @@ def _putter(where: Workers) -> Callable[[Batch], Batch]:
     if where.mesh is None:
         return jax.device_put
     rows = NamedSharding(where.mesh, PartitionSpec(where.axis))
-    # Every process makes the whole batch and keeps its part: cheap, and no process's part depends on how many there are.
+    # Every process makes the whole batch and keeps its part: cheap, and no process's part depends on how many there
+    # are.
     return lambda batch: jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at]), batch)

@@ -66,9 +66,10 @@ def per_worker(tree: Any, axis: str = AXIS) -> Any:
 
 
 def total(tree: Any, axis: str = AXIS) -> Any:
-    """The sum over workers, leaf by leaf: shared by all. Sends 2 (W - 1) / W times the bytes of the tree, in one collective a dtype.
+    """The sum over workers, leaf by leaf: shared by all. Sends 2 (W - 1) / W times the bytes of the tree, in one
+    collective a dtype.
 
-    >>> jax.vmap(total, axis_name=AXIS)(jnp.arange(4.))
+    >>> jax.vmap(total, axis_name=AXIS)(jnp.arange(4.0))
     Array([6., 6., 6., 6.], dtype=float32)
     """
     if on_mesh(axis):
@@ -79,7 +80,7 @@ def total(tree: Any, axis: str = AXIS) -> Any:
 def mean(tree: Any, axis: str = AXIS) -> Any:
     """The mean over workers, leaf by leaf, shared by all. Sends as `total` does.
 
-    >>> jax.vmap(mean, axis_name=AXIS)(jnp.arange(4.))
+    >>> jax.vmap(mean, axis_name=AXIS)(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
     w = size(axis)
@@ -87,9 +88,10 @@ def mean(tree: Any, axis: str = AXIS) -> Any:
 
 
 def sum_rows(x: jax.Array) -> jax.Array:
-    """The sum over the first dim of `x` [n, ...], by a product with ones: as a reduction it takes 60 times as long on CPU.
+    """The sum over the first dim of `x` [n, ...], by a product with ones: as a reduction it takes 60 times as long on
+    CPU.
 
-    >>> sum_rows(jnp.array([[1., 2.], [3., 4.]]))
+    >>> sum_rows(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     Array([4., 6.], dtype=float32)
     """
     return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision='highest')
@@ -121,7 +123,7 @@ def to_bytes(x: jax.Array) -> jax.Array:
 
     Numbers travel as bytes because a backend may widen any other dtype on the way (bf16 to f32 on CPU, say).
 
-    >>> to_bytes(jnp.array([1.], jnp.float32))
+    >>> to_bytes(jnp.array([1.0], jnp.float32))
     Array([  0,   0, 128,  63], dtype=uint8)
     """
     out = lax.bitcast_convert_type(x, jnp.uint8)
@@ -131,7 +133,7 @@ def to_bytes(x: jax.Array) -> jax.Array:
 def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """The numbers whose bytes `data` uint8 [..., n * itemsize] holds, as `dtype` [..., n].
 
-    >>> from_bytes(to_bytes(jnp.array([1., -2.])), jnp.float32)
+    >>> from_bytes(to_bytes(jnp.array([1.0, -2.0])), jnp.float32)
     Array([ 1., -2.], dtype=float32)
     """
     width = jnp.dtype(dtype).itemsize
@@ -151,7 +153,7 @@ def flatten(leaves: Sequence[jax.Array]) -> jax.Array:
 def unflatten(vector: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
     """The inverse of `flatten`: pieces of `vector` [n] in the shapes of `like`, still float32.
 
-    >>> unflatten(jnp.array([1., 1., 0.]), [jnp.ones((1, 2)), jnp.zeros(())])
+    >>> unflatten(jnp.array([1.0, 1.0, 0.0]), [jnp.ones((1, 2)), jnp.zeros(())])
     [Array([[1., 1.]], dtype=float32), Array(0., dtype=float32)]
     """
     out, at = [], 0

@@ -21,12 +21,13 @@ class Workers:
 
     Attributes:
         count: the number of workers W.
-        mesh: a mesh with the worker axis (its other axes are left to the compiler), or None to simulate on one device.
+        mesh: a mesh with the worker axis (its other axes are left to the compiler), or None to simulate on one
+            device. An abstract mesh will do for tracing.
         axis: the worker axis's name.
     """
 
     count: int
-    mesh: Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
     axis: str = wire.AXIS
 
     def __post_init__(self) -> None:
@@ -34,7 +35,7 @@ class Workers:
             raise ValueError(f'there must be 1 worker or more, not {self.count}')
 
 
-def on_mesh(mesh: Mesh, axis: str = wire.AXIS) -> Workers:
+def on_mesh(mesh: Mesh | AbstractMesh, axis: str = wire.AXIS) -> Workers:
     """The workers of a mesh's axis.
 
     Raises:
@@ -63,15 +64,15 @@ class Program(NamedTuple):
 
     Attributes:
         init: `(*args) -> state`, jitted. Every worker gets the same arguments.
-        step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is divided
-            among the workers; every leaf of `out` comes back as [W, ...], one row a worker.
+        step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is
+            divided among the workers; every leaf of `out` comes back as [W, ...], one row a worker.
         run: `step` before jit and donation, for tracing.
         state: the state's shapes, dtypes and shardings.
         layout: which leaves of the state differ between workers, as bools.
     """
 
-    init: Callable[..., Any]
-    step: Callable[[Any, Any], tuple[Any, Any]]
+    init: Any
+    step: Any
     run: Callable[[Any, Any], tuple[Any, Any]]
     state: Any
     layout: Any
@@ -114,10 +115,12 @@ def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...],
             return step(_unpack(state, layout), batch)[0]
 
         found = which_vary(after, workers, (own, P(workers.axis)), state, batch)
-        if jax.tree.structure(found) != jax.tree.structure(layout):
+        given: Any = jax.tree.structure(layout)
+        returned: Any = jax.tree.structure(found)
+        if given != returned:
             raise ValueError(
                 'the step returns a state of another structure than it was given:\n'
-                f'  given    {jax.tree.structure(layout)}\n  returned {jax.tree.structure(found)}'
+                f'  given    {given}\n  returned {returned}'
             )
         wider = jax.tree.map(lambda a, b: a or b, layout, found)
         if wider == layout:
@@ -126,7 +129,12 @@ def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...],
 
 
 def spread(
-    init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...], cut: Callable[[Any], Any] | None = None
+    init: Init,
+    step: Step,
+    layout: Any,
+    workers: Workers,
+    args: tuple[Any, ...],
+    cut: Callable[[Any], Any] | None = None,
 ) -> Program:
     """One program for all workers from the code of one.
 
@@ -143,8 +151,9 @@ def spread(
     >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
     >>> step = lambda s, b: ({'sum': s['sum'] + b.sum(), 'count': s['count'] + 1}, b.sum())
     >>> program = spread(init, step, {'sum': True, 'count': False}, simulated(4), ())
-    >>> program.step(program.init(), jnp.arange(8.))
-    ({'count': Array(1, dtype=int32), 'sum': Array([ 1.,  5.,  9., 13.], dtype=float32)}, Array([ 1.,  5.,  9., 13.], dtype=float32))
+    >>> program.step(program.init(), jnp.arange(8.0))
+    ({'count': Array(1, dtype=int32), 'sum': Array([ 1.,  5.,  9., 13.], dtype=float32)}, Array([ 1.,  5.,  9., 13.],
+    dtype=float32))
     """
     if workers.mesh is None:
         return _simulate(init, step, layout, workers, args)
@@ -177,6 +186,7 @@ def _place(
 ) -> Program:
     """Workers as the positions along a mesh's axis."""
     mesh, axis = workers.mesh, workers.axis
+    assert mesh is not None
     own = _specs(layout, workers)
     first = _sharded(_packed(init, layout, workers), workers, P(), own)
 

@@ -18,6 +18,18 @@ ROWS = 240  # 1, 3, 4, 5 and 8 workers divide it, and 4 workers in 4 parts each
 RATE = 0.1
 PLACES = ('simulated', 'mesh')
 
+# Lines with each kind of state. All tests use the same ones, so that each is compiled once.
+SGD = f'sgd(learning_rate={RATE})'
+ADAM = 'adamw(learning_rate=0.01)'
+MEAN = f'mean() | {SGD}'
+INT8 = f'mean(codec=int8(), feedback=True) | {ADAM}'
+NOISE = f"mean(codec=int8(rounding='stochastic')) | {SGD}"
+OWN_QUEUE = f'delay(steps=2) | mean() | {ADAM}'
+ONE_QUEUE = f'mean() | delay(steps=2) | {ADAM}'
+LOCAL = f'{SGD} | average(every=2)'
+LOCAL_INT8 = f'{ADAM} | average(every=2, codec=int8(), feedback=True)'
+SHARED = (MEAN, INT8, NOISE, OWN_QUEUE, ONE_QUEUE)
+
 
 def place(where: str, count: int, model: int = 1) -> Workers:
     """So many workers, simulated or on a mesh; there each may be `model` devices."""

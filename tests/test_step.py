@@ -12,9 +12,15 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from step_toys import (
+    INT8,
+    LOCAL,
+    LOCAL_INT8,
+    MEAN,
+    NOISE,
     PLACES,
-    RATE,
     ROWS,
+    SGD,
+    SHARED,
     batches,
     descend,
     gradient,
@@ -35,7 +41,6 @@ from jaxdist.line import build
 from jaxdist.step import State, check_batch, make_step, means, shared_params
 from jaxdist.workers import Program
 
-MEAN = f'mean() | sgd(learning_rate={RATE})'
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
 
 
@@ -83,7 +88,7 @@ def test_adam_behind_a_mean_is_adam_on_the_whole_batch(where: str) -> None:
 
 def test_local_steps_and_meetings_are_those_of_numpy() -> None:
     for where in PLACES:
-        made, data = program(f'sgd(learning_rate={RATE}) | average(every=2)', where), batches(5)
+        made, data = program(LOCAL, where), batches(5)
         rows = [host(start(made).params) for _ in range(4)]
         first = jax.tree.map(lambda x: x[0], rows[0])
         rows = [first] * 4
@@ -95,16 +100,10 @@ def test_local_steps_and_meetings_are_those_of_numpy() -> None:
         assert_close(host(run(made, data)[0].params), want)
 
 
-LINES = [
-    'mean(codec=int8(), feedback=True) | adamw(learning_rate=0.01)',
-    "mean(codec=int8(block=64, rounding='stochastic'), feedback=True) | sgd(learning_rate=0.1)",
-    'adamw(learning_rate=0.01) | average(every=2, codec=int8(), feedback=True)',
-    'delay(steps=2) | mean() | adamw(learning_rate=0.01)',
-    'mean() | delay(steps=2) | adamw(learning_rate=0.01)',
-]
+EACH = [(line, 4) for line in (*SHARED, LOCAL, LOCAL_INT8)] + [(INT8, 1), (LOCAL_INT8, 3), (NOISE, 5)]
 
 
-@pytest.mark.parametrize('line, count', list(zip(LINES, (3, 1, 5, 3, 5), strict=True)))
+@pytest.mark.parametrize('line, count', EACH)
 def test_simulated_workers_are_those_of_a_mesh(line: str, count: int) -> None:
     data = batches(4)
     simulated, sums = run(program(line, 'simulated', count), data)
@@ -116,7 +115,7 @@ def test_simulated_workers_are_those_of_a_mesh(line: str, count: int) -> None:
 
 @pytest.mark.xfail(strict=True, raises=TypeError, reason='see wire.exchange of what all share, simulated')
 def test_a_codec_for_what_all_share_already() -> None:
-    run(program('mean() | mean(codec=int8()) | sgd(learning_rate=0.1)', 'simulated'), batches(1))
+    run(program(f'mean() | mean(codec=int8()) | {SGD}', 'simulated'), batches(1))
 
 
 # Uneven shards.
@@ -156,7 +155,7 @@ def test_accumulation_is_the_whole_batch(where: str, weighted: bool) -> None:
 
 @pytest.mark.xfail(strict=True, reason='delay keeps gradients and not their weights: mean gives them those of now')
 def test_delayed_gradients_keep_their_weights() -> None:
-    made = program(f'delay(steps=1) | mean() | sgd(learning_rate={RATE})', weighted=True)
+    made = program(f'delay(steps=1) | mean() | {SGD}', weighted=True)
     first, second = batches(1, weight=UNEVEN) + batches(1, weight=UNEVEN[::-1], seed=1)
     params = host(start(made).params)
     state, _ = run(made, [first, second])
@@ -192,8 +191,7 @@ def test_the_loss_computes_in_bfloat16_and_all_else_in_float32(where: str) -> No
         return loss(params, batch, key)
 
     (batch,) = batches(1)
-    line = build('mean(codec=int8(), feedback=True) | adamw(learning_rate=0.01)')
-    made = make_step(half, init, line, batch, place(where, 4), compute=jnp.bfloat16, accumulate=2)
+    made = make_step(half, init, build(INT8), batch, place(where, 4), compute=jnp.bfloat16, accumulate=2)
     state, _ = run(made, [batch])
     # The test of the loss's form sees float32: it runs before anything is cast.
     assert set(seen[2:]) == {jnp.dtype('bfloat16')}
@@ -230,9 +228,8 @@ def compiles() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('line', [LINES[0], LINES[2]])
-def test_one_compile_donated_and_nothing_fetched(where: str, line: str, compiles: list[str]) -> None:
+@pytest.mark.parametrize('line, where', [(INT8, 'simulated'), (INT8, 'mesh'), (LOCAL_INT8, 'mesh')])
+def test_one_compile_donated_and_nothing_fetched(line: str, where: str, compiles: list[str]) -> None:
     (batch,) = batches(1)
     made = make_step(loss, init, build(line), batch, place(where, 4))
     mesh_of = place(where, 4).mesh
@@ -371,8 +368,8 @@ def test_means_are_those_of_all_examples(where: str) -> None:
 
 
 def test_one_set_of_parameters() -> None:
-    local, shared = program(f'sgd(learning_rate={RATE}) | average(every=3)'), program(MEAN)
-    state, _ = run(local, batches(2))
+    local, shared = program(LOCAL), program(MEAN)
+    state, _ = run(local, batches(3))
     got = jax.jit(lambda s: shared_params(s, local.layout))(state)
     assert_close(host(got), jax.tree.map(lambda p: p.mean(0), host(state.params)))
     state, _ = run(shared, batches(2))

@@ -7,8 +7,13 @@ import jax
 import numpy as np
 import pytest
 from step_toys import (
+    INT8,
+    LOCAL,
+    LOCAL_INT8,
+    MEAN,
     PLACES,
-    RATE,
+    SGD,
+    SHARED,
     batches,
     descend,
     gradient,
@@ -25,20 +30,6 @@ from step_toys import (
 
 from jaxdist.line import build
 from jaxdist.step import State, make_step, means
-
-ADAM = 'adamw(learning_rate=0.01)'
-SHARED = [
-    f'mean() | {ADAM}',
-    f'mean(codec=int8(), feedback=True) | {ADAM}',
-    "mean(codec=int8(rounding='stochastic')) | sgd(learning_rate=0.1)",
-    f'delay(steps=2) | mean() | {ADAM}',
-    f'mean() | delay(steps=2) | {ADAM}',
-]
-LOCAL = [
-    f'sgd(learning_rate={RATE}) | average(every=2)',
-    f'{ADAM} | average(every=2, codec=int8(), feedback=True)',
-]
-
 
 def same_bits(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
@@ -92,7 +83,7 @@ def test_after_a_bad_step_all_goes_on_as_if_it_had_not_been(line: str) -> None:
 
 @pytest.mark.parametrize('bad', [(0,), (3,), (0, 1, 2, 3)])
 def test_whoever_it_is(bad: tuple[int, ...]) -> None:
-    made, (batch,) = program(SHARED[1], 'mesh'), batches(1)
+    made, (batch,) = program(INT8, 'mesh'), batches(1)
     state, _ = run(made, [with_nan(batch, 4, *bad)])
     same_bits(state.params, start(made).params)
     assert int(state.skipped) == 1
@@ -101,14 +92,14 @@ def test_whoever_it_is(bad: tuple[int, ...]) -> None:
 @pytest.mark.parametrize('value', [np.inf, -np.inf, 1e30])
 def test_infinities_and_overflow_too(value: float) -> None:
     """With 1e30 the data are finite, and the gradient overflows."""
-    made, (batch,) = program(SHARED[0]), batches(1)
+    made, (batch,) = program(MEAN), batches(1)
     batch['x'][7] *= np.float32(value)
     state, _ = run(made, [batch])
     same_bits(state.params, start(made).params)
 
 
 def test_a_bad_part_of_an_accumulation_is_a_bad_step() -> None:
-    made, (batch,) = program(SHARED[0], accumulate=4), batches(1)
+    made, (batch,) = program(MEAN, accumulate=4), batches(1)
     batch['y'][-1] = np.nan  # the last part of the last worker
     state, metrics = run(made, [batch])
     same_bits(state.params, start(made).params)
@@ -117,7 +108,7 @@ def test_a_bad_part_of_an_accumulation_is_a_bad_step() -> None:
 
 def test_one_worker_alone() -> None:
     for where in PLACES:
-        made, data = program(SHARED[1], where, 1), batches(2)
+        made, data = program(INT8, where, 1), batches(2)
         state, _ = run(made, [data[0], with_nan(data[1], 1, 0)])
         same_bits(state.params, run(made, data[:1])[0].params)
         assert int(state.skipped) == 1
@@ -128,11 +119,11 @@ def test_one_worker_alone() -> None:
 
 def rows(tree: Any, layout: Any, *which: int) -> Any:
     """Of the leaves that differ between workers, the rows of some."""
-    return jax.tree.map(lambda x, varies: x[list(which)] if varies else 0, host(tree), layout)
+    return jax.tree.map(lambda x, varies: x[list(which)] if varies else np.zeros(0), host(tree), layout)
 
 
 @pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('line', LOCAL)
+@pytest.mark.parametrize('line', [LOCAL, LOCAL_INT8])
 @pytest.mark.parametrize('meeting', [False, True])
 def test_the_worker_whose_gradient_it_is_sits_out_alone(line: str, where: str, meeting: bool) -> None:
     """All that is its own stays; the others go on, and where there is no meeting as if nothing had been."""
@@ -155,7 +146,7 @@ def test_the_worker_whose_gradient_it_is_sits_out_alone(line: str, where: str, m
 
 def test_at_a_meeting_the_others_meet_where_numpy_does() -> None:
     """Everybody's parameters are averaged, those of the one who sits out without a step; it does not go there."""
-    made, data = program(LOCAL[0]), batches(2)
+    made, data = program(LOCAL), batches(2)
     state, _ = run(made, [data[0], with_nan(data[1], 4, 2)])
     first = jax.tree.map(lambda x: x[0], host(start(made).params))
     after = [descend(first, gradient(first, shard(data[0], 4, i))) for i in range(4)]
@@ -167,30 +158,25 @@ def test_at_a_meeting_the_others_meet_where_numpy_does() -> None:
 
 
 def test_everybody_sits_out_at_a_meeting() -> None:
-    for line in LOCAL:
+    for line in (LOCAL, LOCAL_INT8):
         made, data = program(line), batches(4)
         state, _ = run(made, [data[0], with_nan(data[1], 4, 0, 1, 2, 3)])
         same_bits(state.params, reached(line, 'simulated', 1).params)
         assert finite(run(made, data[2:], state)[0])
 
 
-@pytest.mark.xfail(strict=True, reason='the residual is taken back and the message that held it is not')
-def test_a_message_that_was_sent_is_not_sent_again() -> None:
-    """Three workers' steps are of no size: what a coarse codec leaves out at two meetings comes from one worker alone.
-
-    Error feedback loses nothing and adds nothing: over any number of meetings, what was sent and what is held
-    is what was to be sent.
-    """
-    made = program("sgd(learning_rate=0.1) | average(every=1, codec=int8(), feedback=True)")
-    data = batches(3)
+@pytest.mark.xfail(strict=True, reason='the residual is taken back, and the message that it was in is not')
+def test_a_residual_that_was_sent_is_not_kept() -> None:
+    """All sit out at a meeting: what moved the anchor and what is held still are what was held before."""
+    made, data = program(f'{SGD} | average(every=1, codec=int8(), feedback=True)'), batches(2)
+    memory = lambda state: host((state.opt_state[1].anchor, state.opt_state[1].memory.residual))  # noqa: E731
     state, _ = run(made, data[:1])
-    anchor, held = host(state.opt_state[1].anchor), host(state.opt_state[1].memory.residual)
-    way = jax.tree.map(lambda p, a: p - a, host(state.params), anchor)  # the worker's, without a step of its own
+    anchor, held = memory(state)
     state, _ = run(made, [with_nan(data[1], 4, 0, 1, 2, 3)], state)
-    sent = jax.tree.map(lambda new, old: new - old, host(state.opt_state[1].anchor), anchor)
-    left = host(state.opt_state[1].memory.residual)
+    there, left = memory(state)
     for name in ('w', 'b'):
-        np.testing.assert_allclose(sent[name] + left[name].mean(0), (way[name] + held[name]).mean(0), atol=1e-6)
+        kept = there[name] - anchor[name] + left[name].mean(0)
+        np.testing.assert_allclose(kept, held[name].mean(0), rtol=0, atol=1e-3 * np.abs(held[name]).max())
 
 
 # Without a guard.
@@ -198,7 +184,7 @@ def test_a_message_that_was_sent_is_not_sent_again() -> None:
 
 @pytest.mark.parametrize('where', PLACES)
 def test_without_a_guard_it_goes_through(where: str) -> None:
-    made, (batch,) = program(SHARED[0], where, guard=False), batches(1)
+    made, (batch,) = program(MEAN, where, guard=False), batches(1)
     state, metrics = run(made, [with_nan(batch, 4, 1)])
     assert all(np.isnan(x).all() for x in jax.tree.leaves(host(state.params)))
     assert (int(state.skipped), metrics['skipped'].tolist()) == (0, [0] * 4)
@@ -206,14 +192,14 @@ def test_without_a_guard_it_goes_through(where: str) -> None:
 
 def test_without_a_guard_a_meeting_spreads_it() -> None:
     """So the tests above can fail."""
-    made, data = program(LOCAL[0], guard=False), batches(2)
+    made, data = program(LOCAL, guard=False), batches(2)
     alone, _ = run(made, [with_nan(data[0], 4, 1)])
     assert np.isnan(host(alone.params)['b']).tolist() == [False, True, False, False]
     met, _ = run(made, data[1:], alone)
     assert np.isnan(host(met.params)['b']).all()
 
 
-@pytest.mark.parametrize('line', [SHARED[1], LOCAL[1]])
+@pytest.mark.parametrize('line', [INT8, LOCAL])
 def test_the_guard_changes_no_good_step(line: str) -> None:
     data = batches(3)
     guarded, _ = run(program(line), data)
@@ -225,7 +211,7 @@ def test_the_guard_changes_no_good_step(line: str) -> None:
 def test_the_count_of_skipped_steps_lies_as_the_decision_is_taken() -> None:
     """Once where all decide together, a number for each worker where it decides alone."""
     (batch,) = batches(1)
-    for line, shape in ((SHARED[0], ()), (LOCAL[0], (4,))):
+    for line, shape in ((MEAN, ()), (LOCAL, (4,))):
         for where in PLACES:
             state: State = program(line, where).state
             assert (state.skipped.shape, state.step.shape) == (shape, ())

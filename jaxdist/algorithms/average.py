@@ -24,11 +24,14 @@ class AverageState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    works_locally = True
-
     since: jax.Array
     anchor: optax.Params
     memory: Memory
+
+    @property
+    def works_locally(self) -> bool:
+        """Workers differ on purpose between meetings."""
+        return True
 
 
 @algorithm(
@@ -44,9 +47,9 @@ def average(
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates, and every `every` steps moves all to the mean of their parameters.
 
-    It belongs after the optimiser. Between two meetings nothing crosses the worker axis. With a codec, what is sent is how
-    far each worker has come since the last meeting, not the parameters themselves, so that the error of the codec shrinks
-    with the steps. The optimiser's own state stays each worker's. Workers count equally.
+    It belongs after the optimiser. Between two meetings nothing crosses the worker axis. With a codec, what is sent
+    is how far each worker has come since the last meeting, not the parameters themselves, so that the error of the
+    codec shrinks with the steps. The optimiser's own state stays each worker's. Workers count equally.
 
     Args:
         every: steps from one meeting to the next (the paper's H).
@@ -60,7 +63,7 @@ def average(
 
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1., 2., 6.]))
+    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
     if every < 1:

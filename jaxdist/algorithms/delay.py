@@ -1,4 +1,6 @@
-"""Delayed updates: what goes in comes out a fixed number of steps later (Zinkevich et al. 2009, Slow Learners are Fast)."""
+"""Delayed updates: what goes in comes out a fixed number of steps later (Zinkevich et al. 2009, Slow Learners are
+Fast).
+"""
 
 from typing import Any, NamedTuple
 
@@ -42,9 +44,9 @@ def delay(steps: int = 1) -> optax.GradientTransformationExtraArgs:
         ValueError: a negative delay.
 
     >>> update = delay(steps=1)
-    >>> state = update.init(jnp.array(0.))
-    >>> first, state = update.update(jnp.array(5.), state)
-    >>> second, state = update.update(jnp.array(6.), state)
+    >>> state = update.init(jnp.array(0.0))
+    >>> first, state = update.update(jnp.array(5.0), state)
+    >>> second, state = update.update(jnp.array(6.0), state)
     >>> float(first), float(second)
     (0.0, 5.0)
     """
@@ -52,7 +54,9 @@ def delay(steps: int = 1) -> optax.GradientTransformationExtraArgs:
         raise ValueError(f'delay: steps={steps} must be 0 or more')
 
     def init(params: optax.Params) -> DelayState:
-        return DelayState(jax.tree.map(lambda p: jnp.zeros((steps, *p.shape), p.dtype), params), jnp.zeros((), jnp.int32))
+        return DelayState(
+            jax.tree.map(lambda p: jnp.zeros((steps, *p.shape), p.dtype), params), jnp.zeros((), jnp.int32)
+        )
 
     def update(
         updates: optax.Updates, state: DelayState, params: Any = None, **_: Any

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from jaxdist import laws, wire
@@ -52,9 +50,10 @@ def mean(
     Raises:
         ValueError: feedback without a codec.
 
+    >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(mean(), optax.sgd(1.0))
     >>> run = lambda g: update.update(g, update.init(g))[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([1., 2., 6.]))
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
 

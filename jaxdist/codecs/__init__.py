@@ -1,4 +1,6 @@
-"""How arrays are put on the wire, one file a codec. All in this folder are imported here, and so registered by being here."""
+"""How arrays are put on the wire, one file a codec. All in this folder are imported here, and so registered by being
+here.
+"""
 
 import importlib
 import pkgutil

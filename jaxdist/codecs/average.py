@@ -1,9 +1,10 @@
 """The mean over workers of a pytree, through a codec, with or without a memory of what was not sent.
 
-The exchange is in two phases: each worker encodes and sends every other its part of the vector (all_to_all), which decodes,
-takes the mean in float32, encodes that and sends it to all (all_gather): 2 (W - 1) / W messages a worker in place of the
-W - 1 that everybody's sending everything would take. Error feedback is that of Seide et al. 2014 and Karimireddy et al. 2019
-(arXiv 1901.09847); the error of the second phase is kept too, by the worker that made it, W-fold because the mean divides by W.
+The exchange is in two phases: each worker encodes and sends every other its part of the vector (all_to_all), which
+decodes, takes the mean in float32, encodes that and sends it to all (all_gather): 2 (W - 1) / W messages a worker in
+place of the W - 1 that everybody's sending everything would take. Error feedback is that of Seide et al. 2014 and
+Karimireddy et al. 2019 (arXiv 1901.09847); the error of the second phase is kept too, by the worker that made it,
+W-fold because the mean divides by W.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,9 @@ def remember(params: Any, codec: Codec | None, feedback: bool, seed: int, axis: 
     Memory(residual=(), key=())
     """
     if codec is None and feedback:
-        raise ValueError('feedback=True needs a codec: an exact mean leaves nothing out, so there is nothing to feed back')
+        raise ValueError(
+            'feedback=True needs a codec: an exact mean leaves nothing out, so there is nothing to feed back'
+        )
     residual: Any = ()
     if feedback:
         residual = wire.per_worker(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), axis)
@@ -56,24 +59,26 @@ def average(tree: Any, memory: Memory, codec: Codec | None, axis: str, specs: An
         memory: from `remember` or the last call.
         codec: how numbers are sent, or None for an exact mean.
         axis: the worker axis.
-        specs: where the mesh has other axes, how they cut each leaf: every shard is then averaged where it lies, because
-            putting a tensor in one vector first would gather it over those axes.
+        specs: where the mesh has other axes, how they cut each leaf: every shard is then averaged where it lies,
+            because putting a tensor in one vector first would gather it over those axes.
 
     >>> mean_of = lambda x: average(x, Memory((), ()), None, 'workers')[0]
-    >>> jax.vmap(mean_of, axis_name='workers')(jnp.arange(4.))
+    >>> jax.vmap(mean_of, axis_name='workers')(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
     if codec is None:
         return wire.mean(tree, axis), memory
     feedback = memory.residual != ()
-    leaves, treedef = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
     residuals = jax.tree.leaves(memory.residual) if feedback else [jnp.zeros(())] * len(leaves)
     cuts = [P()] * len(leaves) if specs is None else jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P))
     key, now = jax.random.split(memory.key)
     means, rests = list(leaves), list(residuals)
     for axes, members in _groups(cuts).items():
 
-        def group(values: list[jax.Array], carried: list[jax.Array], me: jax.Array, axes: tuple[str, ...] = axes) -> Any:
+        def group(
+            values: list[jax.Array], carried: list[jax.Array], me: jax.Array, axes: tuple[str, ...] = axes
+        ) -> Any:
             vector = wire.flatten(values) + (wire.flatten(carried) if feedback else 0)
             noise = jax.random.fold_in(now, lax.axis_index(axes)) if axes else now
             mean, rest = _two_phases(vector, codec, noise, axis, me)
@@ -84,11 +89,14 @@ def average(tree: Any, memory: Memory, codec: Codec | None, axis: str, specs: An
         got, left = run([leaves[i] for i in members], [residuals[i] for i in members], wire.index(axis))
         for i, mean, rest in zip(members, got, left, strict=True):
             means[i], rests[i] = mean.astype(leaves[i].dtype), rest
-    return treedef.unflatten(means), Memory(treedef.unflatten(rests) if feedback else (), key)
+    like = jax.tree.structure(tree)
+    held = jax.tree.unflatten(like, rests) if feedback else ()
+    return jax.tree.unflatten(like, means), Memory(held, key)
 
 
 def bytes_sent(codec: Codec | None) -> Callable[[int, int], Fraction]:
-    """The formula of what one worker sends for one average: `(workers, entries) -> bytes`, for float32 and no other axes.
+    """The formula of what one worker sends for one average: `(workers, entries) -> bytes`, for float32 and no other
+    axes.
 
     >>> bytes_sent(None)(8, 100)
     Fraction(700, 1)

@@ -23,7 +23,9 @@ class Codec(NamedTuple):
 
 
 LANES = 128
-"""Messages are padded to a multiple of this many bytes: a TPU sends an all-gather of any other size as a padded all-reduce."""
+"""Messages are padded to a multiple of this many bytes: a TPU sends an all-gather of any other size as a padded
+all-reduce.
+"""
 
 
 def padded(n: int, to: int) -> int:

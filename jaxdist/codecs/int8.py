@@ -1,4 +1,6 @@
-"""Block-wise 8-bit integers: 1 byte an entry and a float32 scale a block (Alistarh et al. 2017, arXiv 1610.02132, section 3)."""
+"""Block-wise 8-bit integers: 1 byte an entry and a float32 scale a block (Alistarh et al. 2017, arXiv 1610.02132,
+section 3).
+"""
 
 from typing import Literal
 
@@ -41,7 +43,7 @@ def int8(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest
         ValueError: a block smaller than 1, or a rounding that does not exist.
 
     >>> c = int8(block=4)
-    >>> message = c.encode(jnp.array([0., 1., -2., 127.]), jax.random.key(0))
+    >>> message = c.encode(jnp.array([0.0, 1.0, -2.0, 127.0]), jax.random.key(0))
     >>> message.shape, c.decode(message, 4)
     ((128,), Array([  0.,   1.,  -2., 127.], dtype=float32))
     """

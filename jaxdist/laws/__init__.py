@@ -13,9 +13,7 @@ from jaxdist.laws.claims import exact_mean as exact_mean
 from jaxdist.laws.claims import loses_nothing as loses_nothing
 from jaxdist.laws.claims import meets as meets
 from jaxdist.laws.claims import near_mean as near_mean
-from jaxdist.laws.claims import own_noise as own_noise
-from jaxdist.laws.claims import unbiased as unbiased
-from jaxdist.laws.claims import weighted_mean as weighted_mean
+from jaxdist.laws.claims import near_meeting as near_meeting
 from jaxdist.laws.codecs import CodecTrial as CodecTrial
 from jaxdist.laws.codecs import contracts as contracts
 from jaxdist.laws.codecs import error_at_most as error_at_most
@@ -29,6 +27,10 @@ from jaxdist.laws.law import Verdict as Verdict
 from jaxdist.laws.law import close as close
 from jaxdist.laws.law import judge as judge
 from jaxdist.laws.law import same_bits as same_bits
+from jaxdist.laws.noise import centred as centred
+from jaxdist.laws.noise import draws_anew as draws_anew
+from jaxdist.laws.noise import own_noise as own_noise
+from jaxdist.laws.noise import unbiased as unbiased
 from jaxdist.laws.trial import Path as Path
 from jaxdist.laws.trial import Trial as Trial
 from jaxdist.laws.universal import universal as universal

@@ -30,8 +30,8 @@ def sends(formula: Formula, every: int = 1) -> Law:
         promised = formula(trial.count, entries)
         if (spoken, each_step) != (promised, promised / every):
             raise LawBroken(
-                f'{trial.count} workers with {entries} entries: one sends {spoken} bytes when it speaks and {each_step} a step; '
-                f'promised {promised} and {promised / every}'
+                f'{trial.count} workers with {entries} entries: one sends {spoken} bytes when it speaks '
+                f'and {each_step} a step; promised {promised} and {promised / every}'
             )
 
     often = '' if every == 1 else f', one step in {every}'

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818 (a law is broken, it is not an error)
     """A law that does not hold; its text says what was promised and what was seen."""
 
 
@@ -17,7 +17,8 @@ class Law(NamedTuple):
 
     Attributes:
         name: a few words, such as `delays by 3`.
-        check: takes a `Trial` (algorithms) or a `CodecTrial` (codecs) and raises `LawBroken` where the law does not hold.
+        check: takes a `Trial` (algorithms) or a `CodecTrial` (codecs) and raises `LawBroken` where the law does not
+            hold.
     """
 
     name: str
@@ -58,7 +59,9 @@ def same_bits(seen: Any, promised: Any, what: str) -> None:
     """
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(to_numpy(seen))[0], _leaves(promised), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype or a.tobytes() != b.tobytes():
-            raise LawBroken(f'{what}: leaf {jax.tree_util.keystr(path)} has other bits; seen {_short(a)}, promised {_short(b)}')
+            raise LawBroken(
+                f'{what}: leaf {jax.tree_util.keystr(path)} has other bits; seen {_short(a)}, promised {_short(b)}'
+            )
 
 
 def close(seen: Any, promised: Any, what: str, tolerance: float = 4e-6) -> None:

@@ -1,6 +1,5 @@
 """A trial: an update that runs on some workers with known gradients, so that laws can look at what it does."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,9 @@ from jaxdist.workers import Program, Workers
 
 SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
 """Shapes that no number of workers divides, and a scalar; entries for several workers even where 256 share a scale."""
+
+STEPS = 12
+"""How long a path is."""
 
 
 class Path(NamedTuple):
@@ -70,35 +72,35 @@ class Trial:
         return self.program(workers.on_mesh(mesh, self.axis))
 
     @cached_property
-    def traces(self) -> Counter[Any]:
-        """How often `counted` was traced, by the structure of the batch."""
-        return Counter()
+    def traces(self) -> list[int]:
+        """One entry for each time that `counted` was traced."""
+        return []
 
     @cached_property
     def counted(self) -> Any:
         """The simulated program's step, jitted without donation; every trace is noted in `traces`."""
+        return self.jitted(lambda: self.traces.append(1))
 
-        def note(batch: Any) -> None:
-            self.traces[jax.tree.structure(batch)] += 1
-
-        return self.jitted(note)
-
-    def jitted(self, note: Callable[[Any], None] = lambda batch: None) -> Any:
-        """The simulated program's step, jitted afresh without donation; `note` sees the batch at every trace."""
+    def jitted(self, note: Callable[[], None] = lambda: None) -> Any:
+        """The simulated program's step, jitted afresh without donation; `note` is called at every trace."""
 
         def run(state: Any, batch: Any) -> Any:
-            note(batch)
+            note()
             return self.simulated.run(state, batch)
 
         return jax.jit(run)
 
     @cached_property
     def path(self) -> Path:
-        """Twelve steps with random gradients and simulated workers."""
-        return self.run(self.gradients(12))
+        """Some steps with random gradients and simulated workers."""
+        return self.run(self.gradients(STEPS))
+
+    def lasting(self, steps: int) -> Path:
+        """`path`, or a longer one where it has fewer steps: for laws on what happens late."""
+        return self.path if steps <= STEPS else self.run(self.gradients(steps))
 
     def program(self, where: Workers) -> Program:
-        """`step((params, opt_state), (gradients, weights)) -> (state, (updates, params))`, all per worker."""
+        """`step((params, opt_state), gradients) -> (state, (updates, params))`, all per worker."""
         update = optax.with_extra_args_support(self.update)
 
         def init() -> Any:
@@ -106,9 +108,8 @@ class Trial:
             return params, update.init(params)
 
         def step(state: Any, batch: Any) -> Any:
-            gradients, weight = jax.tree.map(lambda x: x[0], batch)
-            extras = {} if weight is None else {'weight': weight}
-            updates, opt_state = update.update(gradients, state[1], state[0], **extras)
+            gradients = jax.tree.map(lambda x: x[0], batch)
+            updates, opt_state = update.update(gradients, state[1], state[0])
             params = optax.apply_updates(state[0], updates)
             return (params, opt_state), (updates, params)
 
@@ -126,21 +127,20 @@ class Trial:
         return {name: np.asarray(normal(i, s), self.dtype) for i, (name, s) in enumerate(self.shapes.items())}
 
     def batch(self, t: int) -> Any:
-        """What the program's step number t is given: (random gradients [W, ...], no weights)."""
-        return jax.tree.map(lambda g: g[t], self.gradients(t + 1)), None
+        """What the program's step number t is given: random gradients [W, ...]."""
+        return jax.tree.map(lambda g: g[t], self.gradients(t + 1))
 
-    def run(self, gradients: Any, weights: Any = None, program: Program | None = None) -> Path:
-        """Runs one step for each row of `gradients` [T, W, ...], with `weights` [T, W] if given.
+    def run(self, gradients: Any, program: Program | None = None) -> Path:
+        """Runs one step for each row of `gradients` [T, W, ...].
 
-        Without a program the workers are simulated, and keep the states that they are given.
+        Without a program the workers are simulated, and states are not donated.
         """
         start, step = (self.simulated.init, self.counted) if program is None else (program.init, program.step)
         state = start()
         begin = jax.tree.map(lambda p: np.broadcast_to(p, (self.count, *p.shape)), self.start())
         updates, params = [], [begin]
         for t in range(len(jax.tree.leaves(gradients)[0])):
-            batch = jax.tree.map(lambda x, t=t: x[t], (gradients, weights))
-            state, out = step(state, batch)
+            state, out = step(state, jax.tree.map(lambda x, t=t: x[t], gradients))
             out = jax.device_get(out)
             updates.append(out[0])
             params.append(out[1])
@@ -151,9 +151,7 @@ class Trial:
 def mean_rows(tree: Any) -> Any:
     """The mean over workers of [T, W, ...] in float64, kept as [T, W, ...].
 
-    >>> mean_rows(np.array([[1., 3.]]))
+    >>> mean_rows(np.array([[1.0, 3.0]]))
     array([[2., 2.]])
     """
     return jax.tree.map(lambda x: np.broadcast_to(x.astype(np.float64).mean(1, keepdims=True), x.shape), tree)
-
-

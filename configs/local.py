@@ -1,0 +1,36 @@
+"""Local SGD with uneven data: eight simulated workers, each with digits of its own, average parameters now and then.
+
+./scripts/train configs/local.py
+./scripts/train configs/local.py --set average.every=100
+jaxdist compare configs/local.py --seeds 3        (the sweep below)
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from jaxdist.data import Digits, Dirichlet
+from jaxdist.experiment import Experiment, Mesh
+from jaxdist.models import Perceptron
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        update='sgd(learning_rate=0.1) | average(every=10)',
+        model=Perceptron(hidden=(64,)),
+        data=Digits(division=Dirichlet(alpha=0.3)),
+        mesh=Mesh(workers=8, simulate=True),
+        batch=128,
+        steps=600,
+    )
+
+
+def sweep() -> Iterator[Experiment]:
+    """Averaging at every step, every tenth and every hundredth, the last two with int8 on the wire too."""
+    base = experiment()
+    for update in (
+        'mean() | sgd(learning_rate=0.1)',
+        'sgd(learning_rate=0.1) | average(every=10)',
+        'sgd(learning_rate=0.1) | average(every=100)',
+        'sgd(learning_rate=0.1) | average(every=10, codec=int8(), feedback=True)',
+    ):
+        yield dataclasses.replace(base, update=update)

@@ -1,0 +1,43 @@
+"""The documentation's code is the code that is tested, and it runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DOCS = Path(__file__).parent.parent / 'docs'
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', (DOCS / page).read_text(), re.DOTALL)
+
+
+def test_the_worked_example_on_the_page_is_the_file() -> None:
+    assert blocks('your_own_algorithm.md')[0] == (DOCS / 'examples' / 'trimmed_mean.py').read_text()
+
+
+@pytest.mark.slow
+def test_the_worked_example_is_lawful() -> None:
+    command = [sys.executable, '-m', 'jaxdist', 'laws', str(DOCS / 'examples' / 'trimmed_mean.py')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('holds') == 16
+    assert 'bounded by the honest' in done.stdout
+
+
+def test_the_worked_example_trains_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxdist import registry
+
+    monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
+    space: dict[str, object] = {}
+    exec(blocks('your_own_algorithm.md')[0], space)
+    rng = np.random.default_rng(0)
+    truth = np.array([1.0, -2.0, 3.0])
+    x = rng.normal(size=(64, 3)).astype(np.float32)
+    space['batch'] = {'x': x, 'y': (x @ truth).astype(np.float32)}
+    code = blocks('your_own_algorithm.md')[1]
+    exec(code + '\nfor _ in range(100): state, metrics = program.step(state, batch)', space)
+    np.testing.assert_allclose(space['state'].params, truth, atol=1e-3)  # type: ignore[attr-defined]

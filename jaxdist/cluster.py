@@ -34,13 +34,19 @@ def join(cluster: Cluster) -> None:
 
     >>> join(Cluster())
     """
-    given = (cluster.coordinator, cluster.processes, cluster.process)
-    if all(option is not None for option in given):
-        jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process)
+    address, processes, process = given = (cluster.coordinator, cluster.processes, cluster.process)
+    if address is not None and processes is not None and process is not None:
+        if not 0 <= process < processes:
+            raise ValueError(
+                f'--cluster.process {process} must be from 0 to {processes - 1}: there are {processes} processes'
+            )
+        if not address.rpartition(':')[2].isdecimal():
+            raise ValueError(f'--cluster.coordinator {address} must be host:port, as in 10.0.0.1:9911')
+        jax.distributed.initialize(address, processes, process)
     elif any(option is not None for option in given):
         raise ValueError(
             'the options --cluster.coordinator, --cluster.processes and --cluster.process go together: '
-            f'got {cluster.coordinator}, {cluster.processes} and {cluster.process}'
+            f'got {address}, {processes} and {process}'
         )
     elif cluster.auto or size(cluster) > 1:
         jax.distributed.initialize()

@@ -12,7 +12,10 @@ import jax
 from jaxdist import ledger, line, report
 from jaxdist.experiment import Experiment, ExperimentError, flat, to_json
 from jaxdist.folder import read_records
-from jaxdist.run import Diverged, Event, run
+from jaxdist.run import Diverged, Event, Ready, run
+
+FACTS = ('versions', 'commit', 'devices', 'data')
+"""What the page takes from a run's `run.json`."""
 
 
 class Contender(NamedTuple):
@@ -34,38 +37,48 @@ def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
     ['mean()', 'mean(codec=int8())']
     """
     if not experiments:
-        raise ExperimentError('there is nothing to compare: give --update lines, or a config with a sweep()')
+        raise ExperimentError(
+            'there is nothing to compare: give update lines, or a config whose sweep() yields experiments'
+        )
+    lines = [line.spell(e.update) for e in experiments]
     fields = [{name: v for name, v in flat(e).items() if name not in ('seed', 'update')} for e in experiments]
-    differ = [name for name in fields[0] if any(f.get(name) != fields[0][name] for f in fields)]
-    differ += sorted({name for f in fields for name in f} - set(fields[0]))
-    lines = _short_lines([e.update for e in experiments])
+    for k, same in enumerate(zip(lines, fields, strict=True)):
+        if same in zip(lines[:k], fields[:k], strict=True):
+            twice = experiments[k].update
+            raise ExperimentError(f'{twice!r} would be compared with itself: seeds are given with --seeds')
+    differ = list(dict.fromkeys(name for f in fields for name in f if any(g.get(name) != f[name] for g in fields)))
     names = [
-        ', '.join([*([text] if text else []), *(f'{n}={f[n]}' for n in differ if n in f and not n.endswith('kind'))])
-        for text, f in zip(lines, fields, strict=True)
+        ', '.join([*([text] if text else []), *(f'{n}={f[n]}' for n in differ if n in f)])
+        for text, f in zip(_short_lines([e.update for e in experiments]), fields, strict=True)
     ]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ExperimentError(f'these would be compared with themselves: {twice}; seeds are given with --seeds')
     return [Contender(name or e.update, e) for name, e in zip(names, experiments, strict=True)]
 
 
 def _short_lines(updates: list[str]) -> list[str]:
     """Each line without the links that all of them have; nothing where all lines are the same."""
     split = [line.split(update) for update in updates]
+    if all(links == split[0] for links in split):
+        return [''] * len(updates)
     common = [link for link in split[0] if all(link in links for links in split)]
     short = [' | '.join(link for link in links if link not in common) for links in split]
-    return short if len(set(updates)) > 1 and all(short) else (updates if len(set(updates)) > 1 else [''] * len(updates))
+    return short if all(short) and len(set(short)) == len(set(updates)) else updates
 
 
 def compare(
-    who: Sequence[Contender], seeds: int, folder: Path, *, stop: Callable[[], bool] = lambda: False
+    who: Sequence[Contender],
+    seeds: int,
+    folder: Path,
+    *,
+    command: str = '',
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, int, Event]]:
-    """Runs every contender with every seed, and yields (name, seed, event). What the folder holds already is not run again.
+    """Runs every contender with every seed, and yields (name, seed, event), but for what the folder holds already.
 
-    Contender k's run with seed s lies in `runs/`, one folder each. When all are done, `report` makes the pages.
+    Each run has a folder of its own below `runs/`, found again by the experiment: see `run_folder`. When all are done,
+    `write_report` makes the pages. To the events of `run` comes `diverged` (why), with which a run can end too.
 
     Raises:
-        ExperimentError: `seeds` below 1, or the folder holds another comparison.
+        ExperimentError: `seeds` below 1, or what a contender sends depends on the data, so that nobody can compare it.
 
     >>> list(compare([], 0, Path('nowhere')))
     Traceback (most recent call last):
@@ -79,33 +92,39 @@ def compare(
             where = run_folder(folder, experiment)
             if (where / 'result.json').exists():
                 continue
-            yield from ((name, experiment.seed, event) for event in _one(name, experiment, where, stop))
+            yield from ((name, experiment.seed, event) for event in _one(name, experiment, where, command, stop))
             if stop():
                 return
 
 
-def _one(name: str, experiment: Experiment, where: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+def _one(name: str, experiment: Experiment, where: Path, command: str, stop: Callable[[], bool]) -> Iterator[Event]:
     """One run, and its row of results, unless it was stopped before its end."""
     row: dict[str, Any] = {'name': name, 'update': _key(experiment), 'seed': experiment.seed}
     try:
-        for event in run(experiment, where, stop=stop):
+        for event in run(experiment, where, command=command, stop=stop):
             if event.kind == 'ready':
-                state = event.value.training.program.state
-                row['held'] = ledger.held({'params': state.params, 'opt_state': state.opt_state})
-                row['sent'] = (event.value.sent or 0) * experiment.steps
+                row['held'] = _held(name, event.value)
             yield event
             if event.kind == 'stopped':
                 return
     except Diverged as diverged:
         yield Event('diverged', str(diverged))
-        row['held_out'] = None
+        scores = {'loss': None}
     else:
-        last = [r for r in read_records(where) if 'held_out' in r][-1]
-        scores = last['held_out']
-        row.update(held_out=scores['loss'], **({'accuracy': scores['accuracy']} if 'accuracy' in scores else {}))
-    row['seconds'] = max((r['seconds'] for r in read_records(where)), default=0.0)
+        scores = next(r['held_out'] for r in reversed(read_records(where)) if 'held_out' in r)
+    row.update(held_out=scores['loss'], **({'accuracy': scores['accuracy']} if 'accuracy' in scores else {}))
+    for name in ('sent', 'seconds'):
+        row[name] = max(r.get(name, 0) for r in read_records(where))
     if jax.process_index() == 0:
-        (where / 'result.json').write_text(json.dumps(row) + '\n')
+        (where / 'result.json').write_text(json.dumps(row, allow_nan=False) + '\n')
+
+
+def _held(name: str, ready: Ready) -> int:
+    """Bytes that a device holds between steps."""
+    if ready.sent is None:
+        raise ExperimentError(f'{name}: the bytes that it sends depend on the data, so they cannot be compared')
+    state = ready.training.program.state
+    return ledger.held({'params': state.params, 'opt_state': state.opt_state})
 
 
 def _key(experiment: Experiment) -> str:
@@ -134,7 +153,7 @@ def rows(who: Sequence[Contender], seeds: int, folder: Path) -> list[dict[str, A
 
 
 def write_report(who: Sequence[Contender], seeds: int, folder: Path, title: str, command: str) -> list[report.Summary]:
-    """Writes `rows.jsonl`, `table.md`, `frontier.png`, `curves.png` and the page `index.html`; returns the table's lines.
+    """Writes `rows.jsonl`, `table.md`, `frontier.png`, `curves.png` and `index.html`; returns the table's lines.
 
     Raises:
         ExperimentError: no run has ended yet.
@@ -143,31 +162,38 @@ def write_report(who: Sequence[Contender], seeds: int, folder: Path, title: str,
     Traceback (most recent call last):
     jaxdist.experiment.ExperimentError: no run in nowhere has ended yet
     """
-    results = rows(who, seeds, folder)
+    ended, results = _ended(who, seeds, folder), rows(who, seeds, folder)
     if not results:
         raise ExperimentError(f'no run in {folder} has ended yet')
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in results))
     names = {_key(experiment): name for name, experiment in who}
     results = [{**row, 'name': names[row['update']]} for row in results]
     summaries = report.summarise(results)
-    facts = json.loads((run_folder(folder, who[0].experiment) / 'run.json').read_text())
-    (baseline,) = facts['baseline'].items()
+    facts = json.loads((run_folder(folder, ended[0]) / 'run.json').read_text())
     records: dict[str, list[Any]] = {}
-    for row, experiment in zip(results, _ended(who, seeds, folder), strict=True):
-        records.setdefault(row['name'], []).append(read_records(run_folder(folder, experiment)))
-    report.frontier_plot(summaries, folder / 'frontier.png', baseline)
-    report.curves_plot(records, folder / 'curves.png')
-    table = report.markdown_table(summaries)
-    (folder / 'table.md').write_text(f'{table}\n\n' + '\n'.join(report.notes(summaries)) + '\n')
+    for row, experiment in zip(results, ended, strict=True):
+        if row['held_out'] is not None:  # of a run that diverged, the table tells
+            records.setdefault(row['name'], []).append(read_records(run_folder(folder, experiment)))
+    (folder / 'table.md').write_text(report.markdown_table(summaries))
     report.page(
         title,
-        [f'{len(who)} update lines, {seeds} seeds each, on the same data and initial weights.', *report.notes(summaries)],
+        [f'{len(who)} contenders, {seeds} seeds each, on the same data and initial weights.'],
         {'Held-out quality, bytes and time': summaries},
-        {'Quality against bytes': folder / 'frontier.png', 'Quality while training': folder / 'curves.png'},
-        {'command': command, 'first experiment': to_json(who[0].experiment), **facts},
+        _plots(summaries, records, facts['baseline'], folder) if records else {},
+        {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}},
         folder / 'index.html',
     )
     return summaries
+
+
+def _plots(
+    summaries: list[report.Summary], records: dict[str, list[Any]], baseline: dict[str, float], folder: Path
+) -> dict[str, Path]:
+    """Draws the plots, and returns them with their captions."""
+    frontier, curves = folder / 'frontier.png', folder / 'curves.png'
+    report.frontier_plot(summaries, frontier, *baseline.items())
+    report.curves_plot(records, curves)
+    return {'Quality against bytes': frontier, 'Quality while training': curves}
 
 
 def _ended(who: Sequence[Contender], seeds: int, folder: Path) -> list[Experiment]:

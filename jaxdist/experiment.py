@@ -217,15 +217,20 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal and value in arguments:
         return value
     options = arguments if origin in (typing.Union, types.UnionType) else (hint,)
-    kinds = {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
+    kinds: dict[str, Any] = {o.__name__: o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)}
     if kinds and isinstance(value, dict):
         return _decode_dataclass(kinds, value, where)
     if type(value) is int and float in options:
         return float(value)
     if type(value) in options and not kinds:
         return value
-    wanted = ' or '.join(kinds or [getattr(option, '__name__', str(option)) for option in options])
-    raise ExperimentError(f'{where}: {value!r} is no {wanted.replace("typing.", "")}')
+    raise ExperimentError(f'{where}: {value!r} is not {_named(options)}')
+
+
+def _named(options: tuple[Any, ...]) -> str:
+    """Types as an error names them."""
+    each = [typing.get_args(o) if typing.get_origin(o) is Literal else (getattr(o, '__name__', o),) for o in options]
+    return ' or '.join('null' if name == 'NoneType' else str(name) for names in each for name in names)
 
 
 def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:

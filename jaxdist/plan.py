@@ -55,9 +55,7 @@ def plan(training: Training) -> Plan:
     spelled = line.spell(training.experiment.update)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
     book = _simulated(training, batch, holds) if training.where.mesh is None else _placed(training, batch, holds)
-    return Plan(
-        spelled, training.data.facts, sum(sizes), _per_worker(program.layout), book, training.where.mesh is None
-    )
+    return Plan(spelled, training.data.facts, sum(sizes), per_worker(program.layout), book, training.where.mesh is None)
 
 
 def traffic(training: Training) -> list[ledger.Row]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxdist.step import State, means
 from jaxdist.train import Training, evaluate, first_state, prepare, train
 
 
-class Diverged(RuntimeError):
+class Diverged(RuntimeError):  # noqa: N818
     """Training cannot go on: the loss has stopped being a finite number."""
 
 
@@ -46,7 +47,7 @@ class Ready(NamedTuple):
 
     training: Training
     step: int
-    sent: float | None
+    sent: Fraction | None
     damaged: list[tuple[Path, str]]
 
 
@@ -54,23 +55,25 @@ class Done(NamedTuple):
     """How a run ended.
 
     Attributes:
-        step: steps taken.
-        seconds: time trained, in all starts of the run together.
+        step: steps taken, all starts of the run together.
+        taken: how many of them this start took; 0 if the run was at its end already.
+        seconds: time trained, all starts together.
         problem: why there is no `loss.png`, or nothing.
     """
 
     step: int
+    taken: int
     seconds: float
-    problem: str = ''
+    problem: str
 
 
 def run(
     experiment: Experiment, folder: Path, *, command: str = '', stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event]:
-    """Trains, writes the folder, and yields what happens. Where the folder has a run of this experiment, goes on with it.
+    """Trains, writes the folder, and yields what happens; goes on with the run of this experiment that is there.
 
-    The folder gets `experiment.json`, `run.json` (versions, commit, device, commands), `metrics.jsonl`, `checkpoints/`, and
-    at the end `loss.png`. In several processes all call this; process 0 alone writes what is not a checkpoint.
+    The folder gets `experiment.json`, `run.json` (versions, commit, devices, commands), `metrics.jsonl`, `checkpoints/`
+    and at the end `loss.png`. In several processes all call this; process 0 alone writes what is not a checkpoint.
 
     Args:
         experiment: what to train.
@@ -85,7 +88,9 @@ def run(
 
     >>> import tempfile
     >>> from jaxdist.experiment import Digits, Mesh, Perceptron
-    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=2)
+    >>> small = Experiment(
+    ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=2
+    ... )
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     kinds = [event.kind for event in run(small, Path(folder))]
     >>> kinds
@@ -103,43 +108,43 @@ def run(
         begin = found.step if found else 0
         log = Log(folder, begin)
         log.describe(training, command)
-        rate = sent_each_step(traffic(training), training.where.axis)
-        sent = None if rate is None else float(rate)
-        yield Event('ready', Ready(training, begin, sent, found.damaged if found else []))
-        yield from _steps(training, state, checkpoints, log, sent, stop)
+        sent = sent_each_step(traffic(training), training.where.axis)
+        ready = Ready(training, begin, sent, found.damaged if found else [])
+        yield Event('ready', ready)
+        yield from _steps(ready, state, checkpoints, log, stop)
 
 
-def _steps(
-    training: Training, state: State, checkpoints: Checkpoints, log: Log, sent: float | None, stop: Callable[[], bool]
-) -> Iterator[Event]:
+def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop: Callable[[], bool]) -> Iterator[Event]:
     """Trains from `state` on; saves, evaluates and records as the experiment says."""
+    training, begin, sent, _ = ready
     experiment = training.experiment
     meta = {'experiment': to_json(experiment)}
-    step = begin = finite = int(state.step)
-    for step, state, metrics in train(training, state):
+    step = finite = begin
+    for step, after, metrics in train(training, state):
         last = step == experiment.steps
         ended = not last and _all_stop(stop, step, experiment)
         if last or step % experiment.log_every == 0:
-            record = log.write({'step': step, **means(metrics), **({} if sent is None else {'sent': sent * step})})
+            cost = {} if sent is None else {'sent': round(sent * step)}
+            record = log.write({'step': step, **means(metrics), **cost})
             yield Event('trained', record)
             finite = _last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
-            record = log.write({'step': step, 'held_out': evaluate(training, state)})
+            record = log.write({'step': step, 'held_out': evaluate(training, after)})
             yield Event('held_out', record)
             _refuse_broken(record, finite)
         if last or ended or step % experiment.save_every == 0:
-            checkpoints.save(step, state, meta)
+            checkpoints.save(step, after, meta)
             yield Event('saved', step)
         if ended:
             checkpoints.wait()
             yield Event('stopped', step)
             return
     checkpoints.wait()
-    yield Event('done', Done(step, log.seconds, log.plot(training) if step > begin else ''))
+    yield Event('done', Done(step, step - begin, log.seconds, log.plot(training) if step > begin else ''))
 
 
 def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bool:
-    """Whether to stop; several processes ask each other only when they record, to agree without waiting at each step."""
+    """Whether to stop; several processes ask each other only when they record, or they would wait at each step."""
     if jax.process_count() == 1:
         return stop()
     return step % experiment.log_every == 0 and cluster.anyone(stop())
@@ -185,6 +190,6 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
     own = per_worker(training.program.layout)
     if meta and own and ours.mesh.workers != theirs.mesh.workers:
         raise ExperimentError(
-            f'{folder} was trained with {theirs.mesh.workers} workers, each with values of its own ({own[0]}, ...); it can '
-            f'go on with as many, simulated or on a mesh, not with {ours.mesh.workers}'
+            f'{folder} was trained with {theirs.mesh.workers} workers, each with values of its own ({own[0]}, ...); it '
+            f'can go on with as many, simulated or on a mesh, not with {ours.mesh.workers}'
         )

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxdist import mesh as meshes
 from jaxdist import wire, workers
+from jaxdist.accord import Accord, works_locally
+from jaxdist.gradient import gradients
 from jaxdist.task import Batch, Loss, Params
 from jaxdist.workers import Program, Workers
 
@@ -85,24 +86,26 @@ def make_step(
     update = optax.with_extra_args_support(update)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(init, key)
+    _refuse_cuts_over_workers(rules, where.axis)
     specs = meshes.specs(params, rules, where.mesh)
-    gradients = _gradients(loss, accumulate, compute)
+    gradient = gradients(loss, accumulate, compute)
     extras = {'specs': specs} if where.mesh is not None and len(where.mesh.shape) > 1 else {}
     uneven = _counts_differ(loss, params, batch, where)
 
     def first(key: jax.Array) -> State:
-        params = init(key)
+        params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice
         zero = jnp.zeros((), jnp.int32)
         return State(zero, params, update.init(params), key, zero)
 
     def step(state: State, batch: Batch, accord: Accord | None = None) -> tuple[State, dict[str, jax.Array]]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), wire.index(where.axis))
         local = wire.per_worker(state.params, where.axis)  # or the gradient would be summed over workers at once
-        sums, count, grads = gradients(local, batch, draw)
-        ok = jnp.bool(True)
+        sums, count, grads = gradient(local, batch, draw)
+        ok, told = jnp.bool(True), extras
         if accord is not None:
             ok, grads = accord.before(grads, count)
-        updates, opt_state = update.update(grads, state.opt_state, state.params, **extras)
+            told = {**extras, **accord.extras(ok)}
+        updates, opt_state = update.update(grads, state.opt_state, state.params, **told)
         new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
         if accord is not None:
             new = accord.after(ok, new, state)
@@ -124,89 +127,6 @@ def make_step(
     return workers.spread(first, agreed, layout, where, (key,), cut)
 
 
-class Accord(NamedTuple):
-    """What is settled around an update: who takes the step, and how much each worker's gradient counts.
-
-    Attributes:
-        layout: which leaves of the state differ between workers.
-        alone: whether workers go their own ways, each deciding for what is its own; else all decide together.
-        guard: whether a gradient that is not finite is left out.
-        uneven: whether workers' counts of examples may differ.
-        axis: the worker axis.
-    """
-
-    layout: State
-    alone: bool
-    guard: bool
-    uneven: bool
-    axis: str
-
-    def before(self, grads: Params, count: jax.Array) -> tuple[jax.Array, Params]:
-        """Whether this worker takes the step, and the gradient that it takes it with."""
-        finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]).all()
-        if self.alone:
-            # The others may meet with this worker at this very step: nothing that is not finite may reach them.
-            ok = finite if self.guard else jnp.bool(True)
-            return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.guard else grads
-        told = {'bad': 1 - finite.astype(count.dtype)} if self.guard else {}
-        told |= {'count': count} if self.uneven else {}
-        everyone = wire.total(told, self.axis) if told else {}
-        if self.uneven:
-            share = count * wire.size(self.axis) * _inverse(everyone['count'])
-            grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
-        return everyone['bad'] == 0 if self.guard else jnp.bool(True), grads
-
-    def after(self, ok: jax.Array, new: State, old: State) -> State:
-        """The new state, or the old one bit for bit."""
-        if not self.guard:
-            return new
-
-        def choose(varies: bool, new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(ok, new, old) if varies or not self.alone else new
-
-        return jax.tree.map(choose, self.layout, new, old)
-
-
-def _gradients(loss: Loss, accumulate: int, compute: Any) -> Callable[..., Any]:
-    """`(params, batch, key) -> (sums, count, gradient of the mean)` of one worker."""
-
-    def part(params: Params, batch: Batch, key: jax.Array, of_the_mean: bool = True) -> Any:
-        def objective(params: Params) -> tuple[jax.Array, Any]:
-            sums, count = loss(cast(params, compute), batch, key)
-            count = lax.stop_gradient(jnp.asarray(count, float))
-            return sums['loss'] * (_inverse(count) if of_the_mean else 1), (sums, count)
-
-        (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return sums, count, grads
-
-    def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
-        cut = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])  # noqa: E731
-        parts = jax.tree.map(cut, batch), jax.random.split(key, accumulate)
-        one = lambda args: part(params, args[0], args[1], of_the_mean=False)  # noqa: E731
-        begin = one(jax.tree.map(lambda x: x[0], parts))
-        add = lambda carry, args: (jax.tree.map(jnp.add, carry, one(args)), None)  # noqa: E731
-        sums, count, grads = lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
-        return sums, count, jax.tree.map(lambda g: g * _inverse(count).astype(g.dtype), grads)
-
-    return whole if accumulate > 1 else part
-
-
-def _inverse(count: jax.Array) -> jax.Array:
-    """1 / count, and 0 for a worker who has no example."""
-    return jnp.where(count > 0, 1 / count, 0)
-
-
-def cast(params: Params, compute: jax.typing.DTypeLike | None) -> Params:
-    """The parameters as the loss sees them: real numbers in the dtype `compute`, if one is given.
-
-    >>> cast({'w': jnp.ones(1)}, jnp.bfloat16)
-    {'w': Array([1], dtype=bfloat16)}
-    """
-    if compute is None:
-        return params
-    return jax.tree.map(lambda p: p.astype(compute) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)
-
-
 def _counts_differ(loss: Loss, params: Params, batch: Batch, where: Workers) -> bool:
     """Whether the count that the loss returns depends on the data. Says what is wrong with a loss of another form."""
 
@@ -217,6 +137,9 @@ def _counts_differ(loss: Loss, params: Params, batch: Batch, where: Workers) -> 
                 "the loss must return (sums, count) with sums a dict that holds 'loss', as in "
                 f"({{'loss': jnp.sum(...)}}, batch_size); it returned {out}"
             )
+        taken = sorted({'count', 'skipped'} & set(out[0]))
+        if taken:
+            raise ValueError(f"the loss's sums must not be called {taken}: the step's own metrics have these names")
         for name, x in {**out[0], 'count': out[1]}.items():
             if jnp.shape(x) != ():
                 raise ValueError(
@@ -227,14 +150,13 @@ def _counts_differ(loss: Loss, params: Params, batch: Batch, where: Workers) -> 
     return workers.which_vary(count, where, (P(), P(where.axis)), params, batch)
 
 
-def works_locally(opt_state: optax.OptState) -> bool:
-    """Whether a part of the update lets workers differ on purpose: its state has a true property `works_locally`.
-
-    >>> works_locally((optax.EmptyState(),))
-    False
-    """
-    says_so = lambda node: getattr(node, 'works_locally', False)  # noqa: E731
-    return any(says_so(node) for node in jax.tree.leaves(opt_state, is_leaf=says_so))
+def _refuse_cuts_over_workers(rules: meshes.Rules, axis: str) -> None:
+    wrong = [pattern for pattern, dims in rules if axis in dims]
+    if wrong:
+        raise ValueError(
+            f'rules {wrong} cut parameters over {axis!r}, the worker axis: each worker has all of its parameters, and '
+            'would have to fetch them at every step. Cut them over another axis of the mesh'
+        )
 
 
 def _refuse_drift(layout: Any) -> None:

@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdist import line, mesh, workers
 from jaxdist.data import Data
 from jaxdist.experiment import Experiment
-from jaxdist.step import State, cast, make_step, shared_params
+from jaxdist.gradient import cast
+from jaxdist.step import State, make_step, shared_params
 from jaxdist.task import Batch, Model, Params
 from jaxdist.workers import Program, Workers
 

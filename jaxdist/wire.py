@@ -115,6 +115,8 @@ def exchange(x: jax.Array, axis: str = AXIS) -> jax.Array:
     Array([[0, 2],
            [1, 3]], dtype=int32)
     """
+    if not on_mesh(axis):  # under vmap, all_to_all gets the shape wrong of what no worker has of its own
+        x = x + (0 * lax.axis_index(axis)).astype(x.dtype)
     return lax.all_to_all(x, axis, 0, 0, tiled=True)
 
 
@@ -127,7 +129,7 @@ def to_bytes(x: jax.Array) -> jax.Array:
     Array([  0,   0, 128,  63], dtype=uint8)
     """
     out = lax.bitcast_convert_type(x, jnp.uint8)
-    return out.reshape(*x.shape[:-1], -1)
+    return out.reshape(*x.shape[:-1], x.shape[-1] * jnp.dtype(x.dtype).itemsize)
 
 
 def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -137,7 +139,7 @@ def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     Array([ 1., -2.], dtype=float32)
     """
     width = jnp.dtype(dtype).itemsize
-    shape = (*data.shape[:-1], -1) if width == 1 else (*data.shape[:-1], data.shape[-1] // width, width)
+    shape = data.shape if width == 1 else (*data.shape[:-1], data.shape[-1] // width, width)
     return lax.bitcast_convert_type(data.reshape(shape), dtype)
 
 

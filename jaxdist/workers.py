@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdist import wire
+from jaxdist.choices import split_choices
 
 P = PartitionSpec
 Init = Callable[..., Any]
@@ -39,7 +40,7 @@ def on_mesh(mesh: Mesh | AbstractMesh, axis: str = wire.AXIS) -> Workers:
     """The workers of a mesh's axis.
 
     Raises:
-        ValueError: the mesh has no such axis.
+        ValueError: the mesh has no such axis, or one that is not of `AxisType.Auto`.
 
     >>> import jaxdist.mesh
     >>> on_mesh(jaxdist.mesh.make({'workers': 2, 'model': 2})).count
@@ -47,6 +48,8 @@ def on_mesh(mesh: Mesh | AbstractMesh, axis: str = wire.AXIS) -> Workers:
     """
     if axis not in mesh.shape:
         raise ValueError(f'the mesh has no axis {axis!r}; its axes are {list(mesh.shape)}')
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(f'every axis of the mesh must be of AxisType.Auto; they are {mesh.axis_types}')
     return Workers(mesh.shape[axis], mesh, axis)
 
 
@@ -91,7 +94,13 @@ def which_vary(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args: A
         seen.append(jax.tree.map(lambda x: wire.varies(x, workers.axis), fn(*args)))
         return jnp.zeros(())
 
-    jax.eval_shape(_sharded(probe, workers, in_specs, P()), *args)
+    traced = jax.make_jaxpr(_sharded(probe, workers, in_specs, P()))(*args)
+    for kind in split_choices(traced, workers.axis):
+        raise ValueError(
+            f'a lax.{kind} is decided differently by each worker, and gives values that count as shared by all: they '
+            'would drift apart unseen. Give jaxdist.wire.per_worker(...) of every value out of it, or decide by '
+            'something that all share, such as wire.total(...)'
+        )
     return seen[-1]
 
 

@@ -18,6 +18,8 @@ ROWS = 240  # 1, 3, 4, 5 and 8 workers divide it, and 4 workers in 4 parts each
 RATE = 0.1
 PLACES = ('simulated', 'mesh')
 
+UNEVEN = np.repeat(np.float32([1, 0, 0.25, 3]), ROWS // 4) * (np.arange(ROWS) % 7 > 1)  # the second of 4 has nothing
+
 # Lines with each kind of state. All tests use the same ones, so that each is compiled once.
 SGD = f'sgd(learning_rate={RATE})'
 ADAM = 'adamw(learning_rate=0.01)'
@@ -76,7 +78,7 @@ def gradient(params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     """The gradient of the weighted mean over all rows, in float64."""
     x, y = np.float64(batch['x']), np.float64(batch['y'])
     weight = np.float64(batch.get('weight', np.ones(len(y))))
-    error = weight * (x @ params['w'] + params['b'] - y) / weight.sum()
+    error = weight * (x @ params['w'] + params['b'] - y) / max(weight.sum(), 1e-9)
     return {'w': error @ x, 'b': error.sum()}
 
 

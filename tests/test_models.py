@@ -21,12 +21,13 @@ IMAGES = Task('classes', (7, 8, 2), 5)
 TABLE = Task('classes', (6,), 3)
 VALUES = Task('values', (6,), 1)
 PAIRS = [
-    (Transformer(layers=2, width=32, heads=2), TOKENS),
+    (Transformer(layers=1, width=32, heads=2), TOKENS),
     (ConvNet(channels=(4, 6), dense=16), IMAGES),
     (Perceptron(hidden=(8, 8)), IMAGES),
     (Perceptron(hidden=()), TABLE),
     (Perceptron(), VALUES),
 ]
+DEEP = (Transformer(layers=2, width=16, heads=2), TOKENS)
 pairs = pytest.mark.parametrize('architecture, task', PAIRS)
 
 
@@ -88,17 +89,16 @@ def transformer_by_hand(p: Params, tokens: np.ndarray, layers: int) -> np.ndarra
 
 
 def test_transformer_equals_numpy_by_hand(monkeypatch):
-    architecture, task = PAIRS[0]
-    _, params, batch = made(architecture, task)
+    _, params, batch = made(*DEEP)
     params = jax.tree.map(lambda a: 3 * np.asarray(a, np.float64), params)  # attention far from uniform
     expected = transformer_by_hand(params, batch['tokens'][:, :-1], layers=2)
-    logits = outputs(architecture, task, monkeypatch)(jax.tree.map(np.float32, params), batch)
+    logits = outputs(*DEEP, monkeypatch)(jax.tree.map(np.float32, params), batch)
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 def test_a_later_token_does_not_change_earlier_predictions(monkeypatch):
-    _, params, batch = made(*PAIRS[0])
-    logits = outputs(*PAIRS[0], monkeypatch)
+    _, params, batch = made(*DEEP)
+    logits = outputs(*DEEP, monkeypatch)
     changed = batch['tokens'].copy()
     changed[:, 7] = (changed[:, 7] + 1) % TOKENS.classes
     before, after = logits(params, batch), logits(params, {'tokens': changed})
@@ -148,8 +148,8 @@ def test_every_parameter_gets_a_finite_gradient(architecture: Architecture, task
     _, params, batch = made(architecture, task)
     grads = gradient(architecture, task)(params, batch)
     for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
-        assert jnp.isfinite(leaf).all(), path
-        assert jnp.abs(leaf).max() > 0, path
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
 
 
 @pairs
@@ -191,7 +191,7 @@ def test_the_count_is_known_to_be_equal_on_all_workers_unless_weighted(architect
 @pairs
 def test_bfloat16_parameters_compute_in_bfloat16_and_sum_in_float32(architecture: Architecture, task: Task):
     model, params, batch = made(architecture, task)
-    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    half = jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
     exact, rounded = (model.loss(p, batch, KEY) for p in (params, half))
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype('float32')}
     np.testing.assert_allclose(rounded[0]['loss'], exact[0]['loss'], rtol=0.05)
@@ -200,7 +200,7 @@ def test_bfloat16_parameters_compute_in_bfloat16_and_sum_in_float32(architecture
     products = re.findall(r'dot_general.*: \(tensor<\S*x(\w+)>', jax.jit(model.loss).lower(half, batch, KEY).as_text())
     heads = 0 if isinstance(architecture, Transformer) else 1  # small heads multiply in float32
     assert products == ['bf16'] * (len(products) - heads) + ['f32'] * heads
-    assert len(products) == len([p for p in jax.tree.leaves(params) if p.ndim > 1]) + 4 * (task == TOKENS)
+    assert len(products) == len([p for p in jax.tree.leaves(params) if p.ndim > 1]) + 2 * (task == TOKENS)
 
 
 @pytest.mark.parametrize('architecture, task', [PAIRS[0], PAIRS[1], PAIRS[2], PAIRS[4]])
@@ -218,7 +218,7 @@ def test_cut_over_a_model_axis_it_gives_the_same_with_an_all_reduce_for_each_pai
         model.loss(params, batch, KEY),
     )
     names = re.findall(r'= \S+ (all-\S+|collective-\S+|reduce-scatter)\(', compiled.as_text())
-    pairs_of_matrices = 4 if isinstance(architecture, Transformer) else 1
+    pairs_of_matrices = 2 if isinstance(architecture, Transformer) else 1
     assert names == ['all-reduce'] * pairs_of_matrices
 
 
@@ -259,9 +259,11 @@ def fitted(model: Model, batches: list[Batch], learning_rate: float) -> Params:
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(params, updates), state), None
 
-    params = jax.jit(model.init)(KEY)
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, stacked)[0][0])((params, tx.init(params)))
+    def fit(batches):
+        params = model.init(KEY)
+        return jax.lax.scan(step, (params, tx.init(params)), batches)[0][0]
+
+    return jax.jit(fit)(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
 
 @pytest.mark.parametrize('architecture', [Perceptron(), ConvNet()])
@@ -270,7 +272,7 @@ def test_digits_are_learnt(architecture: Architecture):
     model = architecture.build(data.task)
     params = fitted(model, [data.batch(0, step, 64, 1) for step in range(150)], 5e-3)
     (held,) = data.held_out(359)
-    sums, count = model.loss(params, held, KEY)
+    sums, count = jax.jit(model.loss)(params, held, KEY)
     assert float(sums['accuracy'] / count) > 0.95
     assert float(sums['loss'] / count) < 0.1 * data.baseline
 
@@ -279,5 +281,5 @@ def test_text_is_learnt_beyond_its_histogram():
     data = Text(context=32).load()
     model = Transformer(layers=1, width=32, heads=2).build(data.task)
     params = fitted(model, [data.batch(0, step, 8, 1) for step in range(120)], 2e-2)
-    sums, count = model.loss(params, next(data.held_out(128)), KEY)
+    sums, count = jax.jit(model.loss)(params, next(data.held_out(128)), KEY)
     assert float(sums['loss'] / count) < data.baseline - 0.2

@@ -31,6 +31,7 @@ from step_toys import (
 from jaxdist.line import build
 from jaxdist.step import State, make_step, means
 
+
 def same_bits(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
 
@@ -126,14 +127,15 @@ def rows(tree: Any, layout: Any, *which: int) -> Any:
 @pytest.mark.parametrize('line', [LOCAL, LOCAL_INT8])
 @pytest.mark.parametrize('meeting', [False, True])
 def test_the_worker_whose_gradient_it_is_sits_out_alone(line: str, where: str, meeting: bool) -> None:
-    """All that is its own stays; the others go on, and where there is no meeting as if nothing had been."""
+    """It does not move and its optimiser stays; the others go on, and where nobody meets as if nothing had been."""
     made, data = program(line, where), batches(5)
     steps = 1 if meeting else 2
     bad = with_nan(data[steps], 4, 1)
     before = reached(line, where, steps)
     state, metrics = run(made, [*data[:steps], bad])
     own = [(s.params, s.opt_state) for s in (before, state, made.layout)]
-    same_bits(rows(own[1], own[2], 1), rows(own[0], own[2], 1))
+    mine = own if not meeting else [(opt_state[0],) for _, opt_state in own]
+    same_bits(rows(mine[1], mine[2], 1), rows(mine[0], mine[2], 1))
     assert metrics['skipped'].tolist() == state.skipped.tolist() == [0, 1, 0, 0]
     assert finite(state)
     if not meeting:
@@ -145,27 +147,29 @@ def test_the_worker_whose_gradient_it_is_sits_out_alone(line: str, where: str, m
 
 
 def test_at_a_meeting_the_others_meet_where_numpy_does() -> None:
-    """Everybody's parameters are averaged, those of the one who sits out without a step; it does not go there."""
+    """Everybody's parameters are averaged, those of the one who sits out as they were; it goes there too."""
     made, data = program(LOCAL), batches(2)
     state, _ = run(made, [data[0], with_nan(data[1], 4, 2)])
     first = jax.tree.map(lambda x: x[0], host(start(made).params))
     after = [descend(first, gradient(first, shard(data[0], 4, i))) for i in range(4)]
     there = [p if i == 2 else descend(p, gradient(p, shard(data[1], 4, i))) for i, p in enumerate(after)]
     mean = jax.tree.map(lambda *x: np.mean(x, 0), *there)
-    want = jax.tree.map(lambda *x: np.stack(x), mean, mean, after[2], mean)
+    want = jax.tree.map(lambda *x: np.stack(x), mean, mean, mean, mean)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
     jax.tree.map(close, host(state.params), want)
 
 
 def test_everybody_sits_out_at_a_meeting() -> None:
-    for line in (LOCAL, LOCAL_INT8):
+    """They meet all the same, where they stand."""
+    for line, close in ((LOCAL, 1e-6), (LOCAL_INT8, 1e-2)):
         made, data = program(line), batches(4)
+        before = host(reached(line, 'simulated', 1).params)
         state, _ = run(made, [data[0], with_nan(data[1], 4, 0, 1, 2, 3)])
-        same_bits(state.params, reached(line, 'simulated', 1).params)
+        there = jax.tree.map(lambda x: np.broadcast_to(x.mean(0), x.shape), before)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=close), host(state.params), there)
         assert finite(run(made, data[2:], state)[0])
 
 
-@pytest.mark.xfail(strict=True, reason='the residual is taken back, and the message that it was in is not')
 def test_a_residual_that_was_sent_is_not_kept() -> None:
     """All sit out at a meeting: what moved the anchor and what is held still are what was held before."""
     made, data = program(f'{SGD} | average(every=1, codec=int8(), feedback=True)'), batches(2)

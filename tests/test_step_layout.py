@@ -219,6 +219,12 @@ def test_a_rule_that_does_not_fit_is_refused_before_anything_is_compiled() -> No
             make_step(loss, init, build('mean() | sgd(0.1)'), batch, place('mesh', 4, 2), rules=rules)
 
 
+def test_a_rule_that_cuts_over_the_workers_is_refused() -> None:
+    (batch,) = batches(1)
+    with pytest.raises(ValueError, match='workers'):
+        make_step(loss, init, build(MEAN), batch, place('mesh', 3), rules=[('w', ('workers',))])
+
+
 def test_another_axis_without_rules_changes_nothing() -> None:
     data = batches(3)
     plain, _ = run(program(INT8, 'mesh'), data)

@@ -79,11 +79,16 @@ CHOICES = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason='JAX types a choice by its branches alone, not by who takes which')
 @pytest.mark.parametrize('choice', CHOICES)
-def test_what_workers_choose_between_shared_values_varies(choice: str) -> None:
-    found = which_vary(lambda _: CHOICES[choice](wire.index()), simulated(3), P(), jax.ShapeDtypeStruct((), 'int32'))
-    assert found is True
+def test_what_workers_choose_between_shared_values_is_refused(choice: str) -> None:
+    """JAX types a choice by its branches alone, not by who takes which."""
+    with pytest.raises(ValueError, match='is decided differently by each worker'):
+        which_vary(lambda _: CHOICES[choice](wire.index()), simulated(3), P(), jax.ShapeDtypeStruct((), 'int32'))
+
+
+def test_what_workers_choose_between_their_own_values_varies() -> None:
+    choose = lambda _: jax.lax.cond(wire.index() > 1, lambda: wire.per_worker(5), lambda: wire.per_worker(6))  # noqa: E731
+    assert which_vary(choose, simulated(3), P(), jax.ShapeDtypeStruct((), 'int32')) is True
 
 
 @pytest.mark.parametrize('where', PLACES)

@@ -88,7 +88,9 @@ def average(tree: Any, memory: Memory, codec: Codec | None, axis: str, specs: An
         run = group if specs is None else _on_shards(group, own, own if feedback else P())
         got, left = run([leaves[i] for i in members], [residuals[i] for i in members], wire.index(axis))
         for i, mean, rest in zip(members, got, left, strict=True):
-            means[i], rests[i] = mean.astype(leaves[i].dtype), rest
+            means[i] = mean.astype(leaves[i].dtype)
+            # What a short dtype rounds off is the same for all workers, so it belongs to each one's residual.
+            rests[i] = rest + (mean - means[i].astype(jnp.float32)) if feedback else rest
     like = jax.tree.structure(tree)
     held = jax.tree.unflatten(like, rests) if feedback else ()
     return jax.tree.unflatten(like, means), Memory(held, key)

@@ -1,6 +1,6 @@
 """`jaxdist laws`: algorithms and codecs against their laws, a user's own too."""
 
-import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,20 @@ from rich.markup import escape
 
 from jaxdist import registry
 from jaxdist.commands import options
-from jaxdist.laws import check_entry
+from jaxdist.laws import Verdict, check_entry
+from jaxdist.script import load_script
+
+What = tyro.conf.Positional[
+    Annotated[tuple[str, ...], tyro.conf.arg(metavar='[NAME|FILE.py ...]', help_behavior_hint='(default: all of them)')]
+]
 
 
 @dataclass(frozen=True)
 class Laws:
     """Tests algorithms and codecs against their laws: those that all answer to, and those that each claims."""
 
-    what: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar='NAME|FILE.py')]] = ()
-    """Names of algorithms or codecs, or files that register some. Without any, all of jaxdist's."""
+    what: What = ()
+    """Names of algorithms or codecs, or Python files that register some."""
     workers: int = 4
     """How many workers, on as many emulated devices."""
     seed: int = 0
@@ -29,47 +34,56 @@ class Laws:
 
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 1 if a law is broken."""
-    chosen = options.parse(Laws, Laws(), arguments, 'laws', Laws.__doc__ or '')
+    chosen = options.parse(Laws(), arguments, 'laws')
     options.emulate(chosen.workers)
     console = Console(highlight=False, soft_wrap=True)
     broken = 0
     for entry in _entries(chosen.what):
         for line, verdicts in check_entry(entry, chosen.workers, chosen.seed).items():
-            console.print(escape(line))
-            for verdict in verdicts:
-                mark = f'[red]broken[/]  {verdict.law}: {escape(verdict.problem)}' if verdict.problem else f'holds   {verdict.law}'
-                console.print(f'  {mark}')
-                broken += bool(verdict.problem)
+            console.print('\n'.join([escape(line), *map(_text, verdicts)]))
+            broken += sum(bool(verdict.problem) for verdict in verdicts)
     if broken:
-        console.print(f'[red]{broken} laws are broken[/]')
+        console.print(f'[red]{broken} {"law is" if broken == 1 else "laws are"} broken[/]')
         sys.exit(1)
 
 
+def _text(verdict: Verdict) -> str:
+    if not verdict.problem:
+        return f'  holds   {escape(verdict.law)}'
+    return f'  [red]broken[/]  {escape(verdict.law)}: {escape(verdict.problem)}'
+
+
 def _entries(what: tuple[str, ...]) -> list[registry.Entry]:
-    known = {**registry.codecs(), **registry.algorithms()}
-    if not what:
-        return list(known.values())
     found: list[registry.Entry] = []
     for name in what:
-        if name.endswith('.py'):
-            found += _registered_by(Path(name))
-        elif name in known:
-            found.append(known[name])
-        else:
-            close = registry.nearest(name, known)
-            raise ValueError(f'no algorithm or codec {name!r}' + (f'; did you mean {close[0]!r}?' if close else ''))
+        found += _of_file(Path(name)) if name.endswith('.py') else [_named(name)]
+    return found or list(_known().values())
+
+
+def _known() -> dict[str, registry.Entry]:
+    return {**registry.codecs(), **registry.algorithms()}
+
+
+def _named(name: str) -> registry.Entry:
+    known = _known()
+    if name not in known:
+        close = registry.nearest(name, known)
+        hint = f'; did you mean {close[0]!r}?' if close else f'; there are {", ".join(known)}'
+        raise ValueError(f'no algorithm or codec {name!r}{hint}')
+    return known[name]
+
+
+def _of_file(path: Path) -> list[registry.Entry]:
+    """What a file registers; one of jaxdist's own has done so already."""
+
+    def registered() -> list[registry.Entry]:
+        return [e for e in _known().values() if Path(inspect.getfile(e.make)).resolve() == path.resolve()]
+
+    if not registered():
+        load_script(path)
+    found = registered()
+    if not found:
+        raise ValueError(
+            f'{path} registers nothing: put @algorithm(...) or @codec(...) of jaxdist.registry on a function'
+        )
     return found
-
-
-def _registered_by(path: Path) -> list[registry.Entry]:
-    """What a file registers when it is imported."""
-    if not path.is_file():
-        raise ValueError(f'there is no file {str(path)!r}')
-    before = {**registry.codecs(), **registry.algorithms()}
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    new = [entry for name, entry in {**registry.codecs(), **registry.algorithms()}.items() if name not in before]
-    if not new:
-        raise ValueError(f'{path} registers nothing: put @algorithm(...) or @codec(...) of jaxdist.registry on a function')
-    return new

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxdist.cluster import Cluster
 from jaxdist.commands import options
-from jaxdist.commands.progress import mesh_text
+from jaxdist.commands.progress import facts_text, mesh_text
 from jaxdist.experiment import Experiment
 from jaxdist.plan import Plan, plan
 from jaxdist.report import bytes_text
@@ -18,12 +18,15 @@ from jaxdist.train import prepare
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Shows what an experiment will send and hold."""
+    """Shows what an experiment will send and hold, before it runs.
+
+    The config is a Python file, a run's folder or an experiment.json; every field can be changed by an option.
+    """
 
     experiment: options.ExperimentFields = field(default_factory=Experiment)
     set: options.Settings = ()
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
-    json: bool = False
+    json: options.Flag = False
     """Print the plan as JSON."""
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -32,12 +35,12 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     path, rest = options.config_path(arguments, 'plan')
     default = PlanOptions(options.load_config(path))
-    chosen = options.parse(PlanOptions, default, rest, f'plan {path.name or "CONFIG"}', PlanOptions.__doc__ or '')
+    chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
-    options.start(experiment, chosen.cluster)
+    options.start(experiment, where=chosen.cluster)
     made = plan(prepare(experiment))
     if chosen.json:
-        print(json.dumps(made.to_json(), indent=2))  # noqa: T201
+        print(json.dumps(made.to_json(), indent=2))
     else:
         show(made, experiment)
 
@@ -49,9 +52,9 @@ def show(made: Plan, experiment: Experiment) -> None:
     say(f'update      {made.update}')
     say(f'devices     {mesh_text(experiment.mesh)}')
     say(f'parameters  {made.parameters:,}')
-    say('data        ' + ', '.join(f'{name} {value}' for name, value in made.data.items()))
+    say(f'data        {facts_text(made.data)}')
     own = made.per_worker
-    listed = ', '.join(own[:4]) + (f' and {len(own) - 4} more' if len(own) > 4 else '')
+    listed = ', '.join(own[:2]) + (f' and {len(own) - 2} more' if len(own) > 2 else '')
     say(f'per worker  {listed or "nothing: all workers share the whole state"}')
     header, *rows = made.ledger.table()
     sent = Table(*header, title='sent by one device' + (' (on a mesh)' if made.simulated else ''), title_justify='left')

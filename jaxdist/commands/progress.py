@@ -1,7 +1,8 @@
 """What `train` and `compare` show while they run: a live line in a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,101 +11,175 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.experiment import Mesh
 from jaxdist.report import bytes_text, seconds_text
 from jaxdist.run import Event, Ready
 
+BAR = 12
+"""Columns that are kept for the bar itself."""
+
+
+class Screen(Console):
+    """Standard output of process 0; falls silent when nobody reads it any more, so that work can end in order."""
+
+    gone = False
+
+    def __init__(self) -> None:
+        super().__init__(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+        self.quiet = self.gone = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 class Progress:
-    """Shows the events of one run; process 0 alone prints.
+    """Shows the events of one run after the other."""
 
-    Args:
-        experiment: what is trained.
-        folder: where the run lies.
-        again: the command that goes on with it.
-        label: what to call it, where there are several.
-    """
-
-    def __init__(self, experiment: Experiment, folder: Path, again: str, label: str = '') -> None:
-        self.experiment, self.folder, self.again, self.label = experiment, folder, again, label
-        self.console = Console(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
-        self.bar = Bar(TextColumn('{task.description}'), BarColumn(bar_width=20), console=self.console, transient=True)
+    def __init__(self) -> None:
+        self.console = Screen()
+        text = TextColumn('{task.description}', table_column=Column(no_wrap=True))
+        self.bar = Bar(text, BarColumn(bar_width=None), console=self.console, transient=True, expand=True)
         self.task: TaskID | None = None
-        self.per_step, self.unit = experiment.batch, 'examples'
-        self.baseline = ('', 0.0)
-        self.sent: float | None = None
-        self.last: dict[str, Any] = {}
-        self.clock, self.begun = time.monotonic(), 0
-        self.rate = 0.0
+        self.ready: Ready | None = None
+        self.speed = Speed()
+
+    @property
+    def gone(self) -> bool:
+        """Whether standard output is a pipe that nobody reads any more."""
+        return self.console.gone
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
-
-    def show(self, event: Event) -> None:
-        """Prints what happened."""
-        getattr(self, f'_{event.kind}')(event.value)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.task is not None:
+            self.bar.stop()
 
     def say(self, text: str) -> None:
         """Prints a line, above the live one if there is one."""
         self.console.print(escape(text))
 
-    def _ready(self, ready: Ready) -> None:
-        data, experiment = ready.training.data, self.experiment
-        self.baseline, self.sent, self.begun = (data.baseline_name, data.baseline), ready.sent, ready.step
-        if data.task.kind == 'tokens':
-            self.per_step, self.unit = experiment.batch * data.task.shape[0], 'tokens'
+    def show(self, event: Event, label: str) -> None:
+        """Prints what happened in the run with this label."""
+        match event:
+            case Event('ready', ready):
+                self._begin(ready, label)
+            case Event('trained', record):
+                self._trained(record)
+            case Event('held_out', record):
+                self._held_out(record)
+            case Event('saved', step):
+                self.speed.rest(step)
+            case Event('diverged', why):
+                self.say(f'diverged: {why}')
+
+    def _begin(self, ready: Ready, label: str) -> None:
+        experiment, data = ready.training.experiment, ready.training.data
+        self.ready, self.speed = ready, Speed()
         for path, why in ready.damaged:
             self.say(f'a damaged checkpoint was set aside as {path}: {why}')
-        self.say(f'{self.label or self.folder}: {experiment.update}')
-        cost = 'bytes that depend on the data' if ready.sent is None else bytes_text(ready.sent)
-        facts = ', '.join(f'{name} {value}' for name, value in data.facts.items())
-        self.say(f'{mesh_text(experiment.mesh)}; each sends {cost} a step; data: {facts}')
+        cost = 'bytes that depend on the data' if ready.sent is None else bytes_text(float(ready.sent))
+        self.say(label if experiment.update in label else f'{label}: {experiment.update}')
+        sends = 'would send' if experiment.mesh.simulate else 'sends'
+        self.say(f'{mesh_text(experiment.mesh)}; each {sends} {cost} a step')
+        self.say(f'data: {facts_text(data.facts)}')
         if ready.step:
             self.say(f'going on from step {ready.step}')
-        self.task = self.bar.add_task('compiling', total=experiment.steps, completed=ready.step)
+        if self.console.is_interactive:
+            self.bar.start()
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task('compiling', total=experiment.steps, completed=ready.step)
 
     def _trained(self, record: dict[str, Any]) -> None:
-        now = time.monotonic()
-        steps = record['step'] - self.last.get('step', self.begun)
-        if self.last:  # the first record's time is the compiler's
-            rate = steps / max(now - self.clock, 1e-9)
-            self.rate = 0.7 * self.rate + 0.3 * rate if self.rate else rate
-        self.clock, self.last = now, record
-        skipped = f'  skipped by {record["skipped"]:.0%} of workers' if record['skipped'] else ''
-        speed = f'  {self.rate * self.per_step:,.0f} {self.unit}/s' if self.rate else ''
-        sent = '' if self.sent is None else f'  {bytes_text(record["sent"])} sent'
-        left = f'  {seconds_text((self.experiment.steps - record["step"]) / self.rate)} left' if self.rate else ''
-        text = f'step {record["step"]}/{self.experiment.steps}  loss {record["loss"]:.4f}{skipped}{speed}{sent}{left}'
-        if self.console.is_terminal and self.task is not None:
-            self.bar.update(self.task, completed=record['step'], description=escape(text))
-        else:
-            self.say(text)
+        self.speed.reached(record['step'])
+        parts = self._parts(record)
+        if self.task is None:
+            self.say('  '.join(parts))
+            return
+        while len(parts) > 2 and len('  '.join(parts)) > self.console.width - BAR:
+            parts.pop()
+        self.bar.update(self.task, completed=record['step'], description=escape('  '.join(parts)))
+
+    def _parts(self, record: dict[str, Any]) -> list[str]:
+        """What a record says, the most important first."""
+        assert self.ready is not None
+        training, step, rate = self.ready.training, record['step'], self.speed.rate
+        parts = [f'step {step}/{training.experiment.steps}', f'loss {record["loss"]:.4f}']
+        if record['skipped']:
+            parts.append(f'skipped by {record["skipped"]:.0%} of workers')
+        if rate:
+            size, unit = training.experiment.batch, 'examples'
+            if training.data.task.kind == 'tokens':
+                size, unit = size * training.data.task.shape[0], 'tokens'
+            parts.append(f'{rate * size:,.0f} {unit}/s')
+        if self.ready.sent is not None:
+            parts.append(f'{bytes_text(record["sent"])} sent')
+        if rate and step < training.experiment.steps:
+            parts.insert(2, f'{time_text((training.experiment.steps - step) * self.speed.pace)} left')
+        return parts
 
     def _held_out(self, record: dict[str, Any]) -> None:
-        scores = '  '.join(f'{name} {value:.4f}' for name, value in record['held_out'].items())
-        name, value = self.baseline
-        self.say(f'step {record["step"]}  held out: {scores}  ({name}: {value:.4f})')
-        self.clock = time.monotonic()
+        assert self.ready is not None
+        data = self.ready.training.data
+        scores = '  '.join(f'{name} {value:.4f}' for name, value in sorted(record['held_out'].items()))
+        self.say(f'step {record["step"]}  held out: {scores}  ({data.baseline_name}: {data.baseline:.4f})')
+        self.speed.rest(record['step'])
 
-    def _saved(self, step: int) -> None:
-        """Nothing to say: what matters is said at the end."""
 
-    def _diverged(self, why: str) -> None:
-        self.say(f'diverged: {why}')
+class Speed:
+    """How fast training goes, from the first record on: the time before is the compiler's.
 
-    def _stopped(self, step: int) -> None:
-        self.say(f'stopped; step {step} is saved. Go on with:\n  {self.again}')
+    Attributes:
+        rate: steps a second lately, without the time for evaluating and saving; 0 while it is not known.
+        pace: seconds a step, all in all.
+    """
 
-    def _done(self, record: dict[str, Any]) -> None:
-        took = seconds_text(record.get('seconds', 0.0))
-        self.say(f'done in {took}; in {self.folder}: metrics.jsonl, loss.png, checkpoints. Train on with:')
-        self.say(f'  {self.again} --steps {2 * self.experiment.steps}')
+    def __init__(self) -> None:
+        self.rate = self.pace = 0.0
+        self.first: tuple[int, float] | None = None
+        self.last = (0, 0.0)
+
+    def reached(self, step: int) -> None:
+        """A step was recorded."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (step, now)
+        else:
+            rate = (step - self.last[0]) / max(now - self.last[1], 1e-9)
+            self.rate = 0.7 * self.rate + 0.3 * rate if self.rate else rate
+            self.pace = (now - self.first[1]) / (step - self.first[0])
+        self.last = (step, now)
+
+    def rest(self, step: int) -> None:
+        """Something else than training was done at a step, and has ended just now."""
+        self.last = (step, time.monotonic())
+
+
+def time_text(seconds: float) -> str:
+    """A forecast: whole seconds, and no more digits than it is worth.
+
+    >>> time_text(0.2), time_text(41.7), time_text(125)
+    ('1 s', '42 s', '2 min 05 s')
+    """
+    return f'{max(seconds, 1):.0f} s' if seconds < 59.5 else seconds_text(seconds)
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    """What is known of a data set on one line, of a digest the beginning.
+
+    >>> facts_text({'name': 'digits', 'examples': 1438, 'sha256': 'ec4c12433ac219d7c018'})
+    'name digits, examples 1,438, sha256 ec4c12433ac2'
+    """
+    short = {**facts, 'sha256': facts['sha256'][:12]} if 'sha256' in facts else facts
+    return ', '.join(
+        f'{name} {value:,}' if isinstance(value, int) else f'{name} {value}' for name, value in short.items()
+    )
 
 
 def mesh_text(mesh: Mesh) -> str:

@@ -121,9 +121,10 @@ def meets(every: int) -> Law:
                 seen, put_in = (jax.tree.map(lambda x, t=t: x[t], tree) for tree in (path.updates, path.gradients))
                 same_bits(seen, put_in, f'updates at step {t}, between meetings')
             else:
-                params = jax.tree.map(lambda p, t=t: p[t + 1], path.params)
+                before, params = (jax.tree.map(lambda p, i=i: p[i], path.params) for i in (t, t + 1))
                 first = jax.tree.map(lambda p: np.broadcast_to(p[:1], p.shape), params)
-                close(params, first, f'the parameters of all workers after the meeting at step {t}')
+                what = f'the parameters of all workers after the meeting at step {t}'
+                close(params, first, what, beside=before)
 
     return Law(f'meets every {every}', check)
 

@@ -64,22 +64,30 @@ def same_bits(seen: Any, promised: Any, what: str) -> None:
             )
 
 
-def close(seen: Any, promised: Any, what: str, tolerance: float = 4e-6) -> None:
-    """Asserts that two pytrees agree to `tolerance` times the largest magnitude that is promised.
+def close(seen: Any, promised: Any, what: str, tolerance: float = 4e-6, beside: Any = None) -> None:
+    """Asserts that two pytrees agree to `tolerance` times the largest magnitude that is promised, leaf by leaf.
+
+    Args:
+        seen: what came out.
+        promised: what was to come out.
+        what: its name, for the message.
+        tolerance: the least that counts; dtypes that round more get twice their rounding.
+        beside: a pytree alike whose magnitudes count as those promised do: what was added up on the way, and rounded.
 
     Raises:
         LawBroken: naming the leaf and the largest difference.
 
     >>> close({'a': np.ones(2)}, {'a': np.ones(2) + 1e-7}, 'the sums')
     """
-    pairs = zip(jax.tree_util.tree_flatten_with_path(to_numpy(seen))[0], _leaves(promised), strict=True)
-    for (path, a), b in pairs:
+    others = _leaves(promised if beside is None else beside)
+    paths = jax.tree_util.tree_flatten_with_path(to_numpy(seen))[0]
+    for (path, a), b, c in zip(paths, _leaves(promised), others, strict=True):
         name = jax.tree_util.keystr(path)
         if a.shape != b.shape:
             raise LawBroken(f'{what}: leaf {name} has shape {a.shape}, promised is {b.shape}')
         off = np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0)
         least = max(tolerance, 2 * float(jnp.finfo(a.dtype).eps)) if jnp.issubdtype(a.dtype, jnp.inexact) else 0
-        scale = np.abs(b.astype(np.float64)).max(initial=0)
+        scale = max(np.abs(x.astype(np.float64)).max(initial=0) for x in (b, c))
         if not off <= least * max(scale, 1e-30):
             raise LawBroken(f'{what}: leaf {name} is off by {off:.3g}; seen {_short(a)}, promised {_short(b)}')
 

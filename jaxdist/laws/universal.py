@@ -86,7 +86,8 @@ def _reloaded(state: Any) -> Any:
 
     def reload(x: jax.Array) -> jax.Array:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.device_put(jax.random.wrap_key_data(jnp.array(jax.random.key_data(x))), x.sharding)
+            data = jnp.array(jax.random.key_data(x))
+            return jax.device_put(jax.random.wrap_key_data(data, impl=jax.random.key_impl(x)), x.sharding)
         return jax.device_put(np.array(x), x.sharding)
 
     return jax.tree.map(reload, state)

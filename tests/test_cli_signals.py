@@ -1,0 +1,166 @@
+"""The program as a process: Ctrl-C and termination, pipes and terminals, a full disk."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_toys import CONFIG, losses
+
+PROGRAM = 'import sys; from jaxdist.cli import main; sys.argv[0] = "jaxdist"; main()'
+LONG = CONFIG.replace('steps=4', 'steps=10**6').replace('_every=2', '_every=10').replace('_every=4', '_every=10**5')
+PATIENCE = 120
+
+
+def start(
+    folder: Path, *words: str, config: str = LONG, program: str = PROGRAM, terminal: int = subprocess.PIPE, **env: str
+) -> subprocess.Popen[str]:
+    """The program in a process of its own, in a folder with a config `small.py`."""
+    (folder / 'small.py').write_text(config)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ('NO_COLOR', 'COLUMNS', 'JAXDIST_TRAIN')
+    }
+    environment |= {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(__file__).parents[1]), **env}
+    command = [sys.executable, '-W', 'error', '-c', program, *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=terminal, stderr=terminal)
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, 'nothing happened'
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, 'train', 'small.py', '--simulate')
+    try:
+        wait_for(lambda: bool(losses(tmp_path / 'runs' / 'small-1')), process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert err == 'stopping after this step, and saving (once more to leave at once)\n'
+    stopped, command = out.splitlines()[-2:]
+    match = re.fullmatch(r'stopped; step (\d+) is saved\. Go on with:', stopped)
+    assert match
+    assert command == '  jaxdist train runs/small-1'
+    step = int(match[1])
+    again = start(tmp_path, *command.split()[1:], '--steps', str(step + 10))
+    out, err = again.communicate(timeout=PATIENCE)
+    assert (again.returncode, err) == (0, '')
+    assert f'\ngoing on from step {step}\n' in out
+    assert max(losses(tmp_path / 'runs' / 'small-1')) == step + 10
+
+
+TWICE = """
+import os, signal, sys, time
+from jaxdist.commands.stopping import asked_to_stop
+
+with asked_to_stop() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop() and stop.code == 130
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    finally:
+        print('not at once')
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    ended = subprocess.run([sys.executable, '-c', TWICE], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout == ''
+    assert 'once more to leave at once' in ended.stderr
+
+
+def read_terminal(process: subprocess.Popen[str], end: int) -> str:
+    """All that the process prints to the terminal whose other end this is."""
+    text = b''
+    while True:
+        ready, _, _ = select.select([end], [], [], PATIENCE)
+        assert ready, 'nothing was printed'
+        try:
+            part = os.read(end, 65536)
+        except OSError:  # Linux says so when nobody holds the terminal any more
+            break
+        text += part
+        if not part:
+            break
+    process.wait(PATIENCE)
+    return text.decode()
+
+
+def in_terminal(folder: Path, columns: int, no_color: str) -> str:
+    ours, theirs = pty.openpty()
+    env = {'COLUMNS': str(columns), 'TERM': 'xterm-256color', 'NO_COLOR': no_color}
+    short = (
+        CONFIG.replace('steps=4', 'steps=200').replace('_every=4', '_every=100').replace('log_every=2', 'log_every=1')
+    )
+    process = start(folder, 'train', 'small.py', '--simulate', config=short, terminal=theirs, **env)
+    os.close(theirs)
+    try:
+        text = read_terminal(process, ours)
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == 0, text
+    return text
+
+
+COLOUR = re.compile(r'\x1b\[[\d;]*m')
+CONTROL = re.compile(r'\x1b\[[\d;?]*[A-Za-z]')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('columns, no_color', [(80, ''), (50, '1')])
+def test_a_terminal_shows_a_live_line_that_fits(tmp_path: Path, columns: int, no_color: str) -> None:
+    text = in_terminal(tmp_path, columns, no_color)
+    live = [CONTROL.sub('', part).rstrip() for part in re.split(r'[\r\n]', text) if '━' in part]
+    assert live
+    assert max(map(len, live)) <= columns
+    assert any(re.match(r'step \d+/200  loss \d\.\d{4}', part) for part in live)
+    assert any(' left ' in part for part in live)
+    assert re.search(r'step 200  held out: accuracy', text)
+    assert 'step 2/200' not in [line for line in text.splitlines() if '━' not in line]
+    assert text.count('\x1b[?25l') == text.count('\x1b[?25h')  # the cursor is shown again
+    colours = {code for code in COLOUR.findall(text) if re.search(r'3\d|38;', code)}
+    assert bool(colours) != bool(no_color)
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_the_run_in_order(tmp_path: Path) -> None:
+    with start(tmp_path, 'train', 'small.py', '--simulate') as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith('runs/small-1: ')
+            process.stdout.close()
+            process.wait(PATIENCE)
+            assert process.stderr is not None
+            assert process.stderr.read() == ''
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert [path.name for path in (tmp_path / 'runs/small-1/checkpoints').iterdir() if path.name.isdecimal()]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2400, 2400)); '
+    process = start(tmp_path, 'train', 'small.py', '--simulate', '--save-every', '10', program=limit + PROGRAM)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert re.fullmatch(r'error: step 10 was not saved in \S+runs/small-1/checkpoints: File too large\n', err), err
+    assert 'step 10/1000000' in out

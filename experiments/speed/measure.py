@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def against_hand(model: Model, batch: Any) -> dict[str, Any]:
-    """The time of jaxdist's step over that of a plain `jit` step of the same model, optimiser and mesh; and what each sends."""
+    """The time of jaxdist's step over that of a plain `jit` step of the same model and mesh; and what each sends."""
     devices = mesh.make({'workers': 8})
     where, optimiser = workers.on_mesh(devices), optax.adamw(1e-3)
     put = jax.device_put(batch, NamedSharding(devices, jax.P('workers')))
@@ -55,9 +55,11 @@ def against_hand(model: Model, batch: Any) -> dict[str, Any]:
         for name, (state, step) in steps.items()
     }
     times = in_turns({name: runner(state, step, put) for name, (state, step) in steps.items()})
-    base = times['hand-written']
-    ratios = {f'{name}: time': ratio(times[name], base) for name in steps if name != 'hand-written'}
-    return ratios | {f'{name}: bytes sent': int(n) for name, n in sent.items()}
+    base = times.pop('hand-written')
+    out: dict[str, Any] = {}
+    for name, taken in times.items():
+        out |= ratios(name, taken, base)
+    return out | {f'{name}: bytes sent': int(n) for name, n in sent.items()}
 
 
 def hand_written(model: Model, optimiser: Any, devices: Any) -> tuple[Any, Any]:
@@ -88,7 +90,7 @@ def against_devices(model: Model, batch: Any) -> dict[str, Any]:
         rows = NamedSharding(devices, jax.P('workers')) if where.mesh is not None else None
         runners[name] = runner(program.init(jax.random.key(0)), program.step, jax.device_put(batch, rows))
     times = in_turns(runners)
-    return {'simulated: time': ratio(times['simulated'], times['devices'])}
+    return dict(ratios('simulated', times['simulated'], times['devices']))
 
 
 def runner(state: Any, step: Any, batch: Any) -> Callable[[], None]:
@@ -102,22 +104,25 @@ def runner(state: Any, step: Any, batch: Any) -> Callable[[], None]:
     return run
 
 
-def in_turns(runners: dict[str, Callable[[], None]], rounds: int = 30) -> dict[str, list[float]]:
-    """Seconds a step, one of each in every round after two to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in runners}
+def in_turns(runners: dict[str, Callable[[], None]], rounds: int = 30) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of the clock and of all processors a step, one of each in every round after two to warm up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for turn in range(rounds + 2):
         for name, run in runners.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             run()
             if turn >= 2:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
 
 
-def ratio(ours: list[float], base: list[float]) -> str:
-    """The median ratio within a round, and the middle half of the ratios."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, base, strict=True)], n=4)
-    return f'{middle:.3f} ({low:.3f} to {high:.3f})'
+def ratios(name: str, ours: list[tuple[float, float]], base: list[tuple[float, float]]) -> dict[str, str]:
+    """The median ratio within a round, and the middle half of the ratios, by the clock and by processor time."""
+    out = {}
+    for i, kind in enumerate(('clock', 'processors')):
+        low, middle, high = statistics.quantiles([a[i] / b[i] for a, b in zip(ours, base, strict=True)], n=4)
+        out[f'{name}: {kind}'] = f'{middle:.3f} ({low:.3f} to {high:.3f})'
+    return out
 
 
 def transformer(size: int) -> tuple[Model, Any]:

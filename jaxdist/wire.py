@@ -143,6 +143,28 @@ def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return lax.bitcast_convert_type(data.reshape(shape), dtype)
 
 
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Small numbers side by side in bytes: `codes` uint8 [..., n] below 2**bits to uint8 [..., n * bits / 8].
+
+    XLA has types of 1, 2 and 4 bits, and sends them as whole bytes, or crashes on them, depending on the backend.
+
+    >>> pack(jnp.array([1, 2, 3, 0], jnp.uint8), bits=2)
+    Array([57], dtype=uint8)
+    """
+    each = codes.reshape(*codes.shape[:-1], -1, 8 // bits).astype(jnp.uint8)
+    return jnp.bitwise_or.reduce(each << (bits * jnp.arange(8 // bits, dtype=jnp.uint8)), axis=-1)
+
+
+def unpack(data: jax.Array, bits: int) -> jax.Array:
+    """The inverse of `pack`: uint8 [..., m] to uint8 [..., m * 8 / bits].
+
+    >>> unpack(jnp.array([57], jnp.uint8), bits=2)
+    Array([1, 2, 3, 0], dtype=uint8)
+    """
+    each = (data[..., None] >> (bits * jnp.arange(8 // bits, dtype=jnp.uint8))) & (2**bits - 1)
+    return each.reshape(*data.shape[:-1], -1)
+
+
 def flatten(leaves: Sequence[jax.Array]) -> jax.Array:
     """All entries in one float32 vector [n], so that many small tensors cross in one message.
 

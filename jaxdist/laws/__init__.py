@@ -34,3 +34,4 @@ from jaxdist.laws.noise import unbiased as unbiased
 from jaxdist.laws.trial import Path as Path
 from jaxdist.laws.trial import Trial as Trial
 from jaxdist.laws.universal import universal as universal
+from jaxdist.laws.variance import variance_at_most as variance_at_most

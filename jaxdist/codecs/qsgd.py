@@ -1,0 +1,56 @@
+"""QSGD: random rounding to levels of the block's 2-norm (Alistarh et al. 2017, arXiv 1610.02132, section 3.1)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist import laws
+from jaxdist.codecs.blocks import block_bytes, in_blocks, rounder, safe
+from jaxdist.codecs.codec import Codec
+from jaxdist.registry import codec
+
+
+@codec(
+    paper='Alistarh et al. 2017, QSGD, arXiv 1610.02132',
+    examples={
+        'qsgd()': (
+            laws.unbiased_codec(),
+            laws.variance_at_most(lambda n: min(n / 7**2, n**0.5 / 7), 512),
+            laws.takes(lambda n: block_bytes(n, 512, 4)),
+        ),
+        'qsgd(bits=2, block=64)': (laws.unbiased_codec(), laws.variance_at_most(lambda n: min(n, n**0.5), 64)),
+        'qsgd(bits=8, block=64)': (laws.unbiased_codec(), laws.takes(lambda n: block_bytes(n, 64, 8))),
+    },
+)
+def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
+    """|x|_2 sign(x_i) xi_i / s, with xi_i a random rounding of s |x_i| / |x|_2: right on average.
+
+    The variance is at most min(n / s^2, sqrt(n) / s) |x|_2^2 for n entries. Codes have a fixed width; the paper's Elias
+    code would save more where most are zero.
+
+    Args:
+        bits: of an entry, sign included: s = 2**(bits - 1) - 1 levels.
+        block: entries that share a norm (the paper's bucket).
+
+    Raises:
+        ValueError: bits other than 2, 4 or 8, or a block that does not fill whole bytes.
+
+    >>> c = qsgd(bits=8, block=4)
+    >>> c.decode(c.encode(jnp.array([0.0, 0.0, -2.0, 0.0]), jax.random.key(0)), 4)
+    Array([ 0.,  0., -2.,  0.], dtype=float32)
+    """
+    if bits not in (2, 4, 8):
+        raise ValueError(f'qsgd: bits={bits} must be 2, 4 or 8')
+    levels = 2 ** (bits - 1) - 1
+    round_off = rounder('qsgd', 'stochastic')
+
+    def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = jnp.sqrt(jnp.sum(blocks**2, axis=1, keepdims=True)) / levels
+        numbers = jnp.clip(round_off(blocks / safe(scale), key), -levels, levels)
+        return (numbers + levels).astype(jnp.uint8), scale
+
+    def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
+        return (codes.astype(jnp.float32) - levels) * scale
+
+    return in_blocks('qsgd', block, bits, to_codes, from_codes)

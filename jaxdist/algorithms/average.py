@@ -8,9 +8,10 @@ import optax
 from jax import lax
 
 from jaxdist import laws, wire
-from jaxdist.codecs.average import Memory, bytes_sent, remember
+from jaxdist.codecs.average import Channel, Memory, bytes_sent, remember
 from jaxdist.codecs.average import average as mean_over_workers
 from jaxdist.codecs.codec import Codec
+from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
 from jaxdist.registry import algorithm
 
@@ -37,8 +38,8 @@ class AverageState(NamedTuple):
 @algorithm(
     paper='Stich 2019, Local SGD, arXiv 1805.09767',
     examples={
-        'average(every=4)': (laws.meets(4), laws.conserves_mean(), laws.sends(bytes_sent(None), every=4)),
-        'average(every=1)': (laws.meets(1), laws.equals('mean()'), laws.sends(bytes_sent(None))),
+        'average(every=4)': (laws.meets(4), laws.conserves_mean(), laws.sends(bytes_sent(), every=4)),
+        'average(every=1)': (laws.meets(1), laws.equals('mean()'), laws.sends(bytes_sent())),
         'average(every=2, codec=int8(), feedback=True)': (
             laws.meets(2),
             laws.near_meeting(2, 1.2 / 127),
@@ -48,7 +49,12 @@ class AverageState(NamedTuple):
     },
 )
 def average(
-    every: int, codec: Codec | None = None, feedback: bool = False, seed: int = 0, axis: str = wire.AXIS
+    every: int,
+    codec: Codec | None = None,
+    feedback: bool = False,
+    exchange: ExchangeName | None = None,
+    seed: int = 0,
+    axis: str = wire.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates, and every `every` steps moves all to the mean of their parameters.
 
@@ -61,11 +67,12 @@ def average(
         every: steps from one meeting to the next (the paper's H).
         codec: how the distance is sent, or None for exact parameters.
         feedback: whether what a message leaves out is added to the next one.
+        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
         seed: of the codec's random rounding.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, feedback without a codec, or no parameters given to `update`.
+        ValueError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
 
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
@@ -75,9 +82,11 @@ def average(
     if every < 1:
         raise ValueError(f'average: every={every} must be 1 or more')
 
+    channel = Channel(axis, codec, feedback, exchange, seed)
+
     def init(params: optax.Params) -> AverageState:
         anchor = params if codec is not None else ()
-        return AverageState(jnp.zeros((), jnp.int32), anchor, remember(params, codec, feedback, seed, axis))
+        return AverageState(jnp.zeros((), jnp.int32), anchor, remember(params, channel))
 
     def update(
         updates: optax.Updates,
@@ -95,10 +104,10 @@ def average(
 
         def meet() -> tuple[Any, ...]:
             if codec is None:
-                there, memory = mean_over_workers(local, state.memory, None, axis)
+                there, memory = mean_over_workers(local, state.memory, channel)
                 return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), (), memory
             way = jax.tree.map(jnp.subtract, local, state.anchor)
-            step, memory = mean_over_workers(way, state.memory, codec, axis, specs)
+            step, memory = mean_over_workers(way, state.memory, channel, specs)
             there = optax.apply_updates(state.anchor, step)
             return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), there, memory
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxdist import laws, wire
-from jaxdist.codecs.average import Memory, average, bytes_sent, remember
+from jaxdist.codecs.average import Channel, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import Codec
+from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
 from jaxdist.registry import algorithm
 
@@ -29,7 +30,7 @@ def held(state: MeanState) -> Any:
 @algorithm(
     paper='Synchronous SGD; error feedback: Karimireddy et al. 2019, arXiv 1901.09847',
     examples={
-        'mean()': (laws.agrees(), laws.exact_mean(), laws.sends(bytes_sent(None))),
+        'mean()': (laws.agrees(), laws.exact_mean(), laws.sends(bytes_sent())),
         'mean(codec=int8())': (laws.agrees(), laws.near_mean(1 / 127), laws.sends(bytes_sent(int8()))),
         'mean(codec=int8(), feedback=True)': (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(int8()))),
         "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased(), laws.draws_anew()),
@@ -41,18 +42,23 @@ def held(state: MeanState) -> Any:
     },
 )
 def mean(
-    codec: Codec | None = None, feedback: bool = False, seed: int = 0, axis: str = wire.AXIS
+    codec: Codec | None = None,
+    feedback: bool = False,
+    exchange: ExchangeName | None = None,
+    seed: int = 0,
+    axis: str = wire.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each worker's updates by their mean over workers, which all then share.
 
     Args:
         codec: how updates are sent, or None for float32 as they are.
         feedback: whether what a message leaves out is added to the next one.
+        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
         seed: of the codec's random rounding.
         axis: the worker axis.
 
     Raises:
-        ValueError: feedback without a codec.
+        ValueError: feedback or an exchange without a codec, an exchange that does not exist.
 
     >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(mean(), optax.sgd(1.0))
@@ -61,14 +67,16 @@ def mean(
     Array([-3., -3., -3.], dtype=float32)
     """
 
+    channel = Channel(axis, codec, feedback, exchange, seed)
+
     def init(params: optax.Params) -> MeanState:
-        return MeanState(remember(params, codec, feedback, seed, axis))
+        return MeanState(remember(params, channel))
 
     def update(
         updates: optax.Updates, state: MeanState, params: Any = None, *, specs: Any = None, **_: Any
     ) -> tuple[optax.Updates, MeanState]:
         del params
-        updates, memory = average(updates, state.memory, codec, axis, specs)
+        updates, memory = average(updates, state.memory, channel, specs)
         return updates, MeanState(memory)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -26,7 +26,9 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
     Raises:
         ValueError: a block that does not fill whole bytes.
 
-    >>> whole = in_blocks('whole', 4, 8, lambda x, key: (x.astype('uint8'), x[:, :1]), lambda codes, scale: codes * 1.0)
+    >>> whole = in_blocks(
+    ...     'whole', 4, 8, lambda x, key: (x.astype('uint8'), x[:, :1]), lambda codes, scale: jnp.float32(codes)
+    ... )
     >>> whole.size(8), whole.decode(whole.encode(jnp.arange(4.0), jax.random.key(0)), 4)
     (128, Array([0., 1., 2., 3.], dtype=float32))
     """
@@ -60,7 +62,8 @@ def block_bytes(n: int, block: int, bits: int) -> int:
 
 
 def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`(x, key) -> whole numbers`, to the nearest one or, at random, to one of the two beside so that the mean is right.
+    """`(x, key) -> whole numbers`, to the nearest one or, at random, to one of the two beside so that the mean is
+    right.
 
     Raises:
         ValueError: a rounding that does not exist.

@@ -19,7 +19,8 @@ from jaxdist.registry import codec
     },
 )
 def fp16() -> Codec:
-    """Each entry rounded to the nearest half: larger ones become the largest, 65504; tiny ones lose precision, then all.
+    """Each entry rounded to the nearest half: larger ones become the largest, 65504; tiny ones lose precision, then
+    all.
 
     >>> import jax
     >>> c = fp16()

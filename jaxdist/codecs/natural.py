@@ -9,7 +9,9 @@ from jaxdist.codecs.codec import Codec
 from jaxdist.registry import codec
 
 OCTAVES = 127
-"""Powers of two that a block can use, from its largest down; what is smaller becomes the least of them or 0, at random."""
+"""Powers of two that a block can use, from its largest down; what is smaller becomes the least of them or 0, at
+random.
+"""
 
 
 @codec(
@@ -26,8 +28,8 @@ OCTAVES = 127
 def natural(block: int = 4096) -> Codec:
     """Each entry rounded to one of the powers of two beside it, so that the mean is right: 1 byte an entry.
 
-    The variance is at most an eighth of the squared norm. The paper sends float32's sign and exponent, 9 bits; here it is
-    a sign and 7 bits of exponent below the block's largest.
+    The variance is at most an eighth of the squared norm. The paper sends float32's sign and exponent, 9 bits; here
+    it is a sign and 7 bits of exponent below the block's largest.
 
     Args:
         block: entries that share a largest exponent.

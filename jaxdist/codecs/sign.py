@@ -1,4 +1,6 @@
-"""One bit an entry: the sign, scaled (Karimireddy et al. 2019, arXiv 1901.09847) or by majority (Bernstein et al. 2018)."""
+"""One bit an entry: the sign, scaled (Karimireddy et al. 2019, arXiv 1901.09847) or by majority (Bernstein et al.
+2018).
+"""
 
 import jax
 import jax.numpy as jnp

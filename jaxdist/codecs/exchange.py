@@ -1,0 +1,102 @@
+"""How messages travel: ways to take the mean over workers of a vector through a codec, each with its bytes."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist import wire
+from jaxdist.codecs.codec import Codec, padded
+
+ExchangeName = Literal['two_phases', 'gather']
+
+
+class Exchange(NamedTuple):
+    """A way for messages to travel.
+
+    Attributes:
+        mean: `(x [n], codec, key, axis, me) -> (mean [n], left [n])`: the mean over workers, and what this worker's
+            messages left out of it; the mean of `left` over workers is what the mean lacks. `me` is the worker's
+            number.
+        sends: `(codec, workers, entries) -> bytes` that one worker sends.
+    """
+
+    mean: Callable[[jax.Array, Codec, jax.Array, str, jax.Array], tuple[jax.Array, jax.Array]]
+    sends: Callable[[Codec, int, int], Fraction]
+
+
+def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each worker sends every other its part of the vector, which takes the mean, encodes that and sends it to all.
+
+    That is 2 (W - 1) / W messages a worker, where everybody's sending everything takes W - 1; and a second rounding.
+    The error of that is left with the worker that made it, W-fold because the mean divides by W.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> run = lambda x: two_phases(x, int8(block=1), jax.random.key(0), 'workers', wire.index())[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
+    Array([[2., 2.],
+           [2., 2.]], dtype=float32)
+    """
+    w = wire.size(axis)
+    chunk = padded(-(-x.size // w), codec.block)
+    parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
+    # Every message is rounded by noise of its own: the same noise on two workers would not average out.
+    keys = jax.random.split(jax.random.fold_in(key, me), w + 1)
+    messages = jax.vmap(codec.encode)(parts, keys[:w])
+    decode = jax.vmap(lambda message: codec.decode(message, chunk))
+    mean = wire.sum_rows(decode(wire.exchange(messages, axis))) / w
+    answer = codec.encode(mean, keys[w])
+    left = parts - decode(messages)
+    left = left.at[me].add(w * (mean - codec.decode(answer, chunk)))
+    return decode(wire.gather(answer, axis)).reshape(-1)[: x.size], left.reshape(-1)[: x.size]
+
+
+def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Everybody sends everything to everybody: W - 1 messages a worker, and one rounding.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> run = lambda x: gather(x, int8(block=1), jax.random.key(0), 'workers', wire.index())[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
+    Array([[2., 2.],
+           [2., 2.]], dtype=float32)
+    """
+    n = padded(x.size, codec.block)
+    whole = jnp.pad(x, (0, n - x.size))
+    message = codec.encode(whole, jax.random.fold_in(key, me))
+    everybody = jax.vmap(lambda message: codec.decode(message, n))(wire.gather(message, axis))
+    mean = wire.sum_rows(everybody) / wire.size(axis)
+    return mean[: x.size], (whole - codec.decode(message, n))[: x.size]
+
+
+def _two_phases_send(codec: Codec, w: int, n: int) -> Fraction:
+    return Fraction(2 * (w - 1) * codec.size(padded(-(-n // w), codec.block)))
+
+
+def _gather_sends(codec: Codec, w: int, n: int) -> Fraction:
+    return Fraction((w - 1) * codec.size(padded(n, codec.block)))
+
+
+EXCHANGES: dict[str, Exchange] = {
+    'gather': Exchange(gather, _gather_sends),
+    'two_phases': Exchange(two_phases, _two_phases_send),
+}
+"""In the order of preference where they send the same: fewer roundings first."""
+
+
+def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
+    """The exchange of this name; without one, that which sends least for so many workers and entries.
+
+    Raises:
+        ValueError: there is no such exchange.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> choose(None, int8(), 8, 10**6) is EXCHANGES['two_phases'], choose(None, int8(), 2, 10**6) is EXCHANGES['gather']
+    (True, True)
+    """
+    if name is None:
+        return min(EXCHANGES.values(), key=lambda exchange: exchange.sends(codec, w, n))
+    if name not in EXCHANGES:
+        raise ValueError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')
+    return EXCHANGES[name]

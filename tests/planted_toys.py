@@ -12,10 +12,9 @@ from jaxdist import wire
 from jaxdist.algorithms.average import AverageState
 from jaxdist.algorithms.delay import DelayState
 from jaxdist.algorithms.mean import MeanState
-from jaxdist.codecs.average import Memory, remember
+from jaxdist.codecs.average import Channel, Memory, remember
 from jaxdist.codecs.average import average as through
 from jaxdist.codecs.codec import LANES, Codec, padded
-from jaxdist.codecs.int8 import int8
 
 Part = Callable[..., Any]
 Update = optax.GradientTransformation
@@ -89,7 +88,7 @@ def compressed(
         return treedef.unflatten(means), MeanState(Memory(held, advance(key)))
 
     return optax.GradientTransformation(
-        lambda params: MeanState(remember(params, codec, feedback, 0, wire.AXIS)), update
+        lambda params: MeanState(remember(params, Channel(codec=codec, feedback=feedback))), update
     )
 
 
@@ -129,7 +128,7 @@ def local(
     """Local SGD: workers meet every `every` steps; with a codec they send how far they came, with feedback."""
 
     def init(params: Any) -> AverageState:
-        memory = remember(params, codec, codec is not None, 0, wire.AXIS)
+        memory = remember(params, Channel(codec=codec, feedback=codec is not None))
         return AverageState(jnp.full((), start, jnp.int32), params if codec else (), memory)
 
     def update(updates: Any, state: AverageState, params: Any) -> Any:
@@ -139,7 +138,7 @@ def local(
             there, memory = average(moved), state.memory
             if codec:
                 way = jax.tree.map(jnp.subtract, moved, state.anchor)
-                step, memory = through(way, state.memory, codec, wire.AXIS)
+                step, memory = through(way, state.memory, Channel(codec=codec, feedback=True))
                 there = optax.apply_updates(state.anchor, step)
             to = wire.per_worker(jax.tree.map(jnp.subtract, there, params))
             return to, anchor(state.anchor, there) if codec else (), carry(memory)
@@ -173,7 +172,7 @@ def eight_bits(
     sent: Part = lambda scale: scale,
     size: Part = lambda n, block: padded(n // block * (block + 4), LANES),
 ) -> Codec:
-    """Eight bits an entry and a scale a block, laid out as `int8` lays them out."""
+    """Eight bits an entry and a scale a block, signed on the wire."""
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = clean(x).reshape(-1, block)
@@ -182,4 +181,9 @@ def eight_bits(
         message = jnp.concatenate([wire.to_bytes(codes), wire.to_bytes(sent(scale))], axis=1).reshape(-1)
         return jnp.pad(message, (0, padded(message.size, LANES) - message.size))
 
-    return Codec(block, lambda n: size(n, block), encode, int8(block).decode)
+    def decode(message: jax.Array, n: int) -> jax.Array:
+        rows = message[: n // block * (block + 4)].reshape(-1, block + 4)
+        codes, scale = wire.from_bytes(rows[:, :block], jnp.int8), wire.from_bytes(rows[:, block:], jnp.float32)
+        return (codes * scale).reshape(-1)
+
+    return Codec(block, lambda n: size(n, block), encode, decode)

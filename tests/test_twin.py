@@ -121,30 +121,31 @@ CASES = {
         weighted=True,
     ),
     'int8': Case(
-        'mean(codec=int8(block=16)) | sgd(0.1)',
+        "mean(codec=int8(block=16), exchange='two_phases') | sgd(0.1)",
         lambda: [twin.Mean(coded(16)), twin.Sgd(0.1)],
         PLANE,
     ),
     'int8-feedback': Case(
-        'mean(codec=int8(block=4), feedback=True) | sgd(0.1, momentum=0.5)',
+        "mean(codec=int8(block=4), exchange='two_phases', feedback=True) | sgd(0.1, momentum=0.5)",
         lambda: [twin.Mean(coded(4, feedback=True)), twin.Sgd(0.1, 0.5)],
         PLANE,
         everywhere=True,
     ),
     'int8-weighted-delayed': Case(
-        'mean(codec=int8(block=4), feedback=True) | delay(steps=2) | sgd(0.1)',
+        "mean(codec=int8(block=4), exchange='two_phases', feedback=True) | delay(steps=2) | sgd(0.1)",
         lambda: [twin.Mean(coded(4, feedback=True)), twin.Delay(2), twin.Sgd(0.1)],
         PLANE,
         weighted=True,
     ),
     'local-int8': Case(
-        'sgd(0.1) | average(every=3, codec=int8(block=4))',
+        "sgd(0.1) | average(every=3, codec=int8(block=4), exchange='two_phases')",
         lambda: [twin.Sgd(0.1), twin.Average(3, coded(4))],
         PLANE,
         local=True,
     ),
     'local-int8-feedback': Case(
-        'adamw(0.1, b2=0.9, weight_decay=0.1) | average(every=2, codec=int8(block=16), feedback=True)',
+        'adamw(0.1, b2=0.9, weight_decay=0.1)'
+        " | average(every=2, codec=int8(block=16), exchange='two_phases', feedback=True)",
         lambda: [twin.AdamW(0.1, 0.1, b2=0.9), twin.Average(2, coded(16, feedback=True))],
         PLANE,
         local=True,

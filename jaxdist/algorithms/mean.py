@@ -33,6 +33,11 @@ def held(state: MeanState) -> Any:
         'mean()': (laws.agrees(), laws.exact_mean(), laws.sends(bytes_sent())),
         'mean(codec=int8())': (laws.agrees(), laws.near_mean(1 / 127), laws.sends(bytes_sent(int8()))),
         'mean(codec=int8(), feedback=True)': (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(int8()))),
+        "mean(codec=int8(), exchange='gather')": (
+            laws.agrees(),
+            laws.near_mean(0.5 / 127),
+            laws.sends(bytes_sent(int8(), 'gather')),
+        ),
         "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased(), laws.draws_anew()),
         "mean(codec=int8(rounding='stochastic'), feedback=True)": (
             laws.loses_nothing(held),

@@ -49,15 +49,17 @@ def test_the_claims_say_what_it_does(name: str) -> None:
 @slow
 @pytest.mark.parametrize('text', LINES)
 def test_any_codec_serves_a_mean(text: str) -> None:
-    trial = Trial(line.build(f'mean(codec={text}, feedback=True)'), 3)
-    for law in (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(line.build_codec(text)))):
+    feedback = not text.startswith('qsgd')  # whose error is larger than the vector: fed back, it grows without end
+    trial = Trial(line.build(f'mean(codec={text}, feedback={feedback})'), 3)
+    kept = [laws.loses_nothing(held)] if feedback else []
+    for law in (laws.agrees(), *kept, laws.sends(bytes_sent(line.build_codec(text)))):
         law.check(trial)
 
 
 def read(message: Any, blocks: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """The codes [blocks, block] and the scales [blocks, 1] that lie in a message of int8."""
     rows = np.asarray(message)[: blocks * (block + 4)].reshape(blocks, block + 4)
-    return rows[:, :block].copy().view(np.int8), rows[:, block:].copy().view(np.float32)
+    return rows[:, :block].astype(np.int16) - 127, rows[:, block:].copy().view(np.float32)
 
 
 def vector(blocks: int, block: int, size: float, seed: int) -> np.ndarray:

@@ -12,6 +12,11 @@ CODECS = [next(iter(entry.examples)) for entry in registry.codecs().values()]
 SLOW = pytest.mark.slow
 
 
+def feeds_back(codec: str) -> bool:
+    """QSGD's error is larger than the vector: fed back, it grows without end."""
+    return not codec.startswith('qsgd')
+
+
 def judged(text: str, count: int, *claims: laws.Law) -> None:
     """Holds the laws, and that the bytes of the trace are the compiled program's."""
     metered = next(law for law in laws.universal() if law.name == 'metered as compiled')
@@ -23,18 +28,21 @@ def judged(text: str, count: int, *claims: laws.Law) -> None:
 @pytest.mark.parametrize('exchange', [*EXCHANGES, None])
 @pytest.mark.parametrize('codec', [pytest.param(c, marks=[SLOW] * (c[:4] not in ('int4', 'top_'))) for c in CODECS])
 def test_mean(codec: str, exchange: str | None) -> None:
-    feedback = laws.loses_nothing(lambda state: state.memory.residual)
+    feedback = feeds_back(codec)
+    nothing_lost = [laws.loses_nothing(lambda state: state.memory.residual)] if feedback else []
     sends = laws.sends(bytes_sent(line.build_codec(codec), exchange))
-    judged(f'mean(codec={codec}, feedback=True, exchange={exchange!r})', 4, laws.agrees(), feedback, sends)
+    text = f'mean(codec={codec}, feedback={feedback}, exchange={exchange!r})'
+    judged(text, 4, laws.agrees(), *nothing_lost, sends)
 
 
 @SLOW
 @pytest.mark.parametrize('exchange', EXCHANGES)
 @pytest.mark.parametrize('codec', CODECS)
 def test_average(codec: str, exchange: str) -> None:
-    conserves = laws.conserves_mean(lambda state: state.memory.residual)
+    feedback = feeds_back(codec)
+    conserves = [laws.conserves_mean(lambda state: state.memory.residual)] if feedback else []
     sends = laws.sends(bytes_sent(line.build_codec(codec), exchange), every=2)
-    judged(f'average(every=2, codec={codec}, feedback=True, exchange={exchange!r})', 3, conserves, sends)
+    judged(f'average(every=2, codec={codec}, feedback={feedback}, exchange={exchange!r})', 3, *conserves, sends)
 
 
 @pytest.mark.parametrize('count', [2, 8])

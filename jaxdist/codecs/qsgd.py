@@ -27,7 +27,8 @@ def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
     """|x|_2 sign(x_i) xi_i / s, with xi_i a random rounding of s |x_i| / |x|_2: right on average.
 
     The variance is at most min(n / s^2, sqrt(n) / s) |x|_2^2 for n entries. Codes have a fixed width; the paper's Elias
-    code would save more where most are zero.
+    code would save more where most are zero. With few levels the error is larger than the vector itself: right on
+    average, but not to be fed back (`feedback=True`), which would grow without end.
 
     Args:
         bits: of an entry, sign included: s = 2**(bits - 1) - 1 levels.

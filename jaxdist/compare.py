@@ -13,6 +13,7 @@ from jaxdist import ledger, line, report
 from jaxdist.experiment import Experiment, ExperimentError, flat, to_json
 from jaxdist.folder import read_records
 from jaxdist.run import Diverged, Event, Ready, run
+from jaxdist.train import prepare
 
 FACTS = ('versions', 'commit', 'devices', 'data')
 """What the page takes from a run's `run.json`."""
@@ -79,6 +80,7 @@ def compare(
 
     Raises:
         ExperimentError: `seeds` below 1, or what a contender sends depends on the data, so that nobody can compare it.
+        ValueError: one of the contenders cannot be trained; then none is.
 
     >>> list(compare([], 0, Path('nowhere')))
     Traceback (most recent call last):
@@ -86,6 +88,9 @@ def compare(
     """
     if seeds < 1:
         raise ExperimentError(f'seeds={seeds} must be 1 or more')
+    for _, base in who:
+        if not (run_folder(folder, base) / 'result.json').exists():
+            prepare(base)  # a mistake in the last line is not to wait until the first is trained
     for seed in range(seeds):
         for name, base in who:
             experiment = dataclasses.replace(base, seed=base.seed + seed)
@@ -113,8 +118,8 @@ def _one(name: str, experiment: Experiment, where: Path, command: str, stop: Cal
     else:
         scores = next(r['held_out'] for r in reversed(read_records(where)) if 'held_out' in r)
     row.update(held_out=scores['loss'], **({'accuracy': scores['accuracy']} if 'accuracy' in scores else {}))
-    for name in ('sent', 'seconds'):
-        row[name] = max(r.get(name, 0) for r in read_records(where))
+    for cost in ('sent', 'seconds'):
+        row[cost] = max(r.get(cost, 0) for r in read_records(where))
     if jax.process_index() == 0:
         (where / 'result.json').write_text(json.dumps(row, allow_nan=False) + '\n')
 

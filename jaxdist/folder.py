@@ -60,7 +60,7 @@ class Log:
         """Writes `run.json` and `experiment.json`; commands that the run was started with before are kept."""
         if self.writes:
             path = self.folder / 'run.json'
-            before = json.loads(path.read_text())['commands'] if path.exists() else []
+            before = json.loads(path.read_text()).get('commands', []) if path.exists() else []
             facts = describe(training, [*before, command], self.folder)
             _replace(path, json.dumps(facts, indent=2) + '\n')
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')

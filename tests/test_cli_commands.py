@@ -113,6 +113,10 @@ def test_an_algorithm_of_the_users_own(jaxdist: Jaxdist) -> None:
         assert jaxdist('train', 'own.py', '--steps', '2').code == 0
     with mock.patch.dict('jaxdist.registry._ENTRIES'):  # as in a new process, which knows of no such algorithm
         assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
+    Path('own.py').unlink()
+    assert (
+        'own.py defines an algorithm of the run in runs/own-1, and is not there' in jaxdist('train', 'runs/own-1').err
+    )
     assert list(losses(Path('runs/own-1')).values()) == pytest.approx(list(losses(Path('runs/small-1')).values()))
 
 

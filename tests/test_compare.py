@@ -117,6 +117,12 @@ def test_the_report_stands_alone(finished: tuple[list[Contender], Path, list[tup
     assert page.count('Student t') == 1
 
 
+def test_a_contender_that_cannot_be_trained_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='would come out different on each worker'):
+        list(compare(contenders([small('mean() | sgd(0.1)', **SHORT), small('sgd(0.1)', **SHORT)]), 1, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_report_needs_a_run_that_has_ended(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r'no run in .* has ended yet'):
         report(contenders([SMALL]), 1, tmp_path)

@@ -28,6 +28,7 @@ FLOORS = {
     'compare': 9,
     'commands': 10,
     'cli': 11,
+    '__main__': 12,
 }
 # Who may import whom on one floor. A package's own files may import each other, save those of `algorithms`.
 NEIGHBOURS = {('registry', 'wire'), ('line', 'wire'), ('line', 'registry')}

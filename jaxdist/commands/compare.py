@@ -79,11 +79,10 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
 def _run(who: Sequence[Contender], seeds: int, folder: Path) -> None:
     """Runs what is not there yet."""
     command = options.typed()
-    with Progress() as progress, asked_to_stop() as stop:
-        wanted = lambda: stop() or progress.gone  # noqa: E731
-        for name, seed, event in compare(who, seeds, folder, command=command, stop=wanted):
+    with asked_to_stop() as stop, Progress(stop) as progress:
+        for name, seed, event in compare(who, seeds, folder, command=command, stop=stop):
             progress.show(event, f'{name}, seed {seed}')
-        if wanted():
+        if stop():
             progress.say(f'stopped; what was done is saved. Go on with:\n  {command}')
             sys.exit(stop.code)
 

@@ -45,8 +45,8 @@ def load_config(path: Path | None) -> Experiment:
     """The experiment of a config, of a run's folder or of its experiment.json; all defaults for no path at all.
 
     Raises:
-        ExperimentError: there is no experiment.
-        ScriptError: a file that defines an algorithm of the run is gone, or cannot be run.
+        ExperimentError: there is no experiment, or a file that defines an algorithm of its line is gone.
+        ScriptError: a Python file cannot be run.
 
     >>> load_config(None).batch
     64
@@ -65,8 +65,10 @@ def load_config(path: Path | None) -> Experiment:
 def _load_scripts(facts: Path | None) -> None:
     """Runs the files that a run's line needs: those which define algorithms that are not jaxdist's."""
     if facts is not None and facts.is_file():
-        for file in json.loads(facts.read_text()).get('scripts', []):
-            load_script(Path(file))
+        for file in map(Path, json.loads(facts.read_text()).get('scripts', [])):
+            if not file.is_file():
+                raise ExperimentError(f'{file} defines an algorithm of the run in {facts.parent}, and is not there')
+            load_script(file)
 
 
 def parse(default: Options, arguments: list[str], command: str) -> Options:

@@ -1,6 +1,7 @@
 """What `train` and `compare` show while they run: a live line in a terminal, plain lines elsewhere."""
 
 import os
+import signal
 import sys
 import time
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
+from jaxdist.commands.stopping import Stop
 from jaxdist.experiment import Mesh
 from jaxdist.report import bytes_text, seconds_text
 from jaxdist.run import Event, Ready
@@ -22,34 +24,32 @@ BAR = 12
 
 
 class Screen(Console):
-    """Standard output of process 0; falls silent when nobody reads it any more, so that work can end in order."""
+    """Standard output of process 0; when nobody reads it any more, it falls silent and asks to stop in order."""
 
-    gone = False
-
-    def __init__(self) -> None:
+    def __init__(self, stop: Stop) -> None:
         super().__init__(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+        self.stop = stop
 
     def on_broken_pipe(self) -> None:
         """Called by rich."""
-        self.quiet = self.gone = True
+        self.quiet, self.stop.number = True, signal.SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
-    """Shows the events of one run after the other."""
+    """Shows the events of one run after the other.
 
-    def __init__(self) -> None:
-        self.console = Screen()
+    Args:
+        stop: what to tell when nobody reads it.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self.console = Screen(stop)
         text = TextColumn('{task.description}', table_column=Column(no_wrap=True))
         self.bar = Bar(text, BarColumn(bar_width=None), console=self.console, transient=True, expand=True)
         self.task: TaskID | None = None
         self.ready: Ready | None = None
         self.speed = Speed()
-
-    @property
-    def gone(self) -> bool:
-        """Whether standard output is a pipe that nobody reads any more."""
-        return self.console.gone
 
     def __enter__(self) -> Self:
         return self

@@ -22,8 +22,8 @@ class Stop:
 
     @property
     def code(self) -> int:
-        """The exit status of a program that a signal ended early; a pipe that nobody reads any more is one, too."""
-        return 128 + (self.number or signal.SIGPIPE)
+        """The exit status of a program that was ended early: by a signal here, or to another process of the run."""
+        return 128 + (self.number or signal.SIGTERM)
 
     def ask(self, number: int, _: object) -> None:
         """Handles a signal."""

@@ -58,8 +58,8 @@ def _name(path: Path | None) -> str:
 
 def _train(experiment: Experiment, folder: Path) -> None:
     again = f'{options.train_command()} {shlex.quote(str(folder))}'
-    with Progress() as progress, asked_to_stop() as stop:
-        for event in run(experiment, folder, command=options.typed(), stop=lambda: stop() or progress.gone):
+    with asked_to_stop() as stop, Progress(stop) as progress:
+        for event in run(experiment, folder, command=options.typed(), stop=stop):
             progress.show(event, str(folder))
             if event.kind == 'done':
                 progress.say(_ending(event.value, folder, again))

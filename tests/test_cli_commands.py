@@ -164,7 +164,7 @@ def test_laws_of_a_name_and_of_jaxdists_own_file(jaxdist: Jaxdist) -> None:
 def test_algorithms_lists_all_with_parameters_and_claims(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('algorithms')
     assert code == 0
-    assert '  mean(codec=None, feedback=False, seed=0)' in out
+    assert '  mean(codec=None, feedback=False, exchange=None, seed=0)' in out
     assert "  int8(block=256, rounding='nearest')" in out
     assert 'claims: delays by 3, sends nothing' in out
     assert 'average(every, ' in out
@@ -250,7 +250,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(jaxdist: Jaxdist) -> None:
     dry = jaxdist('train', 'small.py', '--dry-run')
     assert dry == jaxdist('plan', 'small.py')
     assert dry.code == 0
-    assert 'update      mean(codec=None, feedback=False, seed=0) | sgd(0.1)' in dry.out
+    assert 'update      mean(codec=None, feedback=False, exchange=None, seed=0) | sgd(0.1)' in dry.out
     assert 'devices     4 workers on 4 devices' in dry.out
     assert '3,666' in dry.out
     assert 'in 4 steps each worker sends 14.7 kB to the others' in dry.out

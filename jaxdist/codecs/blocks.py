@@ -32,7 +32,9 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
     >>> whole.size(8), whole.decode(whole.encode(jnp.arange(4.0), jax.random.key(0)), 4)
     (128, Array([0., 1., 2., 3.], dtype=float32))
     """
-    if block < 1 or block * bits % 8:
+    if block < 1:
+        raise ValueError(f'{name}: block={block} must be 1 or more')
+    if block * bits % 8:
         raise ValueError(f'{name}: block={block} must be a multiple of {8 // bits}, to fill whole bytes')
     width = block * bits // 8
 
@@ -79,12 +81,13 @@ def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Ar
 
 
 def largest(blocks: jax.Array) -> jax.Array:
-    """The largest magnitude of each block [b, 1]; not finite where the block is not.
+    """The largest magnitude of each block [b, 1]; NaN where a number in it is not finite.
 
     >>> largest(jnp.array([[1.0, -3.0]]))
     Array([[3.]], dtype=float32)
     """
-    return jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
+    top = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
+    return jnp.where(jnp.isfinite(top), top, jnp.nan)
 
 
 def safe(scale: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdist import line, registry
+
 DOCS = Path(__file__).parent.parent / 'docs'
 
 
@@ -29,8 +31,6 @@ def test_the_worked_example_is_lawful() -> None:
 
 
 def test_the_worked_example_trains_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxdist import registry
-
     monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
     space: dict[str, object] = {}
     exec(blocks('your_own_algorithm.md')[0], space)
@@ -41,3 +41,18 @@ def test_the_worked_example_trains_in_plain_python(monkeypatch: pytest.MonkeyPat
     code = blocks('your_own_algorithm.md')[1]
     exec(code + '\nfor _ in range(100): state, metrics = program.step(state, batch)', space)
     np.testing.assert_allclose(space['state'].params, truth, atol=1e-3)  # type: ignore[attr-defined]
+
+
+def in_first_column(page: str) -> list[str]:
+    """The code in the first column of a page's tables."""
+    rows = re.findall(r'^\| (`.*?`) \| ', (DOCS / page).read_text().replace('\\|', '¦'), re.MULTILINE)
+    return [code.replace('¦', '|') for row in rows for code in re.findall('`(.*?)`', row)]
+
+
+def test_every_line_and_codec_of_the_tables_can_be_built() -> None:
+    texts = in_first_column('update_line.md')
+    assert 'mean() | adamw(1e-3)' in texts
+    assert 'top_k(k=41, block=4096)' in texts
+    for text in texts:
+        known = text.partition('(')[0] in registry.codecs()
+        (line.build_codec if known else line.build)(text)

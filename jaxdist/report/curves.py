@@ -99,7 +99,9 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
     _scale_loss(panels[0], np.concatenate([line.loss.ravel() for line in lines]))
     if by_bytes:
         _draw_bytes(panels[1], lines)
-    drawing.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = max(1, min(3, 90 // max(map(len, labels))))  # the drawing is about a hundred letters wide
+    drawing.legend(handles, labels, loc='outside lower center', ncols=columns, frameon=False)
     return save(drawing, path)
 
 

@@ -214,7 +214,9 @@ def residuals(state: State, layout: State, count: int) -> np.ndarray:
     return rows(part.memory.residual, varies.memory.residual, count)
 
 
-@pytest.mark.parametrize('name, place, count', SEATS)
+@pytest.mark.parametrize(
+    'name, place, count', [pytest.param(*s, marks=[pytest.mark.slow] * (s[1:] != ('simulated', 3))) for s in SEATS]
+)
 def test_same_way(name: str, place: str, count: int) -> None:
     case, way = CASES[name], clear_way(name, count)
     assert way.margin > EDGE

@@ -15,6 +15,8 @@ from jaxdist.data import Digits, Text
 from jaxdist.models import Architecture, ConvNet, Perceptron, Transformer, score, scoring
 from jaxdist.task import Batch, Model, Params, Task
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 TOKENS = Task('tokens', (12,), 40)
 IMAGES = Task('classes', (7, 8, 2), 5)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from jaxdist import report
 from jaxdist.report.canvas import smooth
 
+pytestmark = pytest.mark.slow
+
 NAN = math.nan
 
 

@@ -152,8 +152,11 @@ CASES = {
         everywhere=True,
     ),
 }
+QUICK = ('sgd', 'int8-feedback', 'local-sgd')
 SEATS = [
-    pytest.param(name, place, count, id=f'{name}-{place}-{count}')
+    pytest.param(
+        name, place, count, id=f'{name}-{place}-{count}', marks=[pytest.mark.slow] * (name not in QUICK or count != 3)
+    )
     for name, case in CASES.items()
     for place in PLACES
     for count in WORKERS
@@ -214,9 +217,7 @@ def residuals(state: State, layout: State, count: int) -> np.ndarray:
     return rows(part.memory.residual, varies.memory.residual, count)
 
 
-@pytest.mark.parametrize(
-    'name, place, count', [pytest.param(*s, marks=[pytest.mark.slow] * (s[1:] != ('simulated', 3))) for s in SEATS]
-)
+@pytest.mark.parametrize('name, place, count', SEATS)
 def test_same_way(name: str, place: str, count: int) -> None:
     case, way = CASES[name], clear_way(name, count)
     assert way.margin > EDGE

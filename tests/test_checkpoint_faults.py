@@ -17,6 +17,8 @@ import pytest
 
 from jaxdist.checkpoint import CheckpointError, Checkpoints, InUseError, lock
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -164,8 +166,6 @@ jax.distributed.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[3]))
 import jax.numpy as jnp, numpy as np
 from jaxdist.checkpoint import Checkpoints, manifest
 from jaxdist.checkpoint.errors import DamageError
-
-pytestmark = pytest.mark.slow
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('workers',))
 split, same = (jax.NamedSharding(mesh, spec) for spec in (jax.P('workers'), jax.P()))
 make = jax.jit(lambda n: {'w': n + jnp.arange(8.0), 'key': jax.random.key(n), 'empty': jnp.zeros((4, 0))},

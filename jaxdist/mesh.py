@@ -1,7 +1,10 @@
 """Meshes, and which axis cuts which parameter: rules by path, loud about what does not fit."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -102,29 +105,85 @@ def _fitting(
     return PartitionSpec(*kept)
 
 
-def follow(state: Any, params: Any, param_specs: Any) -> Any:
+_CUTS: ContextVar[Any] = ContextVar('cuts', default=None)
+
+
+@contextmanager
+def cut_as(param_specs: Any) -> Iterator[None]:
+    """While an update is traced inside: how parameters, and gradients with them, are cut over the mesh's other axes.
+
+    A type does not tell it, and neither `init` nor `update` of an optax transformation has a place for it.
+
+    >>> with cut_as({'up': jax.P(None, 'model')}):
+    ...     cuts({'up': jax.numpy.ones((8, 4))})
+    [P(None, 'model')]
+    """
+    token = _CUTS.set(param_specs)
+    try:
+        yield
+    finally:
+        _CUTS.reset(token)
+
+
+def cuts(params: Any) -> list[PartitionSpec] | None:
+    """How each leaf of a tree like the parameters is cut, as `cut_as` has it; None if the mesh has no other axes.
+
+    Raises:
+        ValueError: the tree is not like the parameters.
+
+    >>> cuts({'up': jax.numpy.ones((8, 4))})
+    """
+    specs = _CUTS.get()
+    if specs is None:
+        return None
+    found: list[PartitionSpec] = jax.tree.leaves(specs, is_leaf=_is_spec)
+    if len(found) != len(jax.tree.leaves(params)):
+        raise ValueError(
+            f'how {len(found)} parameters are cut over the mesh is known, and the tree has '
+            f'{len(jax.tree.leaves(params))} leaves; on a mesh with a model axis a part of them cannot be averaged alone'
+        )
+    return found
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def follow(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) -> Any:
     """Specs for an optimiser's state: a leaf that belongs to a parameter is cut as that parameter is; the rest is
     replicated.
 
     A leaf belongs to a parameter if its path ends with the parameter's and its last dims are the parameter's: moments,
-    residuals and queues [k, ...] alike. Left alone, the compiler would replicate every one of them.
+    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has something
+    for each of them. Left alone, the compiler would replicate every one of them.
 
-    >>> shape = jax.ShapeDtypeStruct((8, 4), 'float32')
-    >>> queue = jax.ShapeDtypeStruct((3, 8, 4), 'float32')
-    >>> follow({'queue': {'up': queue}}, {'up': shape}, {'up': jax.P(None, 'model')})
-    {'queue': {'up': P(None, None, 'model')}}
+    Args:
+        state: shapes.
+        params: shapes.
+        param_specs: how the parameters are cut.
+        sizes: the mesh's axes and their sizes.
+
+    >>> of = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
+    >>> state = {'queue': {'up': of(3, 8, 4)}, 'factor': {'up': of(2, 4, 1)}}
+    >>> follow(state, {'up': of(8, 4)}, {'up': jax.P(None, 'model')}, {'model': 2})
+    {'factor': {'up': P('model',)}, 'queue': {'up': P(None, None, 'model')}}
     """
-    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    cuts = jax.tree.leaves(param_specs, is_leaf=is_spec)
-    known = [(path, p.shape, cut) for (path, p), cut in zip(flat, cuts, strict=True)]
+    known = [
+        (path, p.shape, c) for (path, p), c in zip(flat, jax.tree.leaves(param_specs, is_leaf=_is_spec), strict=True)
+    ]
     known.sort(key=lambda owner: -len(owner[0]))  # of 'b' and 'a/b', the longer path owns 'mu/a/b'
 
     def spec(path: KeyPath, leaf: Any) -> PartitionSpec:
         for owner, shape, cut in known:
+            if path[len(path) - len(owner) :] != owner or not cut:
+                continue
             extra = len(leaf.shape) - len(shape)
-            if path[len(path) - len(owner) :] == owner and extra >= 0 and leaf.shape[extra:] == shape:
-                return PartitionSpec(*(None,) * extra, *cut) if cut else PartitionSpec()
+            if extra >= 0 and leaf.shape[extra:] == shape:
+                return PartitionSpec(*(None,) * extra, *cut)
+            axes = tuple(sorted(axis for axis in cut if axis is not None))
+            if leaf.shape[:1] == (math.prod(sizes[axis] for axis in axes),):
+                return PartitionSpec(axes)
         return PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec, state)

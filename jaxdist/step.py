@@ -89,23 +89,25 @@ def make_step(
     _refuse_cuts_over_workers(rules, where.axis)
     specs = meshes.specs(params, rules, where.mesh)
     gradient = gradients(loss, accumulate, compute)
-    extras = {'specs': specs} if where.mesh is not None and len(where.mesh.shape) > 1 else {}
+    cuts = specs if where.mesh is not None and len(where.mesh.shape) > 1 else None
     uneven = _counts_differ(loss, params, batch, where)
 
     def first(key: jax.Array) -> State:
         params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice
         zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, update.init(params), key, zero)
+        with meshes.cut_as(cuts):
+            return State(zero, params, update.init(params), key, zero)
 
     def step(state: State, batch: Batch, accord: Accord | None = None) -> tuple[State, dict[str, jax.Array]]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), wire.index(where.axis))
         local = wire.per_worker(state.params, where.axis)  # or the gradient would be summed over workers at once
         sums, count, grads = gradient(local, batch, draw)
-        ok, told = jnp.bool(True), extras
+        ok, told = jnp.bool(True), {}
         if accord is not None:
             ok, grads = accord.before(grads, count)
-            told = {**extras, **accord.extras(ok)}
-        updates, opt_state = update.update(grads, state.opt_state, state.params, **told)
+            told = accord.extras(ok)
+        with meshes.cut_as(cuts):
+            updates, opt_state = update.update(grads, state.opt_state, state.params, **told)
         new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
         if accord is not None:
             new = accord.after(ok, new, state)
@@ -122,7 +124,8 @@ def make_step(
 
     def cut(rows: State) -> State:
         whole = jax.tree.map(lambda _: P(), rows)
-        return whole._replace(params=specs, opt_state=meshes.follow(rows.opt_state, rows.params, specs))
+        sizes = where.mesh.shape if where.mesh is not None else {}
+        return whole._replace(params=specs, opt_state=meshes.follow(rows.opt_state, rows.params, specs, sizes))
 
     return workers.spread(first, agreed, layout, where, (key,), cut)
 

@@ -87,6 +87,19 @@ def mean(tree: Any, axis: str = AXIS) -> Any:
     return jax.tree.map(lambda x: x / w, total(tree, axis))
 
 
+def largest(x: jax.Array, axis: str = AXIS) -> jax.Array:
+    """The largest over workers, entry by entry, shared by all. Sends 2 (W - 1) / W times the bytes of `x`.
+
+    Whether NaN is larger than a number depends on the backend; infinity is.
+
+    >>> jax.vmap(largest, axis_name=AXIS, out_axes=None)(jnp.array([[1.0, 5.0], [3.0, 4.0]]))
+    Array([3., 5.], dtype=float32)
+    """
+    if on_mesh(axis):
+        return lax.pmax(per_worker(x, axis), axis)
+    return jnp.max(lax.all_gather(x, axis), axis=0)
+
+
 def sum_rows(x: jax.Array) -> jax.Array:
     """The sum over the first dim of `x` [n, ...], by a product with ones: as a reduction it takes 60 times as long on
     CPU.

@@ -32,7 +32,7 @@ def bounded_by_the_honest() -> laws.Law:
         'trimmed_mean(trim=1)': (
             laws.agrees(),
             bounded_by_the_honest(),
-            laws.sends(lambda workers, entries: Fraction(4 * (workers - 1) * entries)),
+            laws.sends(lambda workers, params: Fraction(4 * (workers - 1) * laws.entries(params))),
         ),
         'trimmed_mean(trim=0)': (laws.equals('mean()'),),
     },

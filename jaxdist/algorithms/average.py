@@ -8,9 +8,9 @@ import optax
 from jax import lax
 
 from jaxdist import laws, wire
-from jaxdist.codecs.average import Channel, Memory, bytes_sent, remember
+from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, remember
 from jaxdist.codecs.average import average as mean_over_workers
-from jaxdist.codecs.codec import Codec
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
 from jaxdist.registry import algorithm
@@ -50,8 +50,8 @@ class AverageState(NamedTuple):
 )
 def average(
     every: int,
-    codec: Codec | None = None,
-    feedback: bool = False,
+    codec: AnyCodec | None = None,
+    feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
     axis: str = wire.AXIS,
@@ -93,7 +93,6 @@ def average(
         state: AverageState,
         params: Any = None,
         *,
-        specs: Any = None,
         idle: Any = False,
         **_: Any,
     ) -> tuple[optax.Updates, AverageState]:
@@ -107,7 +106,7 @@ def average(
                 there, memory = mean_over_workers(local, state.memory, channel)
                 return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), (), memory
             way = jax.tree.map(jnp.subtract, local, state.anchor)
-            step, memory = mean_over_workers(way, state.memory, channel, specs)
+            step, memory = mean_over_workers(way, state.memory, channel)
             there = optax.apply_updates(state.anchor, step)
             return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), there, memory
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxdist import laws, wire
-from jaxdist.codecs.average import Channel, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import Codec
+from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
 from jaxdist.registry import algorithm
@@ -47,8 +47,8 @@ def held(state: MeanState) -> Any:
     },
 )
 def mean(
-    codec: Codec | None = None,
-    feedback: bool = False,
+    codec: AnyCodec | None = None,
+    feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
     axis: str = wire.AXIS,
@@ -78,10 +78,10 @@ def mean(
         return MeanState(remember(params, channel))
 
     def update(
-        updates: optax.Updates, state: MeanState, params: Any = None, *, specs: Any = None, **_: Any
+        updates: optax.Updates, state: MeanState, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, MeanState]:
         del params
-        updates, memory = average(updates, state.memory, channel, specs)
+        updates, memory = average(updates, state.memory, channel)
         return updates, MeanState(memory)
 
     return optax.GradientTransformationExtraArgs(init, update)

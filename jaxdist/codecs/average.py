@@ -1,21 +1,24 @@
-"""The mean over workers of a pytree, through a codec, with or without a memory of what was not sent.
+"""The mean over workers of a pytree, through codecs, with or without a memory of what was not sent.
 
-Error feedback is that of Seide et al. 2014 and Karimireddy et al. 2019 (arXiv 1901.09847): what a message left out is
-added to the next one. How messages travel is in `exchange.py`.
+Two memories: error feedback adds what a message left out to the next one (EF14, Seide et al. 2014; Karimireddy et al.
+2019, arXiv 1901.09847); EF21 sends how far a worker's value has moved from what the others know of it (Richtarik et al.
+2021, arXiv 2106.05203). How messages travel is in `exchange.py`, which tensors share them in `groups.py`.
 """
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from jaxdist import wire
-from jaxdist.codecs.codec import Codec
-from jaxdist.codecs.exchange import ExchangeName, choose
+from jaxdist.codecs.codec import AnyCodec, Codec
+from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs.groups import groups
+
+Feedback = Literal[False, True, 'ef21']
+"""No memory, error feedback, or EF21."""
 
 
 class Channel(NamedTuple):
@@ -23,28 +26,34 @@ class Channel(NamedTuple):
 
     Attributes:
         axis: the worker axis.
-        codec: how a vector becomes a message, or None for float32 as it is.
-        feedback: whether what a message leaves out is added to the next one.
+        codec: how arrays become messages, or None for float32 as they are.
+        feedback: what is remembered of what messages leave out.
         exchange: how messages travel, see `exchange.py`; None for the way that sends least.
         seed: of the codec's random rounding.
     """
 
     axis: str = wire.AXIS
-    codec: Codec | None = None
-    feedback: bool = False
+    codec: AnyCodec | None = None
+    feedback: Feedback = False
     exchange: ExchangeName | None = None
     seed: int = 0
 
 
 class Memory(NamedTuple):
-    """What an average through a codec remembers.
+    """What an average through a codec remembers; () for what it needs not. Tensors averaged exactly have None.
 
     Attributes:
-        residual: with feedback, what each parameter's messages left out so far, float32; else ().
-        key: what random rounding draws from; () without a codec.
+        residual: each worker's own, float32 in the shape of the parameters. With error feedback, what its messages
+            left out so far; with EF21, what the others know of its value. On another number of workers each goes on with
+            the mean of these, so that nothing of their sum is lost.
+        estimate: with EF21, the mean of what is known of all, which all share.
+        warm: what a codec remembers of a tensor from mean to mean, [shards, ...]; which all workers share.
+        key: what random rounding draws from.
     """
 
     residual: Any
+    estimate: Any
+    warm: Any
     key: Any
 
 
@@ -52,93 +61,116 @@ def remember(params: Any, channel: Channel) -> Memory:
     """The memory before anything was sent: residuals of zero.
 
     Raises:
-        ValueError: feedback or an exchange without a codec, which would have nothing to do.
+        ValueError: feedback or an exchange without a codec, which would have nothing to do, or a codec that feedback
+            does not go with.
 
     >>> remember(jnp.ones(2), Channel())
-    Memory(residual=(), key=())
+    Memory(residual=(), estimate=(), warm=(), key=())
     """
+    feedback = channel.feedback
+    if feedback not in (False, True, 'ef21'):
+        raise ValueError(f"feedback={feedback!r} must be False, True or 'ef21'")
     if channel.codec is None:
-        if channel.feedback:
+        if feedback:
             raise ValueError(
-                'feedback=True needs a codec: an exact mean leaves nothing out, so there is nothing to feed back'
+                f'feedback={feedback!r} needs a codec: an exact mean leaves nothing out, so there is nothing to feed back'
             )
         if channel.exchange is not None:
             raise ValueError(f'exchange={channel.exchange!r} needs a codec: an exact mean is one all-reduce')
-        return Memory((), ())
-    residual: Any = ()
-    if channel.feedback:
-        residual = wire.per_worker(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), channel.axis)
-    return Memory(residual, jax.random.key(channel.seed))
+        return Memory((), (), (), ())
+    leaves, like = jax.tree.flatten(params)
+    zeros: list[Any] = [None] * len(leaves)
+    warm: list[Any] = [None] * len(leaves)
+    key = jax.random.key(channel.seed)
+    for group in groups(params, channel.codec, channel.exchange):
+        if feedback and isinstance(group.codec, Codec) and not group.codec.contracts:
+            raise ValueError(
+                f"feedback={feedback!r} needs a codec whose error is smaller than what it is given, and this one's can be "
+                'larger: what is fed back would grow without end'
+            )
+        first = group.start([jax.random.fold_in(key, i) for i in group.members])
+        for i, remembered in zip(group.members, first, strict=True):
+            zeros[i], warm[i] = jnp.zeros(leaves[i].shape, jnp.float32), remembered
+    residual = wire.per_worker(jax.tree.unflatten(like, zeros), channel.axis) if feedback else ()
+    estimate = jax.tree.unflatten(like, zeros) if feedback == 'ef21' else ()
+    return Memory(residual, estimate, jax.tree.unflatten(like, warm) if jax.tree.leaves(warm) else (), key)
 
 
-def average(tree: Any, memory: Memory, channel: Channel, specs: Any = None) -> tuple[Any, Memory]:
+def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
     """The mean over workers of each leaf, shared by all, and the memory after it.
+
+    Where the mesh has other axes, every shard is averaged where it lies (see `jaxdist.mesh.cut_as`): putting a tensor
+    in one vector first would gather it over those axes.
 
     Args:
         tree: arrays of real numbers, alike in shape on every worker.
         memory: from `remember` or the last call.
         channel: how they are sent.
-        specs: where the mesh has other axes, how they cut each leaf: every shard is then averaged where it lies,
-            because putting a tensor in one vector first would gather it over those axes.
 
-    >>> mean_of = lambda x: average(x, Memory((), ()), Channel())[0]
+    >>> mean_of = lambda x: average(x, Memory((), (), (), ()), Channel())[0]
     >>> jax.vmap(mean_of, axis_name='workers')(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
-    codec, axis, feedback = channel.codec, channel.axis, channel.feedback
-    if codec is None:
+    axis, feedback = channel.axis, channel.feedback
+    if channel.codec is None:
         return wire.mean(tree, axis), memory
-    leaves = jax.tree.leaves(tree)
-    residuals = jax.tree.leaves(memory.residual) if feedback else [jnp.zeros(())] * len(leaves)
-    cuts = [P()] * len(leaves) if specs is None else jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P))
+    leaves, like = jax.tree.flatten(tree)
+    residual, estimate, warm = (_parts(part, like) for part in memory[:3])
     key, now = jax.random.split(memory.key)
-    means, rests = list(leaves), list(residuals)
-    for axes, members in _groups(cuts).items():
-
-        def group(
-            values: list[jax.Array], carried: list[jax.Array], me: jax.Array, axes: tuple[str, ...] = axes
-        ) -> Any:
-            vector = wire.flatten(values) + (wire.flatten(carried) if feedback else 0)
-            noise = jax.random.fold_in(now, lax.axis_index(axes)) if axes else now
-            exchange = choose(channel.exchange, codec, wire.size(axis), vector.size)
-            mean, rest = exchange.mean(vector, codec, noise, axis, me)
-            return wire.unflatten(mean, values), wire.unflatten(rest, values) if feedback else carried
-
-        own = [cuts[i] for i in members]
-        run = group if specs is None else _on_shards(group, own, own if feedback else P())
-        got, left = run([leaves[i] for i in members], [residuals[i] for i in members], wire.index(axis))
-        for i, mean, rest in zip(members, got, left, strict=True):
+    sent = groups(tree, channel.codec, channel.exchange)
+    means = _exact(leaves, {i for group in sent for i in group.members}, axis)
+    for number, group in enumerate(sent):
+        values = [_offset(leaves[i].astype(jnp.float32), residual[i], feedback) for i in group.members]
+        run = group.runner(jax.random.fold_in(now, number), axis)
+        got, left, after = run(values, [warm[i] for i in group.members], wire.index(axis))
+        for i, mean, rest, remembered in zip(group.members, got, left, after, strict=True):
+            warm[i] = remembered
+            if feedback == 'ef21':
+                mean = estimate[i] = estimate[i] + mean
             means[i] = mean.astype(leaves[i].dtype)
-            # What a short dtype rounds off is the same for all workers, so it belongs to each one's residual.
-            rests[i] = rest + (mean - means[i].astype(jnp.float32)) if feedback else rest
-    like = jax.tree.structure(tree)
-    held = jax.tree.unflatten(like, rests) if feedback else ()
-    return jax.tree.unflatten(like, means), Memory(held, key)
+            if feedback == 'ef21':
+                residual[i] = leaves[i].astype(jnp.float32) - rest
+            elif feedback:
+                # What a short dtype rounds off is the same for all workers, so it belongs to each one's residual.
+                residual[i] = rest + (mean - means[i].astype(jnp.float32))
+    parts = zip(memory[:3], (residual, estimate, warm), strict=True)
+    kept = [() if _absent(old) else jax.tree.unflatten(like, new) for old, new in parts]
+    return jax.tree.unflatten(like, [means[i] for i in range(len(leaves))]), Memory(*kept, key)
 
 
-def bytes_sent(codec: Codec | None = None, exchange: ExchangeName | None = None) -> Callable[[int, int], Fraction]:
-    """The formula of what one worker sends for one average: `(workers, entries) -> bytes`. For float32, and no other
-    axes.
+def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = None) -> Callable[[int, Any], Fraction]:
+    """The formula of what one worker sends for one average: `(workers, tree of float32) -> bytes`. For no other axes.
 
-    >>> bytes_sent()(8, 100)
+    >>> bytes_sent()(8, jnp.ones(100))
     Fraction(700, 1)
     """
-    if codec is None:
-        return lambda w, n: Fraction(2 * (w - 1), w) * 4 * n
-    return lambda w, n: choose(exchange, codec, w, n).sends(codec, w, n)
+
+    def formula(workers: int, params: Any) -> Fraction:
+        sent = groups(params, codec, exchange) if codec is not None else []
+        coded = {i for group in sent for i in group.members}
+        exact = sum(leaf.size for i, leaf in enumerate(jax.tree.leaves(params)) if i not in coded)
+        return Fraction(2 * (workers - 1), workers) * 4 * exact + sum(group.sends(workers) for group in sent)
+
+    return formula
 
 
-def _groups(cuts: list[P]) -> dict[tuple[str, ...], list[int]]:
-    """The leaves that may share a message, by number: those cut over the same axes."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, cut in enumerate(cuts):
-        axes = tuple(sorted(axis for axis in cut if axis is not None))
-        groups.setdefault(axes, []).append(i)
-    return groups
+def _exact(leaves: list[Any], coded: set[int], axis: str) -> dict[int, Any]:
+    """The exact means of the tensors that no codec is for, by number."""
+    rest = [i for i in range(len(leaves)) if i not in coded]
+    return dict(zip(rest, wire.mean([leaves[i] for i in rest], axis), strict=True))
 
 
-def _on_shards(group: Callable[..., Any], values: Any, carried: Any) -> Callable[..., Any]:
-    """`group` run on every shard by itself: manual in the axes that are still the compiler's."""
-    mesh = jax.sharding.get_abstract_mesh()
-    others = set(mesh.axis_names) - set(mesh.manual_axes)
-    return jax.shard_map(group, in_specs=(values, carried, P()), out_specs=(values, carried), axis_names=others)
+def _offset(value: jax.Array, residual: jax.Array | None, feedback: Feedback) -> jax.Array:
+    """What is sent of a value."""
+    if residual is None:
+        return value
+    return value - residual if feedback == 'ef21' else value + residual
+
+
+def _absent(part: Any) -> bool:
+    return isinstance(part, tuple) and not part
+
+
+def _parts(part: Any, like: Any) -> list[Any]:
+    """For each leaf what a memory holds of it, or None."""
+    return [None] * like.num_leaves if _absent(part) else like.flatten_up_to(part)

@@ -1,9 +1,31 @@
-"""A codec says how an array is put on the wire: a vector of numbers to bytes, and back."""
+"""What a codec is: how arrays are put on the wire. Most turn a vector into bytes and back; some need to know more."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
+
+Shape = tuple[int, ...]
+
+
+class Summed(NamedTuple):
+    """Messages that add up on the way, for a number of workers: one all-reduce carries them.
+
+    Attributes:
+        size: the bytes of a message for n entries.
+        agree: `x [n] -> float32 [m]`: numbers of which all workers learn the largest first; m may be 0.
+        encode: `(x [n], largest [m], shared, own) -> array`, whose sum over workers stays within its dtype. Of the
+            keys, `shared` is the same on all workers and `own` another on each.
+        decode: `(total, largest [m], shared, n, count) -> float32 [n]`: the sum of `count` encoded vectors.
+        as_fine: whether no more is lost than in a message to be gathered.
+    """
+
+    size: Callable[[int], int]
+    agree: Callable[[jax.Array], jax.Array]
+    encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    decode: Callable[[jax.Array, jax.Array, jax.Array, int, int], jax.Array]
+    as_fine: bool
 
 
 class Codec(NamedTuple):
@@ -14,12 +36,67 @@ class Codec(NamedTuple):
         size: the bytes of the message for n entries.
         encode: `(x float32 [n], key) -> uint8 [size(n)]`. The key is for codecs that round at random.
         decode: `(uint8 [size(n)], n) -> float32 [n]`.
+        contracts: whether the error is on average smaller than the vector, as error feedback needs it.
+        gathers: whether messages may be averaged by whoever receives them all; a vote must be counted once.
+        summed: `workers -> Summed`, for codecs whose messages can add up on the way.
     """
 
     block: int
     size: Callable[[int], int]
     encode: Callable[[jax.Array, jax.Array], jax.Array]
     decode: Callable[[jax.Array, int], jax.Array]
+    contracts: bool = True
+    gathers: bool = True
+    summed: Callable[[int], Summed] | None = None
+
+
+class Averager(NamedTuple):
+    """A way to take the mean over workers of several tensors that is not one of messages.
+
+    Attributes:
+        start: `(shape, key) -> array`: what all workers remember of a tensor of this shape from mean to mean.
+        mean: `(tensors, remembered, axis) -> (means, left, remembered)`, lists alike: the means over workers, which
+            all share; what this worker holds that did not get into them, whose mean is what the means lack; and what
+            to remember.
+        sends: `(workers, shapes) -> bytes` that one worker sends.
+    """
+
+    start: Callable[[Shape, jax.Array], jax.Array]
+    mean: Callable[[list[jax.Array], list[Any], str], tuple[list[jax.Array], list[jax.Array], list[Any]]]
+    sends: Callable[[int, Sequence[Shape]], Fraction]
+
+
+class PerTensor(NamedTuple):
+    """Another codec for each tensor.
+
+    Attributes:
+        pick: `[(path, shape), ...] -> [codec, ...]`: for each tensor, as a device holds it, its codec; None for float32
+            as it is.
+    """
+
+    pick: 'Callable[[Sequence[tuple[str, Shape]]], list[AnyCodec | None]]'
+
+
+AnyCodec = Codec | Averager | PerTensor
+"""What an algorithm takes as `codec`."""
+
+
+def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> list[Codec | Averager | None]:
+    """The codec of each tensor `(path, shape)`, choices within choices made.
+
+    >>> odd = PerTensor(lambda tensors: [None for _ in tensors])
+    >>> resolve(PerTensor(lambda tensors: [odd for _ in tensors]), [('w', (3,)), ('b', ())])
+    [None, None]
+    """
+    if not isinstance(codec, PerTensor):
+        return [codec] * len(tensors)
+    picked = codec.pick(tensors)
+    out: list[Codec | Averager | None] = [None] * len(tensors)
+    for choice in {id(each): each for each in picked}.values():
+        members = [i for i, each in enumerate(picked) if each is choice]
+        for i, found in zip(members, resolve(choice, [tensors[i] for i in members]), strict=True):
+            out[i] = found
+    return out
 
 
 LANES = 128

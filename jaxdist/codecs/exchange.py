@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import wire
-from jaxdist.codecs.codec import Codec, padded
+from jaxdist.codecs.codec import Codec, Summed, padded
 
-ExchangeName = Literal['two_phases', 'gather']
+ExchangeName = Literal['all_reduce', 'gather', 'two_phases']
 
 
 class Exchange(NamedTuple):
@@ -21,10 +21,14 @@ class Exchange(NamedTuple):
             messages left out of it; the mean of `left` over workers is what the mean lacks. `me` is the worker's
             number.
         sends: `(codec, workers, entries) -> bytes` that one worker sends.
+        takes: whether a codec can travel so.
+        needs: what a codec has that can, for a message.
     """
 
     mean: Callable[[jax.Array, Codec, jax.Array, str, jax.Array], tuple[jax.Array, jax.Array]]
     sends: Callable[[Codec, int, int], Fraction]
+    takes: Callable[[Codec], bool]
+    needs: str
 
 
 def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -62,12 +66,40 @@ def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array)
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
-    n = padded(x.size, codec.block)
-    whole = jnp.pad(x, (0, n - x.size))
+    whole = _whole(x, codec)
     message = codec.encode(whole, jax.random.fold_in(key, me))
-    everybody = jax.vmap(lambda message: codec.decode(message, n))(wire.gather(message, axis))
+    everybody = jax.vmap(lambda message: codec.decode(message, whole.size))(wire.gather(message, axis))
     mean = wire.sum_rows(everybody) / wire.size(axis)
-    return mean[: x.size], (whole - codec.decode(message, n))[: x.size]
+    return mean[: x.size], (whole - codec.decode(message, whole.size))[: x.size]
+
+
+def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Messages add up on the way, as in IntSGD (Mishchenko et al. 2021, arXiv 2102.08374): 2 (W - 1) / W of one.
+
+    Scales have to be agreed on first, and sums have to fit: whole numbers get coarser with more workers.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> run = lambda x: all_reduce(x, int8(block=2), jax.random.key(0), 'workers', wire.index())[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([[63.0, 2.0], [61.0, 4.0]]))
+    Array([[62.,  3.],
+           [62.,  3.]], dtype=float32)
+    """
+    w, whole = wire.size(axis), _whole(x, codec)
+    summed = _summed(codec, w)
+    largest = wire.largest(summed.agree(whole), axis)
+    message = summed.encode(whole, largest, key, jax.random.fold_in(key, me))
+    mean = summed.decode(wire.total(message, axis), largest, key, whole.size, w) / w
+    left = whole - summed.decode(message, largest, key, whole.size, 1)
+    return mean[: x.size], left[: x.size]
+
+
+def _whole(x: jax.Array, codec: Codec) -> jax.Array:
+    return jnp.pad(x, (0, padded(x.size, codec.block) - x.size))
+
+
+def _summed(codec: Codec, w: int) -> Summed:
+    assert codec.summed is not None  # `choose` has seen to that
+    return codec.summed(w)
 
 
 def _two_phases_send(codec: Codec, w: int, n: int) -> Fraction:
@@ -78,9 +110,18 @@ def _gather_sends(codec: Codec, w: int, n: int) -> Fraction:
     return Fraction((w - 1) * codec.size(padded(n, codec.block)))
 
 
+def _all_reduce_sends(codec: Codec, w: int, n: int) -> Fraction:
+    whole, summed = padded(n, codec.block), _summed(codec, w)
+    agreed = jax.eval_shape(summed.agree, jax.ShapeDtypeStruct((whole,), jnp.float32)).size
+    return Fraction(2 * (w - 1), w) * (summed.size(whole) + 4 * agreed)
+
+
 EXCHANGES: dict[str, Exchange] = {
-    'gather': Exchange(gather, _gather_sends),
-    'two_phases': Exchange(two_phases, _two_phases_send),
+    'gather': Exchange(gather, _gather_sends, lambda codec: codec.gathers, 'messages that anybody may average'),
+    'all_reduce': Exchange(
+        all_reduce, _all_reduce_sends, lambda codec: codec.summed is not None, 'messages that add up on the way'
+    ),
+    'two_phases': Exchange(two_phases, _two_phases_send, lambda codec: True, 'any'),
 }
 """In the order of preference where they send the same: fewer roundings first."""
 
@@ -88,15 +129,23 @@ EXCHANGES: dict[str, Exchange] = {
 def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
     """The exchange of this name; without one, that which sends least for so many workers and entries.
 
+    An exchange that would cost precision (whole numbers that leave room for their sum) is taken by name only.
+
     Raises:
-        ValueError: there is no such exchange.
+        ValueError: there is no such exchange, or the codec cannot travel so.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choose(None, int8(), 8, 10**6) is EXCHANGES['two_phases'], choose(None, int8(), 2, 10**6) is EXCHANGES['gather']
     (True, True)
     """
     if name is None:
-        return min(EXCHANGES.values(), key=lambda exchange: exchange.sends(codec, w, n))
+        able = [e for e in EXCHANGES.values() if e.takes(codec)]
+        fine = [e for e in able if e.mean is not all_reduce or _summed(codec, w).as_fine]
+        return min(fine, key=lambda exchange: exchange.sends(codec, w, n))
     if name not in EXCHANGES:
         raise ValueError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')
-    return EXCHANGES[name]
+    exchange = EXCHANGES[name]
+    if not exchange.takes(codec):
+        others = [other for other, each in EXCHANGES.items() if each.takes(codec)]
+        raise ValueError(f'exchange={name!r} takes a codec with {exchange.needs}; this one can travel by {others}')
+    return exchange

@@ -28,7 +28,7 @@ def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
 
     The variance is at most min(n / s^2, sqrt(n) / s) |x|_2^2 for n entries. Codes have a fixed width; the paper's Elias
     code would save more where most are zero. With few levels the error is larger than the vector itself: right on
-    average, but not to be fed back (`feedback=True`), which would grow without end.
+    average, but not to be fed back: `feedback` is refused where that bound is 1 or more.
 
     Args:
         bits: of an entry, sign included: s = 2**(bits - 1) - 1 levels.
@@ -54,4 +54,5 @@ def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (codes.astype(jnp.float32) - levels) * scale
 
-    return in_blocks('qsgd', block, bits, to_codes, from_codes)
+    variance = min(block / levels**2, block**0.5 / levels)
+    return in_blocks('qsgd', block, bits, to_codes, from_codes)._replace(contracts=variance < 1)

@@ -24,7 +24,8 @@ def ternary(
 ) -> Codec:
     """The sign of each entry, kept with probability |x| / s, times s, the block's largest magnitude.
 
-    The paper scales a layer at a time; here it is a block, which never has a larger error.
+    The paper scales a layer at a time; here it is a block, which never has a larger error. Rounded at random, the error
+    can be larger than the vector, and `feedback` is refused.
 
     Args:
         block: entries that share a scale; a multiple of 4.
@@ -53,4 +54,5 @@ def ternary(
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (codes.astype(jnp.float32) - 1) * scale
 
-    return in_blocks('ternary', block, 2, to_codes, from_codes)
+    # A small entry that is kept is off by almost the scale: at random, more may be made up than there was.
+    return in_blocks('ternary', block, 2, to_codes, from_codes)._replace(contracts=rounding == 'nearest')

@@ -1,6 +1,7 @@
 """What is promised, as functions that a user can call on an algorithm of their own."""
 
 from jaxdist.laws.bytes import Formula as Formula
+from jaxdist.laws.bytes import entries as entries
 from jaxdist.laws.bytes import sends as sends
 from jaxdist.laws.bytes import sends_nothing as sends_nothing
 from jaxdist.laws.check import check as check
@@ -31,6 +32,10 @@ from jaxdist.laws.noise import centred as centred
 from jaxdist.laws.noise import draws_anew as draws_anew
 from jaxdist.laws.noise import own_noise as own_noise
 from jaxdist.laws.noise import unbiased as unbiased
+from jaxdist.laws.outcomes import exact_up_to_rank as exact_up_to_rank
+from jaxdist.laws.outcomes import keeps as keeps
+from jaxdist.laws.outcomes import levels as levels
+from jaxdist.laws.outcomes import signs as signs
 from jaxdist.laws.trial import Path as Path
 from jaxdist.laws.trial import Trial as Trial
 from jaxdist.laws.universal import universal as universal

@@ -71,7 +71,7 @@ def loses_nothing(residual: Callable[[Any], Any]) -> Law:
 
     def check(trial: Trial) -> None:
         path: Path = trial.path
-        held = jax.tree.map(lambda e: np.asarray(e, np.float64).mean(0), to_numpy(residual(path.state[1])))
+        held = _mean_held(residual, path)
         applied = jax.tree.map(lambda u: u[:, 0].astype(np.float64).sum(0), path.updates)
         put_in = jax.tree.map(lambda g: g.astype(np.float64).mean(1).sum(0), path.gradients)
         scale = _largest(path.gradients)
@@ -179,7 +179,7 @@ def conserves_mean(residual: Callable[[Any], Any] | None = None) -> Law:
         moved = jax.tree.map(lambda g, p: p[:1] + g.cumsum(0), mean_rows(path.gradients), mean_rows(path.params))
         seen = jax.tree.map(lambda p: p[1:], mean_rows(path.params))
         if residual is not None:
-            held = jax.tree.map(lambda e: np.asarray(e, np.float64).mean(0), to_numpy(residual(path.state[1])))
+            held = _mean_held(residual, path)
             seen, moved = jax.tree.map(lambda p, e: p[-1] + e, seen, held), jax.tree.map(lambda p: p[-1], moved)
         close(seen, moved, "the mean of the workers' parameters", 1e-5)
 
@@ -200,6 +200,15 @@ def equals(line: str) -> Law:
         close(trial.path.updates, other.path.updates, f'the updates of {line!r}')
 
     return Law(f'equals {line!r}', check)
+
+
+def _mean_held(residual: Callable[[Any], Any], path: Path) -> Any:
+    """The mean over workers of what is held at the end, in the shape of the parameters; zeros where nothing is."""
+    like: Any = jax.tree.structure(path.params)
+    leaves = zip(like.flatten_up_to(residual(path.state[1])), jax.tree.leaves(path.params), strict=True)
+    return like.unflatten(
+        [np.zeros(p.shape[2:]) if e is None else np.asarray(e, np.float64).mean(0) for e, p in leaves]
+    )
 
 
 def _largest(tree: Any) -> float:

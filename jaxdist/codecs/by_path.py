@@ -1,0 +1,46 @@
+"""Another codec for each part of a model, by the paths of its parameters."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from jaxdist import laws
+from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
+from jaxdist.registry import codec
+
+
+@codec(
+    paper='none: a choice among codecs',
+    examples={
+        "by_path(rules={'.*': int8(block=64)})": (laws.error_at_most(0.5 / 127), laws.idempotent()),
+        'by_path(rules={}, rest=int8(block=64))': (laws.error_at_most(0.5 / 127),),
+    },
+)
+def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) -> PerTensor:
+    """The codec of the first rule whose regular expression matches a parameter's whole path, such as `block0/up/kernel`.
+
+    Args:
+        rules: from regular expressions to codecs, or None for float32 as it is.
+        rest: the codec of parameters that no rule matches; None for float32 as they are.
+
+    Raises:
+        ValueError: an expression that cannot be read or, when a model is given, one that matches none of its parameters.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> choice = by_path(rules={'.*bias': None}, rest=int8())
+    >>> [codec is None for codec in choice.pick([('up/kernel', (8, 8)), ('up/bias', (8,))])]
+    [False, True]
+    """
+    for pattern in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'by_path: {pattern!r} is no regular expression: {error}') from None
+
+    def pick(tensors: Sequence[tuple[str, Shape]]) -> list[AnyCodec | None]:
+        first = [next((p for p in rules if re.fullmatch(p, path)), None) for path, _ in tensors]
+        unused = [p for p in rules if not any(re.fullmatch(p, path) for path, _ in tensors)]
+        if unused:
+            raise ValueError(f'by_path: {unused} match no parameter; there are {[path for path, _ in tensors]}')
+        return [rest if pattern is None else rules[pattern] for pattern in first]
+
+    return PerTensor(pick)

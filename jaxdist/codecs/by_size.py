@@ -1,0 +1,44 @@
+"""Small tensors one way and large ones another: most tensors are small, and most entries are in the large ones."""
+
+from collections.abc import Sequence
+from math import prod
+
+from jaxdist import laws
+from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
+from jaxdist.registry import codec
+
+
+@codec(
+    paper='Vogels et al. 2019, arXiv 1905.13727, which leaves vectors as they are',
+    examples={
+        'by_size(large=int8(block=64), below=64)': (laws.error_at_most(0.5 / 127), laws.idempotent()),
+        'by_size(large=int8(block=64), below=1000000)': (laws.error_at_most(0),),
+        'by_size(large=int8(block=64), below=1000000, small=bf16())': (laws.error_at_most(2**-8),),
+    },
+)
+def by_size(large: AnyCodec, below: int = 4096, small: AnyCodec | None = None) -> PerTensor:
+    """Tensors of `below` entries or more through one codec, smaller ones through another or as they are.
+
+    Biases and scales are few numbers that matter much. All tensors of a codec share one message, so that the number of
+    collectives does not grow with that of layers.
+
+    Args:
+        large: the codec of large tensors.
+        below: entries from which on a tensor is large. Of one cut over devices, those that a device holds count.
+        small: the codec of small tensors; None for float32 as they are.
+
+    Raises:
+        ValueError: `below` is negative.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> choice = by_size(large=int8(), below=100)
+    >>> [codec is None for codec in choice.pick([('w', (10, 10)), ('b', (10,))])]
+    [False, True]
+    """
+    if below < 0:
+        raise ValueError(f'by_size: below={below} must be 0 or more entries')
+
+    def pick(tensors: Sequence[tuple[str, Shape]]) -> list[AnyCodec | None]:
+        return [large if prod(shape) >= below else small for _, shape in tensors]
+
+    return PerTensor(pick)

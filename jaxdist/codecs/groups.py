@@ -1,0 +1,129 @@
+"""Which tensors are averaged together: those of one codec that are cut over devices alike share their messages."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from jaxdist import mesh as meshes
+from jaxdist import wire
+from jaxdist.codecs.codec import AnyCodec, Averager, Codec, Shape, resolve
+from jaxdist.codecs.exchange import ExchangeName, choose
+
+Run = Callable[[list[jax.Array], list[Any], jax.Array], tuple[list[jax.Array], list[jax.Array], list[Any]]]
+
+
+class Group(NamedTuple):
+    """Tensors that are averaged together.
+
+    Attributes:
+        codec: theirs.
+        exchange: how messages travel, or None for the way that sends least.
+        members: their numbers among the leaves of the tree.
+        shapes: theirs, as a device holds them.
+        cuts: how each is cut over the mesh's other axes; None if it has no others.
+    """
+
+    codec: Codec | Averager
+    exchange: ExchangeName | None
+    members: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+    cuts: tuple[P, ...] | None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that cut them, all alike."""
+        return _axes(self.cuts[0]) if self.cuts else ()
+
+    def start(self, keys: Sequence[jax.Array]) -> list[jax.Array | None]:
+        """What is remembered of each at first: [shards, ...], or None."""
+        if isinstance(self.codec, Codec):
+            return [None] * len(self.members)
+        shards = math.prod(_sizes()[axis] for axis in self.axes)
+        first = [self.codec.start(shape, key) for shape, key in zip(self.shapes, keys, strict=True)]
+        return [jnp.broadcast_to(x, (shards, *x.shape)) for x in first]
+
+    def sends(self, workers: int) -> Fraction:
+        """Bytes that one worker sends for one average, by the formulas of the codec and the exchange."""
+        if isinstance(self.codec, Averager):
+            return self.codec.sends(workers, self.shapes)
+        n = sum(map(math.prod, self.shapes))
+        return choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
+
+    def runner(self, key: jax.Array, axis: str) -> Run:
+        """`(values, remembered, me) -> (means, left, remembered)`, which takes each shard where it lies."""
+        if self.cuts is None:
+            return self._run(key, axis)
+        mesh = jax.sharding.get_abstract_mesh()
+        others = set(mesh.axis_names) - set(mesh.manual_axes)
+        cuts, warm = list(self.cuts), P(self.axes) if isinstance(self.codec, Averager) else P()
+        specs: Any = (cuts, warm, P()), (cuts, cuts, warm)
+        return jax.shard_map(self._run(key, axis), in_specs=specs[0], out_specs=specs[1], axis_names=others)
+
+    def _run(self, key: jax.Array, axis: str) -> Run:
+        codec, axes = self.codec, self.axes
+
+        def by_averager(values: list[jax.Array], remembered: list[Any], me: jax.Array) -> Any:
+            assert isinstance(codec, Averager)
+            means, left, after = codec.mean(values, [x[0] for x in remembered], axis)
+            return means, left, [x[None] for x in after]
+
+        def by_message(values: list[jax.Array], remembered: list[Any], me: jax.Array) -> Any:
+            assert isinstance(codec, Codec)
+            vector = wire.flatten(values)
+            noise = jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
+            exchange = choose(self.exchange, codec, wire.size(axis), vector.size)
+            mean, left = exchange.mean(vector, codec, noise, axis, me)
+            return wire.unflatten(mean, values), wire.unflatten(left, values), remembered
+
+        return by_message if isinstance(codec, Codec) else by_averager
+
+
+def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> list[Group]:
+    """The groups of a tree of arrays, or of shapes; tensors in none of them are averaged exactly.
+
+    Raises:
+        ValueError: a leaf that is not of real numbers, or the codec does not fit the tree.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> [group.members for group in groups({'b': jnp.ones(3), 'w': jnp.ones((2, 2))}, int8())]
+    [(0, 1)]
+    """
+    named = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for path, leaf in named:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = meshes.path_text(path)
+            raise ValueError(f'{name!r} is {leaf.dtype}: through a codec go averages of real numbers')
+    cuts = meshes.cuts(tree)
+    shapes = [_on_a_device(leaf.shape, cut) for (_, leaf), cut in zip(named, cuts or [P()] * len(named), strict=True)]
+    picked = resolve(codec, [(meshes.path_text(path), s) for (path, _), s in zip(named, shapes, strict=True)])
+    alike: dict[Any, list[int]] = {}
+    for i, each in enumerate(picked):
+        if each is not None and math.prod(shapes[i]):
+            alike.setdefault((id(each), _axes(cuts[i]) if cuts else ()), []).append(i)
+    return [_group(picked, exchange, members, shapes, cuts) for members in alike.values()]
+
+
+def _group(
+    picked: list[Any], exchange: ExchangeName | None, members: list[int], shapes: list[Shape], cuts: list[P] | None
+) -> Group:
+    own = tuple(cuts[i] for i in members) if cuts else None
+    return Group(picked[members[0]], exchange, tuple(members), tuple(shapes[i] for i in members), own)
+
+
+def _axes(cut: P) -> tuple[str, ...]:
+    return tuple(sorted(axis for axis in cut if axis is not None))
+
+
+def _on_a_device(shape: Shape, cut: P) -> Shape:
+    parts = [_sizes()[axis] if axis is not None else 1 for axis in cut]
+    return tuple(n // p for n, p in zip(shape, [*parts, *[1] * (len(shape) - len(parts))], strict=True))
+
+
+def _sizes() -> Any:
+    return jax.sharding.get_abstract_mesh().shape

@@ -140,7 +140,7 @@ def cuts(params: Any) -> list[PartitionSpec] | None:
     if len(found) != len(jax.tree.leaves(params)):
         raise ValueError(
             f'how {len(found)} parameters are cut over the mesh is known, and the tree has '
-            f'{len(jax.tree.leaves(params))} leaves; on a mesh with a model axis a part of them cannot be averaged alone'
+            f'{len(jax.tree.leaves(params))} leaves; on a mesh with other axes a part of them cannot be averaged alone'
         )
     return found
 
@@ -154,8 +154,8 @@ def follow(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) 
     replicated.
 
     A leaf belongs to a parameter if its path ends with the parameter's and its last dims are the parameter's: moments,
-    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has something
-    for each of them. Left alone, the compiler would replicate every one of them.
+    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has
+    something for each of them. Left alone, the compiler would replicate every one of them.
 
     Args:
         state: shapes.
@@ -169,9 +169,8 @@ def follow(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) 
     {'factor': {'up': P('model',)}, 'queue': {'up': P(None, None, 'model')}}
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    known = [
-        (path, p.shape, c) for (path, p), c in zip(flat, jax.tree.leaves(param_specs, is_leaf=_is_spec), strict=True)
-    ]
+    each = jax.tree.leaves(param_specs, is_leaf=_is_spec)
+    known = [(path, p.shape, cut) for (path, p), cut in zip(flat, each, strict=True)]
     known.sort(key=lambda owner: -len(owner[0]))  # of 'b' and 'a/b', the longer path owns 'mu/a/b'
 
     def spec(path: KeyPath, leaf: Any) -> PartitionSpec:

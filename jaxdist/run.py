@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdist import cluster
-from jaxdist.checkpoint import Checkpoints, lock
+from jaxdist.checkpoint import Checkpoints, Restored, lock
 from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
-from jaxdist.plan import per_worker, sent_each_step, traffic
+from jaxdist.plan import sent_each_step, traffic
+from jaxdist.resize import resized, saved_by
 from jaxdist.step import State, means
 from jaxdist.train import Training, evaluate, first_state, prepare, train
 
@@ -42,12 +43,14 @@ class Ready(NamedTuple):
         training: the experiment, made ready.
         step: the step that it goes on from.
         sent: bytes that a worker sends on an average step, None if that depends on the data.
+        before: bytes that it sent in the steps before, with as many workers as there were then.
         damaged: checkpoints that were set aside, each as (folder, why).
     """
 
     training: Training
     step: int
     sent: Fraction | None
+    before: Fraction
     damaged: list[tuple[Path, str]]
 
 
@@ -71,6 +74,8 @@ def run(
     experiment: Experiment, folder: Path, *, command: str = '', stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event]:
     """Trains, writes the folder, and yields what happens; goes on with the run of this experiment that is there.
+
+    On another number of workers than a checkpoint was saved with, the run goes on as `jaxdist.resize` says.
 
     The folder gets `experiment.json`, `run.json` (versions, commit, devices, commands), `metrics.jsonl`, `checkpoints/`
     and at the end `loss.png`. In several processes all call this; process 0 alone writes what is not a checkpoint.
@@ -103,20 +108,22 @@ def run(
             stack.enter_context(lock(folder))
         _refuse_another(training, folder, checkpoints.meta())
         stack.enter_context(checkpoints)
-        found = checkpoints.restore(training.program.state)
-        state = found.state if found else first_state(training)
+        program = training.program
+        found = checkpoints.restore(lambda meta: saved_by(_experiment(meta).mesh.workers, program))
+        state = _brought_here(found, training) if found else first_state(training)
         begin = found.step if found else 0
         log = Log(folder, begin)
         log.describe(training, command)
         sent = sent_each_step(traffic(training), training.where.axis)
-        ready = Ready(training, begin, sent, found.damaged if found else [])
+        before = Fraction(found.meta.get('sent', (sent or 0) * begin)) if found else Fraction(0)
+        ready = Ready(training, begin, sent, before, found.damaged if found else [])
         yield Event('ready', ready)
         yield from _steps(ready, state, checkpoints, log, stop)
 
 
 def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop: Callable[[], bool]) -> Iterator[Event]:
     """Trains from `state` on; saves, evaluates and records as the experiment says."""
-    training, begin, sent, _ = ready
+    training, begin = ready.training, ready.step
     experiment = training.experiment
     meta = {'experiment': to_json(experiment)}
     step = finite = begin
@@ -124,7 +131,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
         last = step == experiment.steps
         ended = not last and _all_stop(stop, step, experiment)
         if last or step % experiment.log_every == 0:
-            cost = {} if sent is None else {'sent': round(sent * step)}
+            cost = {} if ready.sent is None else {'sent': round(_sent_by(step, ready))}
             record = log.write({'step': step, **means(metrics), **cost})
             yield Event('trained', record)
             finite = _last_finite(record, finite, experiment)
@@ -133,7 +140,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('held_out', record)
             _refuse_broken(record, finite)
         if last or ended or step % experiment.save_every == 0:
-            checkpoints.save(step, after, meta)
+            checkpoints.save(step, after, {**meta, 'sent': str(_sent_by(step, ready))})
             yield Event('saved', step)
         if ended:
             checkpoints.wait()
@@ -141,6 +148,11 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             return
     checkpoints.wait()
     yield Event('done', Done(step, step - begin, log.seconds, log.plot(training) if step > begin else ''))
+
+
+def _sent_by(step: int, ready: Ready) -> Fraction:
+    """Bytes that a worker has sent after so many steps."""
+    return ready.before + (ready.sent or 0) * (step - ready.step)
 
 
 def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bool:
@@ -180,16 +192,21 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
     path = folder / 'experiment.json'
     if meta is None and not path.exists():
         return
-    ours, theirs = training.experiment, from_json(meta['experiment']) if meta else load(path)
+    ours, theirs = training.experiment, _experiment(meta) if meta else load(path)
     differ = differences(ours, theirs)
     if differ:
         raise ExperimentError(
             f'{folder} holds a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
             'Choose another folder, or go on with the experiment that is there.'
         )
-    own = per_worker(training.program.layout)
-    if meta and own and ours.mesh.workers != theirs.mesh.workers:
-        raise ExperimentError(
-            f'{folder} was trained with {theirs.mesh.workers} workers, each with values of its own ({own[0]}, ...); it '
-            f'can go on with as many, simulated or on a mesh, not with {ours.mesh.workers}'
-        )
+
+
+def _experiment(meta: dict[str, Any]) -> Experiment:
+    return from_json(meta['experiment'])
+
+
+def _brought_here(found: Restored, training: Training) -> State:
+    """The state of a checkpoint, for as many workers as there are now."""
+    same = _experiment(found.meta).mesh.workers == training.where.count
+    state: State = found.state if same else resized(found.state, training.program)
+    return state

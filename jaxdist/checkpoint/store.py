@@ -132,23 +132,27 @@ class Checkpoints:
         A damaged one is renamed to `damaged-<step>-<n>`, and the one before is tried.
 
         Args:
-            target: the state as a pytree of `jax.ShapeDtypeStruct` with shardings (or arrays), on any mesh.
+            target: the state as a pytree of `jax.ShapeDtypeStruct` with shardings (or arrays), on any mesh; or a
+                function that makes it from the meta of the checkpoint that is tried.
 
         Raises:
             MismatchError: leaves differ from the checkpoint's in name, shape or dtype. Nothing is set aside.
             CheckpointError: there are checkpoints, and all are damaged.
         """
         self.wait()
-        leaves = loading.checked(target)
+        if not callable(target):
+            loading.checked(target)  # before any checkpoint is looked at
         damaged: list[tuple[Path, str]] = []
         while (step := loading.from_first(max(self.steps(), default=-1))) >= 0:
             try:
+                folder = self.folder / str(step)
+                wanted = target(manifest.read(folder, step).meta) if callable(target) else target
                 with jax.transfer_guard('allow'):
-                    meta, values = loading.load(self.folder / str(step), step, leaves)
+                    meta, values = loading.load(folder, step, loading.checked(wanted))
             except DamageError as damage:
                 damaged.append((self._set_aside(step), str(damage)))
                 continue
-            return Restored(step, jax.tree.unflatten(jax.tree.structure(target), values), meta, damaged)
+            return Restored(step, jax.tree.unflatten(jax.tree.structure(wanted), values), meta, damaged)
         self._refuse_to_start_afresh(dict(damaged))
         return None
 

@@ -44,8 +44,7 @@ class Memory(NamedTuple):
 
     Attributes:
         residual: each worker's own, float32 in the shape of the parameters. With error feedback, what its messages
-            left out so far; with EF21, what the others know of its value. On another number of workers each goes on with
-            the mean of these, so that nothing of their sum is lost.
+            left out so far; with EF21, what the others know of its value.
         estimate: with EF21, the mean of what is known of all, which all share.
         warm: what a codec remembers of a tensor from mean to mean, [shards, ...]; which all workers share.
         key: what random rounding draws from.
@@ -73,7 +72,7 @@ def remember(params: Any, channel: Channel) -> Memory:
     if channel.codec is None:
         if feedback:
             raise ValueError(
-                f'feedback={feedback!r} needs a codec: an exact mean leaves nothing out, so there is nothing to feed back'
+                f'feedback={feedback!r} needs a codec: an exact mean leaves nothing out, so nothing is fed back'
             )
         if channel.exchange is not None:
             raise ValueError(f'exchange={channel.exchange!r} needs a codec: an exact mean is one all-reduce')
@@ -85,8 +84,8 @@ def remember(params: Any, channel: Channel) -> Memory:
     for group in groups(params, channel.codec, channel.exchange):
         if feedback and isinstance(group.codec, Codec) and not group.codec.contracts:
             raise ValueError(
-                f"feedback={feedback!r} needs a codec whose error is smaller than what it is given, and this one's can be "
-                'larger: what is fed back would grow without end'
+                f"feedback={feedback!r} needs a codec whose error is smaller than what it is given; this one's can be "
+                'larger, and what is fed back would grow without end'
             )
         first = group.start([jax.random.fold_in(key, i) for i in group.members])
         for i, remembered in zip(group.members, first, strict=True):
@@ -121,9 +120,9 @@ def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
     means = _exact(leaves, {i for group in sent for i in group.members}, axis)
     for number, group in enumerate(sent):
         values = [_offset(leaves[i].astype(jnp.float32), residual[i], feedback) for i in group.members]
-        run = group.runner(jax.random.fold_in(now, number), axis)
-        got, left, after = run(values, [warm[i] for i in group.members], wire.index(axis))
-        for i, mean, rest, remembered in zip(group.members, got, left, after, strict=True):
+        known, draw = [warm[i] for i in group.members], jax.random.fold_in(now, number)
+        got, left, learnt = group.runner(axis)(values, known, wire.index(axis), draw)
+        for i, mean, rest, remembered in zip(group.members, got, left, learnt, strict=True):
             warm[i] = remembered
             if feedback == 'ef21':
                 mean = estimate[i] = estimate[i] + mean
@@ -133,9 +132,9 @@ def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
             elif feedback:
                 # What a short dtype rounds off is the same for all workers, so it belongs to each one's residual.
                 residual[i] = rest + (mean - means[i].astype(jnp.float32))
-    parts = zip(memory[:3], (residual, estimate, warm), strict=True)
-    kept = [() if _absent(old) else jax.tree.unflatten(like, new) for old, new in parts]
-    return jax.tree.unflatten(like, [means[i] for i in range(len(leaves))]), Memory(*kept, key)
+    whole = lambda old, new: () if _absent(old) else jax.tree.unflatten(like, new)  # noqa: E731
+    after = Memory(whole(memory.residual, residual), whole(memory.estimate, estimate), whole(memory.warm, warm), key)
+    return jax.tree.unflatten(like, [means[i] for i in range(len(leaves))]), after
 
 
 def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = None) -> Callable[[int, Any], Fraction]:

@@ -16,14 +16,14 @@ from jaxdist.registry import codec
     },
 )
 def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) -> PerTensor:
-    """The codec of the first rule whose regular expression matches a parameter's whole path, such as `block0/up/kernel`.
+    """The codec of the first rule whose regular expression matches a parameter's whole path, as `block0/up/kernel`.
 
     Args:
         rules: from regular expressions to codecs, or None for float32 as it is.
         rest: the codec of parameters that no rule matches; None for float32 as they are.
 
     Raises:
-        ValueError: an expression that cannot be read or, when a model is given, one that matches none of its parameters.
+        ValueError: an expression that cannot be read or, when parameters are given, one that matches none of them.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choice = by_path(rules={'.*bias': None}, rest=int8())

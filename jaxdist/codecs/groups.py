@@ -15,7 +15,7 @@ from jaxdist import wire
 from jaxdist.codecs.codec import AnyCodec, Averager, Codec, Shape, resolve
 from jaxdist.codecs.exchange import ExchangeName, choose
 
-Run = Callable[[list[jax.Array], list[Any], jax.Array], tuple[list[jax.Array], list[jax.Array], list[Any]]]
+Run = Callable[..., tuple[list[jax.Array], list[jax.Array], list[Any]]]
 
 
 class Group(NamedTuple):
@@ -52,28 +52,30 @@ class Group(NamedTuple):
         """Bytes that one worker sends for one average, by the formulas of the codec and the exchange."""
         if isinstance(self.codec, Averager):
             return self.codec.sends(workers, self.shapes)
-        n = sum(map(math.prod, self.shapes))
+        sizes: list[int] = [math.prod(shape) for shape in self.shapes]
+        n = sum(sizes)
         return choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
 
-    def runner(self, key: jax.Array, axis: str) -> Run:
-        """`(values, remembered, me) -> (means, left, remembered)`, which takes each shard where it lies."""
+    def runner(self, axis: str) -> Run:
+        """`(values, remembered, me, key) -> (means, left, remembered)`, which takes each shard where it lies."""
         if self.cuts is None:
-            return self._run(key, axis)
+            return self._run(axis)
         mesh = jax.sharding.get_abstract_mesh()
         others = set(mesh.axis_names) - set(mesh.manual_axes)
         cuts, warm = list(self.cuts), P(self.axes) if isinstance(self.codec, Averager) else P()
-        specs: Any = (cuts, warm, P()), (cuts, cuts, warm)
-        return jax.shard_map(self._run(key, axis), in_specs=specs[0], out_specs=specs[1], axis_names=others)
+        return jax.shard_map(
+            self._run(axis), in_specs=(cuts, warm, P(), P()), out_specs=(cuts, cuts, warm), axis_names=others
+        )
 
-    def _run(self, key: jax.Array, axis: str) -> Run:
+    def _run(self, axis: str) -> Run:
         codec, axes = self.codec, self.axes
 
-        def by_averager(values: list[jax.Array], remembered: list[Any], me: jax.Array) -> Any:
+        def by_averager(values: list[jax.Array], remembered: list[Any], me: jax.Array, key: jax.Array) -> Any:
             assert isinstance(codec, Averager)
             means, left, after = codec.mean(values, [x[0] for x in remembered], axis)
             return means, left, [x[None] for x in after]
 
-        def by_message(values: list[jax.Array], remembered: list[Any], me: jax.Array) -> Any:
+        def by_message(values: list[jax.Array], remembered: list[Any], me: jax.Array, key: jax.Array) -> Any:
             assert isinstance(codec, Codec)
             vector = wire.flatten(values)
             noise = jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
@@ -104,7 +106,7 @@ def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> 
     picked = resolve(codec, [(meshes.path_text(path), s) for (path, _), s in zip(named, shapes, strict=True)])
     alike: dict[Any, list[int]] = {}
     for i, each in enumerate(picked):
-        if each is not None and math.prod(shapes[i]):
+        if each is not None and 0 not in shapes[i]:
             alike.setdefault((id(each), _axes(cuts[i]) if cuts else ()), []).append(i)
     return [_group(picked, exchange, members, shapes, cuts) for members in alike.values()]
 

@@ -19,10 +19,10 @@ from jaxdist.registry import codec
 def majority(block: int = 4096) -> Codec:
     """Each entry's sign, -1 or 1, and of all workers' signs that of the most.
 
-    `mean(codec=majority()) | sgd(1e-3)` is signSGD with majority vote, and with `ema(0.9)` before it Signum. A zero votes
-    at random, and a tie falls at random, so that what nobody has a gradient for does not drift; a block of zeros stays
-    zeros. A vote has to be counted in one place, so the exchange is `two_phases`; its outcome says nothing of sizes, so
-    there is no `feedback` (see `sign`).
+    `mean(codec=majority()) | sgd(1e-3)` is signSGD with majority vote, and with `ema(0.9)` before it Signum. A zero
+    votes at random, and a tie falls at random, so that what nobody has a gradient for does not drift; a block of zeros
+    stays zeros. A vote has to be counted in one place, so the exchange is `two_phases`; its outcome says nothing of
+    sizes, so there is no `feedback` (see `sign`).
 
     Args:
         block: entries that share four bytes which tell of zeros and of what is not finite; a multiple of 8.

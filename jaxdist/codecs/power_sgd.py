@@ -1,4 +1,4 @@
-"""Matrices as products of two narrow ones, found by one power iteration a step (Vogels et al. 2019, arXiv 1905.13727)."""
+"""Matrices as products of two narrow ones, by one power iteration a step (Vogels et al. 2019, arXiv 1905.13727)."""
 
 import math
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def power_sgd(rank: int = 2) -> PerTensor:
 
     The first factor of a step starts from the last one's second (warm start), so that a gradient which turns slowly is
     approached better and better; what is left out is for `feedback=True`. A tensor of more dims is seen as the matrix
-    whose factors are smallest: its first dims by its last. Tensors of fewer than two dims, and those whose factors would
-    be no smaller than themselves, are averaged exactly. A tensor that is cut over devices is a matrix on each.
+    whose factors are smallest: its first dims by its last. Tensors of fewer than two dims, and those whose factors
+    would be no smaller than themselves, are averaged exactly. A tensor that is cut over devices is a matrix on each.
 
     Args:
         rank: of the approximation; 2 in the paper for its convolutional net, 4 for its LSTM.

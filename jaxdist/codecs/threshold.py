@@ -25,7 +25,7 @@ def threshold(at: float, most: int, block: int = 4096) -> Codec:
     """Entries of magnitude `at` or more are sent as plus or minus `at`, in 2 bytes each; the rest is 0.
 
     It is made for `feedback=True`: what an entry has above `at`, and what stayed below, is sent later. XLA's shapes are
-    fixed, so a message has room for `most` entries of each block, which is what it costs; of more, the largest go first.
+    fixed, so a message has room for `most` entries of each block, which is what it costs; of more, the largest go.
 
     Args:
         at: the threshold, and the magnitude that is sent.

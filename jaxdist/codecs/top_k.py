@@ -77,11 +77,9 @@ def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
         indices = jnp.pad(message[: count * width].reshape(-1, width), ((0, 0), (0, 4 - width)))
         where = wire.from_bytes(indices, jnp.uint32).reshape(-1, k).astype(jnp.int32)
         rest = message[count * width : count * width + value_bytes(count)]
-        kept = (
-            wire.from_bytes(rest, jnp.float32) if values is None else values.decode(rest, padded(count, values.block))
-        )
+        kept = _decode_values(rest, count, values).reshape(-1, k)
         blocks = jnp.zeros((n // block, block), jnp.float32)
-        return jnp.put_along_axis(blocks, where, kept[:count].reshape(-1, k), axis=1, inplace=False).reshape(-1)
+        return jnp.put_along_axis(blocks, where, kept, axis=1, inplace=False).reshape(-1)
 
     return Codec(block, size, encode, decode, contracts=values is None or values.contracts)
 
@@ -90,3 +88,9 @@ def _encode_values(kept: jax.Array, values: Codec | None, key: jax.Array) -> jax
     if values is None:
         return wire.to_bytes(kept)
     return values.encode(jnp.pad(kept, (0, padded(kept.size, values.block) - kept.size)), key)
+
+
+def _decode_values(message: jax.Array, n: int, values: Codec | None) -> jax.Array:
+    if values is None:
+        return wire.from_bytes(message, jnp.float32)
+    return values.decode(message, padded(n, values.block))[:n]

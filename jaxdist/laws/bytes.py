@@ -11,7 +11,7 @@ from jaxdist.laws.law import Law, LawBroken
 from jaxdist.laws.trial import Trial
 
 Formula = Callable[[int, Any], Fraction]
-"""`(workers, params) -> bytes` that one worker sends each time the algorithm speaks; of the parameters, the shapes count."""
+"""`(workers, params) -> bytes` that one worker sends each time the algorithm speaks; of `params`, shapes count."""
 
 
 def entries(params: Any) -> int:

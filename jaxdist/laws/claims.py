@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxdist import line as lines
-from jaxdist.laws.law import Law, LawBroken, close, same_bits, to_numpy
+from jaxdist.laws.law import Law, LawBroken, close, same_bits
 from jaxdist.laws.trial import Path, Trial, mean_rows
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from jaxdist.laws.law import Law, LawBroken, close, same_bits
 from jaxdist.laws.noise import centred
 
-
 ROWS, COLUMNS = 8, 64
 """Of the matrix that a codec which is not one of vectors is tried with; so many rows for each of its blocks."""
 

@@ -1,0 +1,68 @@
+"""Going on with another number of workers: what each had of its own becomes the mean of it, for each."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdist.step import State
+from jaxdist.workers import Program
+
+
+def saved_by(count: int, program: Program) -> State:
+    """The shapes of the program's state, as so many workers saved it, laid out for the program's devices.
+
+    >>> import jaxdist.workers
+    >>> where = jaxdist.workers.simulated(2)
+    >>> step = lambda s, b: (s + b.sum(), None)
+    >>> program = jaxdist.workers.spread(lambda: jnp.zeros(()), step, True, where, ())
+    >>> saved_by(8, program).shape
+    (8,)
+    """
+    return jax.tree.map(lambda x, varies: _rows(x, count) if varies else x, program.state, program.layout)
+
+
+def resized(state: State, program: Program) -> State:
+    """The state for the program's number of workers.
+
+    Residuals, parameters, moments and queues, real numbers all, become the mean over the workers that there were: with
+    EF14 and EF21, and for a mean that is still to be taken, nothing of their sum is lost, and workers that trained alone
+    meet. Of whole numbers it is the largest, and of skipped steps, which are counted, the sum, with the first worker.
+
+    Raises:
+        ValueError: random keys that differ between workers, of which there is no mean.
+
+    >>> import jaxdist.workers
+    >>> count = jax.ShapeDtypeStruct((2,), 'int32', sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    >>> layout, shapes = State(*[False] * 4, skipped=True), State(*[None] * 4, skipped=count)
+    >>> program = jaxdist.workers.Program(None, None, None, shapes, layout)
+    >>> resized(State(None, None, None, None, jnp.array([1, 2, 3, 4])), program).skipped
+    Array([10,  0], dtype=int32)
+    """
+
+    def convert(state: State) -> State:
+        new = jax.tree.map(lambda x, like, v: _shared_out(x, like) if v else x, state, program.state, program.layout)
+        if program.layout.skipped is True:
+            first = jnp.arange(program.state.skipped.shape[0]) == 0
+            new = new._replace(skipped=jnp.where(first, jnp.sum(state.skipped), 0).astype(state.skipped.dtype))
+        return new
+
+    return jax.jit(convert, out_shardings=jax.tree.map(lambda like: like.sharding, program.state))(state)
+
+
+def _rows(like: Any, count: int) -> jax.ShapeDtypeStruct:
+    sharding, shape = like.sharding, (count, *like.shape[1:])
+    if isinstance(sharding, NamedSharding) and count % like.shape[0]:
+        # Rows that the workers do not divide lie whole on each.
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+
+
+def _shared_out(x: jax.Array, like: Any) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            'each worker has a random key of its own in the state, and there is no mean of them: go on with as many'
+        )
+    one = jnp.mean(x, 0) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.max(x, 0)
+    return jnp.broadcast_to(one.astype(x.dtype), like.shape)

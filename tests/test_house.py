@@ -22,7 +22,7 @@ FLOORS = {
     'codecs': 3,
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'pipeline'), 4),
     **dict.fromkeys(('step', 'experiment', 'checkpoint', 'cluster'), 5),
-    **dict.fromkeys(('train', 'report'), 6),
+    **dict.fromkeys(('train', 'report', 'resize'), 6),
     **dict.fromkeys(('plan', 'folder'), 7),
     'run': 8,
     'compare': 9,

@@ -108,7 +108,8 @@ class TwoPhases:
     """Worker j decodes everybody's part j, takes the mean and sends it, encoded again, to all.
 
     With feedback each worker adds what its earlier messages left out to the next ones (arXiv 1901.09847). The mean
-    divides by W, so what the second message left out weighs W-fold in the memory of the one worker that sent it.
+    divides by W, so what the second message left out weighs W-fold in the memory of the one worker that sent it. Its
+    own part it does not send, and so does not round.
     """
 
     def __init__(self, codec: Int8, feedback: bool) -> None:
@@ -126,6 +127,7 @@ class TwoPhases:
         left, answers = parts.copy(), []
         for owner in range(workers):
             received = np.array([self.codec.sent(parts[worker, owner]) for worker in range(workers)])
+            received[owner] = parts[owner, owner]
             mean = received.mean(0)
             answers.append(self.codec.sent(mean))
             left[:, owner] -= received

@@ -37,7 +37,7 @@ class Codec(NamedTuple):
         encode: `(x float32 [n], key) -> uint8 [size(n)]`. The key is for codecs that round at random.
         decode: `(uint8 [size(n)], n) -> float32 [n]`.
         contracts: whether the error is on average smaller than the vector, as error feedback needs it.
-        gathers: whether messages may be averaged by whoever receives them all; a vote must be counted once.
+        votes: whether messages are votes, counted in one place; else they stand for the vector.
         summed: `workers -> Summed`, for codecs whose messages can add up on the way.
     """
 
@@ -46,7 +46,7 @@ class Codec(NamedTuple):
     encode: Callable[[jax.Array, jax.Array], jax.Array]
     decode: Callable[[jax.Array, int], jax.Array]
     contracts: bool = True
-    gathers: bool = True
+    votes: bool = False
     summed: Callable[[int], Summed] | None = None
 
 

@@ -35,7 +35,9 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Ar
     """Each worker sends every other its part of the vector, which takes the mean, encodes that and sends it to all.
 
     That is 2 (W - 1) / W messages a worker, where everybody's sending everything takes W - 1; and a second rounding.
-    The error of that is left with the worker that made it, W-fold because the mean divides by W.
+    The error of that is left with the worker that made it, W-fold because the mean divides by W. A worker's own part
+    goes nowhere and is not rounded, unless it is a vote: so the whole of that error gets into the next mean, as with
+    the server's residual of DoubleSqueeze (Tang et al. 2019, arXiv 1905.05957).
 
     >>> from jaxdist.codecs.int8 import int8
     >>> run = lambda x: two_phases(x, int8(block=1), jax.random.key(0), 'workers', wire.index())[0]
@@ -50,10 +52,10 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Ar
     keys = jax.random.split(jax.random.fold_in(key, me), w + 1)
     messages = jax.vmap(codec.encode)(parts, keys[:w])
     decode = jax.vmap(lambda message: codec.decode(message, chunk))
-    mean = wire.sum_rows(decode(wire.exchange(messages, axis))) / w
+    told = decode(wire.exchange(messages, axis))
+    mean = wire.sum_rows(told if codec.votes else told.at[me].set(parts[me])) / w
     answer = codec.encode(mean, keys[w])
-    left = parts - decode(messages)
-    left = left.at[me].add(w * (mean - codec.decode(answer, chunk)))
+    left = (parts - decode(messages)).at[me].set(w * (mean - codec.decode(answer, chunk)))
     return decode(wire.gather(answer, axis)).reshape(-1)[: x.size], left.reshape(-1)[: x.size]
 
 
@@ -117,7 +119,7 @@ def _all_reduce_sends(codec: Codec, w: int, n: int) -> Fraction:
 
 
 EXCHANGES: dict[str, Exchange] = {
-    'gather': Exchange(gather, _gather_sends, lambda codec: codec.gathers, 'messages that anybody may average'),
+    'gather': Exchange(gather, _gather_sends, lambda codec: not codec.votes, 'messages that anybody may average'),
     'all_reduce': Exchange(
         all_reduce, _all_reduce_sends, lambda codec: codec.summed is not None, 'messages that add up on the way'
     ),

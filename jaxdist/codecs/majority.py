@@ -45,4 +45,4 @@ def majority(block: int = 4096) -> Codec:
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (2 * codes.astype(jnp.float32) - 1) * scale
 
-    return in_blocks('majority', block, 1, to_codes, from_codes)._replace(contracts=False, gathers=False)
+    return in_blocks('majority', block, 1, to_codes, from_codes)._replace(contracts=False, votes=True)

@@ -19,7 +19,8 @@ COMMANDS = {
     'plan': (plan.main, 'show what an experiment will send and hold'),
     'compare': (compare.main, 'run several update lines side by side and write a report'),
     'laws': (laws.main, 'test algorithms and codecs, your own too, against their laws'),
-    'algorithms': (listing.main, 'list what an update line can be made of'),
+    'algorithms': (listing.algorithms, 'list the algorithms of update lines, and what they send'),
+    'codecs': (listing.codecs, 'list the codecs of what is sent, and their bytes'),
 }
 
 

@@ -5,12 +5,15 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxdist import ledger, line, workers
 from jaxdist.mesh import path_text
 from jaxdist.step import State
 from jaxdist.train import Training, first_batch, first_state, make_program, shapes
+from jaxdist.wire import AXIS
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,28 @@ def traffic(training: Training) -> list[ledger.Row]:
     steps = training.experiment.steps
     batch = shapes(first_batch(training))
     return ledger.traced_step(program.step, program.state, batch, sizes, steps, initial=lambda: first_state(training))
+
+
+def update_traffic(update: optax.GradientTransformation, params: Any, count: int, steps: int = 100) -> list[ledger.Row]:
+    """What one of so many workers sends under an update, for parameters of these shapes; nothing is compiled.
+
+    Args:
+        update: the optax transformation.
+        params: a pytree of shapes.
+        count: the number of workers.
+        steps: over which it is counted how often a part that does not always speak does.
+
+    >>> from jaxdist import line
+    >>> rows = update_traffic(line.build('average(every=10)'), {'w': jax.ShapeDtypeStruct((30,), 'float32')}, 4)
+    >>> [(row.kind, str(row.share), int(row.bytes_per_step)) for row in rows]
+    [('all_reduce', '1/10', 18)]
+    """
+    mesh = AbstractMesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
+    start = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)  # noqa: E731
+    gradients = jax.tree.map(lambda p: jax.ShapeDtypeStruct((count, *p.shape), p.dtype), params)
+    program = workers.update_program(update, start, gradients, workers.on_mesh(mesh))
+    first = workers.update_program(update, start, gradients, workers.simulated(count)).init
+    return ledger.traced_step(program.step, program.state, gradients, {AXIS: count}, steps, initial=first)
 
 
 def per_worker(layout: State) -> list[str]:

@@ -27,8 +27,9 @@ def resized(state: State, program: Program) -> State:
     """The state for the program's number of workers.
 
     Residuals, parameters, moments and queues, real numbers all, become the mean over the workers that there were: with
-    EF14 and EF21, and for a mean that is still to be taken, nothing of their sum is lost, and workers that trained alone
-    meet. Of whole numbers it is the largest, and of skipped steps, which are counted, the sum, with the first worker.
+    error feedback and EF21, and for a mean that is still to be taken, nothing of their sum is lost, and workers that
+    trained alone meet. Of whole numbers it is the largest, and of skipped steps, which are counted, the sum, with the
+    first worker.
 
     Raises:
         ValueError: random keys that differ between workers, of which there is no mean.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdist import wire
@@ -167,6 +168,35 @@ def spread(
     if workers.mesh is None:
         return _simulate(init, step, layout, workers, args)
     return _place(init, step, layout, workers, args, cut)
+
+
+def update_program(
+    update: optax.GradientTransformation, start: Callable[[], Any], gradients: Any, where: Workers
+) -> Program:
+    """An update alone as a program: `step((params, opt_state), gradients) -> (state, (updates, params))`.
+
+    Args:
+        update: the optax transformation.
+        start: makes the parameters.
+        gradients: of all workers, [W, ...] each, or their shapes.
+        where: the workers.
+
+    >>> program = update_program(optax.sgd(1.0), lambda: jnp.zeros(()), jnp.ones(2), simulated(2))
+    >>> program.step(program.init(), jnp.ones(2))[1][0]
+    Array([-1., -1.], dtype=float32)
+    """
+    extended = optax.with_extra_args_support(update)
+
+    def init() -> Any:
+        params = start()
+        return params, extended.init(params)
+
+    def step(state: Any, batch: Any) -> Any:
+        updates, opt_state = extended.update(jax.tree.map(lambda x: x[0], batch), state[1], state[0])
+        params = optax.apply_updates(state[0], updates)
+        return (params, opt_state), (updates, params)
+
+    return spread(init, step, find_layout(init, step, where, (), gradients), where, ())
 
 
 def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...]) -> Program:

@@ -18,14 +18,12 @@ class Summed(NamedTuple):
         encode: `(x [n], largest [m], shared, own) -> array`, whose sum over workers stays within its dtype. Of the
             keys, `shared` is the same on all workers and `own` another on each.
         decode: `(total, largest [m], shared, n, count) -> float32 [n]`: the sum of `count` encoded vectors.
-        as_fine: whether no more is lost than in a message to be gathered.
     """
 
     size: Callable[[int], int]
     agree: Callable[[jax.Array], jax.Array]
     encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
     decode: Callable[[jax.Array, jax.Array, jax.Array, int, int], jax.Array]
-    as_fine: bool
 
 
 class Codec(NamedTuple):
@@ -39,6 +37,7 @@ class Codec(NamedTuple):
         contracts: whether the error is on average smaller than the vector, as error feedback needs it.
         votes: whether messages are votes, counted in one place; else they stand for the vector.
         summed: `workers -> Summed`, for codecs whose messages can add up on the way.
+        sums_as_fine: whether messages that add up lose no more than others.
     """
 
     block: int
@@ -48,6 +47,7 @@ class Codec(NamedTuple):
     contracts: bool = True
     votes: bool = False
     summed: Callable[[int], Summed] | None = None
+    sums_as_fine: bool = False
 
 
 class Averager(NamedTuple):

@@ -142,7 +142,7 @@ def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
     """
     if name is None:
         able = [e for e in EXCHANGES.values() if e.takes(codec)]
-        fine = [e for e in able if e.mean is not all_reduce or _summed(codec, w).as_fine]
+        fine = [e for e in able if e.mean is not all_reduce or codec.sums_as_fine]
         return min(fine, key=lambda exchange: exchange.sends(codec, w, n))
     if name not in EXCHANGES:
         raise ValueError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')

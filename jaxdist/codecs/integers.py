@@ -52,6 +52,6 @@ def integers(name: str, bits: int, block: int, rounding: str) -> Codec:
             scale = jnp.where(jnp.isfinite(agreed), agreed / most, jnp.nan)
             return (numbers * scale[:, None]).reshape(-1)
 
-        return Summed(lambda n: n * bits // 8, agree, encode, decode, as_fine=False)
+        return Summed(lambda n: n * bits // 8, agree, encode, decode)
 
     return in_blocks(name, block, bits, to_codes, from_codes)._replace(summed=summed)

@@ -74,10 +74,9 @@ def random_k(k: int, block: int = 4096, run: int = 1, unbiased: bool = False) ->
             agree=lambda x: jnp.zeros((0,), jnp.float32),
             encode=lambda x, largest, shared, own: keep(x, shared),
             decode=lambda total, largest, shared, n, count: put(total, shared, n),
-            as_fine=True,
         )
 
-    return Codec(block, size, encode, decode, contracts=not unbiased, summed=summed)
+    return Codec(block, size, encode, decode, contracts=not unbiased, summed=summed, sums_as_fine=True)
 
 
 def _places(key: jax.Array, k: int, n: int) -> jax.Array:

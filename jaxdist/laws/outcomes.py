@@ -62,7 +62,7 @@ def levels(at: float) -> Law:
 
 
 def exact_up_to_rank(rank: int) -> Law:
-    """A matrix of so low a rank comes back as it was, to rounding; one of a rank higher does not.
+    """A matrix of so low a rank comes back as it was, to a thousandth; one of a rank higher does not.
 
     >>> exact_up_to_rank(2).name
     'exact up to rank 2'
@@ -72,7 +72,7 @@ def exact_up_to_rank(rank: int) -> Law:
         rng = np.random.default_rng(trial.seed)
         product = lambda r: (rng.normal(size=(48, r)) @ rng.normal(size=(r, 40))).astype(np.float32)  # noqa: E731
         low, high = product(rank), product(rank + 1)
-        close(trial.there_and_back(low), low, f'a matrix of rank {rank}', 1e-5)
+        close(trial.there_and_back(low), low, f'a matrix of rank {rank}', 1e-3)
         if np.abs(trial.there_and_back(high) - high).max() < 1e-2:
             raise LawBroken(f'a matrix of rank {rank + 1} comes back whole: it was not approximated')
 

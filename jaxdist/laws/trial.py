@@ -101,20 +101,7 @@ class Trial:
 
     def program(self, where: Workers) -> Program:
         """`step((params, opt_state), gradients) -> (state, (updates, params))`, all per worker."""
-        update = optax.with_extra_args_support(self.update)
-
-        def init() -> Any:
-            params = self.start()
-            return params, update.init(params)
-
-        def step(state: Any, batch: Any) -> Any:
-            gradients = jax.tree.map(lambda x: x[0], batch)
-            updates, opt_state = update.update(gradients, state[1], state[0])
-            params = optax.apply_updates(state[0], updates)
-            return (params, opt_state), (updates, params)
-
-        layout = workers.find_layout(init, step, where, (), self.batch(0))
-        return workers.spread(init, step, layout, where, ())
+        return workers.update_program(self.update, self.start, self.batch(0), where)
 
     def start(self) -> Any:
         """The parameters at the beginning, the same on every worker."""

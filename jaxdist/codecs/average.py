@@ -81,7 +81,12 @@ def remember(params: Any, channel: Channel) -> Memory:
     zeros: list[Any] = [None] * len(leaves)
     warm: list[Any] = [None] * len(leaves)
     key = jax.random.key(channel.seed)
-    for group in groups(params, channel.codec, channel.exchange):
+    sent = groups(params, channel.codec, channel.exchange)
+    if channel.exchange is not None and sent and not any(isinstance(group.codec, Codec) for group in sent):
+        raise ValueError(
+            f'exchange={channel.exchange!r} is for messages of bytes, and this codec has an exchange of its own'
+        )
+    for group in sent:
         if feedback and isinstance(group.codec, Codec) and not group.codec.contracts:
             raise ValueError(
                 f"feedback={feedback!r} needs a codec whose error is smaller than what it is given; this one's can be "

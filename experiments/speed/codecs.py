@@ -1,0 +1,92 @@
+"""How fast codecs are: there and back against a copy of the vector, and a whole step against one with the exact mean.
+
+    python experiments/speed/codecs.py
+
+Every figure is a ratio of times taken in turns within one run.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from measure import in_turns, ratios, runner, transformer
+
+from jaxdist import line, mesh, workers
+from jaxdist.laws import CodecTrial
+from jaxdist.step import make_step
+
+HERE = Path(__file__).parent
+SIDE = 2048
+"""Of the matrix that makes the journey: 16.8 MB of float32."""
+CODECS = (
+    'bf16()',
+    'fp8()',
+    'int8()',
+    "int8(rounding='stochastic')",
+    'int4()',
+    'int2()',
+    'natural()',
+    'qsgd(bits=4)',
+    'ternary()',
+    'sign()',
+    'majority()',
+    'top_k(k=41)',
+    'threshold(at=2.5, most=41)',
+    'random_k(k=41)',
+    'power_sgd(rank=2)',
+)
+
+
+def main() -> None:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', 8)
+    results = {
+        f'there and back over a copy, {SIDE} x {SIDE}': journeys(),
+        'a step over one with the exact mean, transformer 2 x 128, 8 devices': steps(),
+    }
+    for name, result in results.items():
+        print(name, *(f'    {k:<48}{v}' for k, v in result.items()), sep='\n')
+    (HERE / 'codecs.json').write_text(json.dumps({'jax': jax.__version__, **results}, indent=2) + '\n')
+
+
+def journeys() -> dict[str, Any]:
+    """For each codec the time of encoding and decoding over that of a copy of the array."""
+    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    runners: dict[str, Callable[[], None]] = {'copy': call(jax.jit(jnp.copy), x)}
+    for text in CODECS:
+        trial = CodecTrial(line.build_codec(text))
+        shaped = x if not trial.of_vectors else x.reshape(-1)
+        runners[text] = call(jax.jit(trial.journey), shaped, jax.random.key(1))
+    times = in_turns(runners, rounds=15)
+    base = times.pop('copy')
+    return {name: ratios(name, taken, base)[f'{name}: clock'] for name, taken in times.items()}
+
+
+def call(f: Any, *args: Any) -> Callable[[], None]:
+    """Calls and waits."""
+    return lambda: jax.block_until_ready(f(*args))
+
+
+def steps() -> dict[str, Any]:
+    """For each codec the time of a training step, with feedback where it goes with it, over that with `mean()`."""
+    model, batch = transformer(32)
+    devices = mesh.make({'workers': 8})
+    put = jax.device_put(batch, NamedSharding(devices, jax.P('workers')))
+    runners = {}
+    for text in ('', *CODECS):
+        made = line.build_codec(text) if text else None
+        feedback = made is not None and getattr(made, 'contracts', True)
+        update = line.build(f'mean(codec={text or None}, feedback={feedback}) | adamw(1e-3)')
+        program = make_step(model.loss, model.init, update, batch, workers.on_mesh(devices))
+        runners[text or 'exact'] = runner(program.init(jax.random.key(0)), program.step, put)
+    times = in_turns(runners, rounds=15)
+    base = times.pop('exact')
+    return {name: ratios(name, taken, base)[f'{name}: clock'] for name, taken in times.items()}
+
+
+if __name__ == '__main__':
+    main()

@@ -48,9 +48,9 @@ def power_sgd(rank: int = 2) -> PerTensor:
         tensors: list[jax.Array], remembered: list[Any], axis: str
     ) -> tuple[list[jax.Array], list[jax.Array], list[Any]]:
         matrices = [x.reshape(_sides(x.shape)) for x in tensors]
-        lefts = wire.mean([_times(m, q) for m, q in zip(matrices, remembered, strict=True)], axis)
+        lefts = _mean([_times(m, q) for m, q in zip(matrices, remembered, strict=True)], axis)
         lefts = [jnp.linalg.qr(p)[0] for p in lefts]
-        rights = wire.mean([_times(m.T, p) for m, p in zip(matrices, lefts, strict=True)], axis)
+        rights = _mean([_times(m.T, p) for m, p in zip(matrices, lefts, strict=True)], axis)
         means = [_times(p, q.T).reshape(x.shape) for p, q, x in zip(lefts, rights, tensors, strict=True)]
         return means, [x - m for x, m in zip(tensors, means, strict=True)], rights
 
@@ -63,6 +63,11 @@ def power_sgd(rank: int = 2) -> PerTensor:
         return [average if len(s) > 1 and rank * sum(_sides(s)) < math.prod(s) else None for _, s in tensors]
 
     return PerTensor(pick)
+
+
+def _mean(factors: list[jax.Array], axis: str) -> list[jax.Array]:
+    """The mean of each over workers, all in one message."""
+    return wire.unflatten(wire.mean(wire.flatten(factors), axis), factors)
 
 
 def _sides(shape: Shape) -> Shape:

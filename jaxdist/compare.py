@@ -27,7 +27,7 @@ class Contender(NamedTuple):
 
 
 def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
-    """The experiments with labels made of what is not the same in all of them, seeds aside.
+    """The experiments with labels made of what is not the same in most of them, seeds aside.
 
     Raises:
         ExperimentError: two are the same but for their seed, or there is none.
@@ -56,12 +56,19 @@ def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
 
 
 def _short_lines(updates: list[str]) -> list[str]:
-    """Each line without the links that all of them have; nothing where all lines are the same."""
+    """Each line without the links that most of them have; nothing where all lines are the same.
+
+    One that lacks any of these links is given whole.
+    """
     split = [line.split(update) for update in updates]
     if all(links == split[0] for links in split):
         return [''] * len(updates)
-    common = [link for link in split[0] if all(link in links for links in split)]
-    short = [' | '.join(link for link in links if link not in common) for links in split]
+    common = [link for link in split[0] if 2 * sum(link in links for links in split) > len(split)]
+    has_all = [all(link in links for link in common) for links in split]
+    short = [
+        ' | '.join(link for link in links if link not in common or not whole)
+        for links, whole in zip(split, has_all, strict=True)
+    ]
     return short if all(short) and len(set(short)) == len(set(updates)) else updates
 
 

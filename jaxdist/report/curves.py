@@ -88,7 +88,8 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
         raise ValueError('no runs: nothing was run, so there are no curves')
     lines = [_line(name, seeds) for name, seeds in runs.items()]
     by_bytes = any(line.sent is not None and line.sent[-1] > 0 for line in lines)
-    drawing = figure(9, 4.6)
+    columns = max(1, min(3, 90 // max(len(line.label) for line in lines)))  # the drawing is about 100 letters wide
+    drawing = figure(9, 4.6 + 0.2 * max(0, -(-len(lines) // columns) - 4))
     panels = drawing.subplots(1, 1 + by_bytes, sharey=True, squeeze=False)[0]
     for axes in panels:
         tidy(axes)
@@ -100,7 +101,6 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
     if by_bytes:
         _draw_bytes(panels[1], lines)
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = max(1, min(3, 90 // max(map(len, labels))))  # the drawing is about a hundred letters wide
     drawing.legend(handles, labels, loc='outside lower center', ncols=columns, frameon=False)
     return save(drawing, path)
 
@@ -180,7 +180,8 @@ def _draw_curves(axes: 'Axes', lines: Sequence[_Line], xs: Sequence[np.ndarray |
         if x is None:
             axes.plot([], [], color=colour, linestyle=style, label=line.label)
             continue
-        axes.plot(x, line.loss.mean(axis=0), color=colour, linestyle=style, label=line.label)
+        mark = 'o' if len(x) == 1 else None  # one evaluation is no curve
+        axes.plot(x, line.loss.mean(axis=0), color=colour, linestyle=style, label=line.label, marker=mark)
         axes.fill_between(x, line.loss.min(axis=0), line.loss.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
 

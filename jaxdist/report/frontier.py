@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
 REACH = (8, 16, 28, 44, 64, 90)
 """A label stands on one of the SIDES of its mark, at the nearest REACH (points) where it covers nothing."""
+MANY = 10
+"""More points than this are numbered, and a key beside the plot names them."""
 
 
 class _Point(NamedTuple):
@@ -33,7 +35,8 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
 
     Filled points form the Pareto front of the means: nothing else reaches as low for as few bytes. Lines that
     send nothing stand left of a dotted rule. A label says how many runs of its line diverged; lines that are
-    left with no run are named above the plot.
+    left with no run are named above the plot, and those so far above the baseline that the others would shrink to
+    a streak. Many points are numbered.
 
     Args:
         summaries: from `summarise`.
@@ -53,8 +56,11 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     >>> [text.get_text() for text in drawing.axes[0].texts]
     ['exact', 'int8']
     """
-    points = _points(summaries)
-    drawing = figure(9, 5.4)
+    everywhere = _points(summaries)
+    points = [point for point in everywhere if not _wild(point, everywhere, baseline)]
+    numbered = len(points) > MANY
+    rows = sum(point.name.count('\n') + 1 for point in points)
+    drawing = figure(12, max(5.4, 0.2 * rows + 0.6)) if numbered else figure(9, 5.4)
     axes = drawing.subplots()
     tidy(axes)
     xs = _place_bytes(axes, [point.sent for point in points])
@@ -62,8 +68,11 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     axes.margins(y=0.15)
     axes.set_xlabel('sent per worker in the whole run')
     axes.set_ylabel('held-out loss (mean, 95 % interval)')
-    _say_rest(axes, summaries, baseline)
+    wild = [f'{point.name}: {point.loss.mean:.3g}' for point in everywhere if point not in points]
+    _say_rest(axes, summaries, baseline, wild)
     drawing.legend(loc='outside lower center', ncols=4, frameon=False)
+    if numbered:
+        points = _numbered(drawing, points)
     # The axes reach their final size only when they are laid out, and labels are placed in that size.
     drawing.draw_without_rendering()
     drawing.set_layout_engine('none')
@@ -81,9 +90,27 @@ def _points(summaries: Sequence[Summary]) -> list[_Point]:
     ]
 
 
+def _wild(point: _Point, points: Sequence[_Point], baseline: tuple[str, float] | None) -> bool:
+    """Whether a line ends further above the baseline than the best ends below it."""
+    return baseline is not None and point.loss.mean - baseline[1] > baseline[1] - min(p.loss.mean for p in points) > 0
+
+
+def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
+    """Puts the key of the points beside the plot, and gives back the points with numbers for names."""
+    from matplotlib.lines import Line2D
+
+    keys = [
+        Line2D([], [], linestyle='none', marker=f'${i}$', markersize=8 if i < 10 else 12, color=INK)
+        for i in range(1, len(points) + 1)
+    ]
+    names = [point.name for point in points]
+    drawing.legend(keys, names, loc='outside right center', frameon=False, fontsize=8.5, labelspacing=0.7)
+    return [point._replace(name=str(i)) for i, point in enumerate(points, 1)]
+
+
 def _name(summary: Summary) -> str:
     lost = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
-    return textwrap.fill(summary.name + lost, 30)
+    return textwrap.fill(summary.name + lost, 38)
 
 
 def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -121,8 +148,11 @@ def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) ->
     axes.step(*front_line, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
 
 
-def _say_rest(axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None) -> None:
+def _say_rest(
+    axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, wild: Sequence[str]
+) -> None:
     said = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
+    said += [f'{" ".join(text.split())}, above this plot' for text in wild]
     if baseline is not None:
         name, loss = baseline
         low, high = axes.get_ylim()

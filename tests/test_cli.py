@@ -32,7 +32,8 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto'],
         'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--model.width'],
         'laws': ['--workers', '--seed'],
-        'algorithms': [],
+        'algorithms': ['--workers', '--config'],
+        'codecs': ['--workers', '--config'],
     }
     for option in options[command]:
         assert f' {option}' in out
@@ -54,7 +55,7 @@ def test_help_of_a_config_shows_its_own_values(jaxdist: Jaxdist) -> None:
 
 MISTAKES: list[tuple[str, list[str]]] = [
     ('trian small.py', ["no command 'trian'; did you mean train?"]),
-    ('fly', ["no command 'fly'. There are train, plan, compare, laws, algorithms"]),
+    ('fly', ["no command 'fly'. There are train, plan, compare, laws, algorithms, codecs"]),
     ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
     ('train --steps 3 small.py', ['which config?', 'options come after it']),
     ('train nowhere.py', ["there is no config 'nowhere.py'"]),
@@ -101,7 +102,11 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('laws small.py', ['small.py registers nothing: put @algorithm(...)']),
     ('laws nowhere.py', ["there is no file 'nowhere.py'"]),
     ('laws --workers 0', ['0 emulated devices cannot be divided']),
-    ('algorithms all', ['Unrecognized options: all']),
+    ('algorithms all', ["there is no algorithm 'all'; there are average, delay, mean"]),
+    ('codecs int9', ["there is no codec 'int9'; did you mean 'int8'?"]),
+    ('codecs int8 --workers 0', ['--workers 0 must be 1 or more']),
+    ('codecs --config small.py', ['give both']),
+    ('codecs --workers 2 --config nowhere.py', ["there is no config 'nowhere.py'"]),
 ]
 
 

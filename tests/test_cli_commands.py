@@ -1,6 +1,7 @@
 """The commands as their users meet them: what is printed, what is left behind, and what they end with."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -165,9 +166,26 @@ def test_algorithms_lists_all_with_parameters_and_claims(jaxdist: Jaxdist) -> No
     code, out, _ = jaxdist('algorithms')
     assert code == 0
     assert '  mean(codec=None, feedback=False, exchange=None, seed=0)' in out
-    assert "  int8(block=256, rounding='nearest')" in out
     assert 'claims: delays by 3, sends nothing' in out
     assert 'average(every, ' in out
+    code, out, _ = jaxdist('codecs')
+    assert code == 0
+    assert "  int8(block=256, rounding='nearest')" in out
+    assert 'bytes,' not in out
+
+
+def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
+    code, out, _ = jaxdist('codecs', 'int8', 'power_sgd', '--workers', '8')
+    assert code == 0
+    text = ' '.join(out.split())
+    assert 'mean(codec=int8()), 8 workers, 1,000,000 numbers: 1,781,248 bytes, 3.93 times less' in text
+    assert 'by all_gather of uint8 + all_to_all of uint8' in text
+    assert 'mean(codec=power_sgd(rank=1)), 8 workers, 1,000,000 numbers: 14,000 bytes' in text
+    assert 'by all_reduce of float32' in text
+    text = ' '.join(jaxdist('algorithms', '--workers', '2', '--config', 'small.py').out.split())
+    assert 'delay(steps=3), 2 workers' in text
+    assert 'nothing is sent' in text
+    assert re.search(r'average\(every=4\), 2 workers, (\d+) numbers: \1 bytes, 4 times less', text)
 
 
 def test_compare_runs_lines_and_goes_on(jaxdist: Jaxdist) -> None:

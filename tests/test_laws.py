@@ -167,7 +167,7 @@ REAL: list[tuple[Law, Any, Any, str]] = [
     (laws.draws_anew(), rounding(own), rounding(own, advance=False), 'key 0 of the state is the same after 1'),
     (laws.draws_anew(2), rounding(own), HONEST, 'no random key'),
     (laws.equals('sgd(1.0)'), optax.sgd(1.0), optax.sgd(0.99), r"the updates of 'sgd\(1.0\)': .* off by"),
-    (laws.sends(lambda w, n: 8 * n * (w - 1) / w), HONEST, optax.identity(), 'one sends 0 bytes .* promised 160'),
+    (laws.sends(lambda w, p: 8 * laws.entries(p) * (w - 1) / w), HONEST, optax.identity(), '0 bytes .* promised 160'),
     (laws.sends_nothing(), optax.identity(), HONEST, '2 workers with 40 entries: one sends 160 bytes'),
     (everybodys('simulated equals a mesh'), HONEST, unlike_on_a_mesh(), 'updates of simulated workers and of a mesh'),
     (everybodys('pure'), HONEST, from_python(), 'the same step, traced afresh'),

@@ -124,13 +124,24 @@ def test_a_dim_that_its_axis_does_not_divide() -> None:
 # What follows the parameters.
 
 
+SIZES = dict.fromkeys(('fsdp', 'model', 'x', 'y', 'z'), 3)
+
+
+def test_what_is_there_for_each_shard_is_cut_into_them() -> None:
+    params = {'w': shape(6, 9), 'b': shape(3)}
+    cuts = {'w': P('model', 'fsdp'), 'b': P()}
+    factors = {'w': shape(9, 3, 2), 'b': shape(9, 3)}
+    assert follow(factors, params, cuts, SIZES) == {'w': P(('fsdp', 'model')), 'b': P()}
+    assert follow({'w': shape(3, 3, 2), 'b': shape()}, params, cuts, SIZES) == {'w': P(), 'b': P()}
+
+
 def test_moments_residuals_and_queues_are_cut_as_their_parameter() -> None:
     params = {'a': {'w': shape(4, 6)}, 'b': shape(6)}
     cuts = {'a': {'w': P('fsdp', 'model')}, 'b': P()}
     queue = {'a': {'w': shape(3, 4, 6)}, 'b': shape(3, 6)}
     history = {'a': {'w': shape(7, 3, 4, 6)}, 'b': shape(7, 3, 6)}
     state = (Pair(params, queue), {'history': history, 'count': shape(), 'vector': shape(6)})
-    assert follow(state, params, cuts) == (
+    assert follow(state, params, cuts, SIZES) == (
         Pair(cuts, {'a': {'w': P(None, 'fsdp', 'model')}, 'b': P()}),
         {'history': {'a': {'w': P(None, None, 'fsdp', 'model')}, 'b': P()}, 'count': P(), 'vector': P()},
     )
@@ -139,28 +150,28 @@ def test_moments_residuals_and_queues_are_cut_as_their_parameter() -> None:
 def test_the_longest_path_owns_a_leaf() -> None:
     params = {'w': shape(4, 4), 'a': {'w': shape(4, 4)}, 'b': {'a': {'w': shape(4, 4)}}}
     cuts = {'w': P('x'), 'a': {'w': P('y')}, 'b': {'a': {'w': P('z')}}}
-    assert follow({'mu': params}, params, cuts) == {'mu': cuts}
+    assert follow({'mu': params}, params, cuts, SIZES) == {'mu': cuts}
     reverse = dict(reversed(params.items()))  # trees are sorted, but nothing may hang on the order
-    assert follow(reverse, reverse, cuts) == cuts
+    assert follow(reverse, reverse, cuts, SIZES) == cuts
 
 
 def test_what_has_another_shape_is_replicated() -> None:
     params, cuts = {'w': shape(4, 6)}, {'w': P('model')}
     for other in (shape(6, 4), shape(4), shape(), shape(4, 6, 1), shape(4, 7)):
-        assert follow({'mu': {'w': other}}, params, cuts) == {'mu': {'w': P()}}
+        assert follow({'mu': {'w': other}}, params, cuts, SIZES) == {'mu': {'w': P()}}
 
 
 def test_the_state_of_an_optimiser() -> None:
     """Adam's moments are cut, its count is not; nothing is said by name."""
     params = {'w': np.zeros((4, 6), np.float32), 'b': np.zeros(6, np.float32)}
     cuts = {'w': P(None, 'model'), 'b': P('model')}
-    adam = follow(jax.eval_shape(optax.adamw(1.0).init, params), params, cuts)[0]
+    adam = follow(jax.eval_shape(optax.adamw(1.0).init, params), params, cuts, SIZES)[0]
     assert (adam.count, adam.mu, adam.nu) == (P(), cuts, cuts)
 
 
 def test_a_single_array_is_a_tree_too() -> None:
     assert specs(shape(4), [('', ('model',))], mesh.make(MESH)) == P('model')
-    assert follow(Pair(shape(4), shape()), shape(4), P('model')) == Pair(P('model'), P())
+    assert follow(Pair(shape(4), shape()), shape(4), P('model'), SIZES) == Pair(P('model'), P())
 
 
 def test_messages_name_the_rule_as_it_was_written() -> None:

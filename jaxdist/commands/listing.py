@@ -22,7 +22,7 @@ MATRIX = {'matrix': jax.ShapeDtypeStruct((1000, 1000), 'float32')}
 
 @dataclass(frozen=True)
 class Algorithms:
-    """Lists algorithms: their parameters, papers and the laws that they claim; with --workers, the bytes they send."""
+    """Lists algorithms: parameters, papers, the laws that they claim and, for a number of workers, what they send."""
 
     what: entries.What = ()
     """Names of algorithms, or Python files that register some."""
@@ -34,7 +34,7 @@ class Algorithms:
 
 @dataclass(frozen=True)
 class Codecs:
-    """Lists codecs: their parameters, papers and the laws that they claim; with --workers, the bytes of a mean."""
+    """Lists codecs: parameters, papers, the laws that they claim and, for a number of workers, the bytes of a mean."""
 
     what: entries.What = ()
     """Names of codecs, or Python files that register some."""

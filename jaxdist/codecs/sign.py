@@ -1,6 +1,4 @@
-"""One bit an entry: the sign, scaled (Karimireddy et al. 2019, arXiv 1901.09847) or by majority (Bernstein et al.
-2018).
-"""
+"""One bit an entry: the sign, times a scale for each block (Karimireddy et al. 2019, arXiv 1901.09847)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from jaxdist.registry import codec
 
 
 @codec(
-    paper='Karimireddy et al. 2019, arXiv 1901.09847; majority: Bernstein et al. 2018, arXiv 1802.04434',
+    paper='Karimireddy et al. 2019, EF-signSGD, arXiv 1901.09847',
     examples={
         'sign()': (laws.contracts(0.3), laws.idempotent(), laws.takes(lambda n: block_bytes(n, 512, 1))),
         'sign(block=64)': (laws.contracts(0.4), laws.takes(lambda n: block_bytes(n, 64, 1))),
@@ -21,7 +19,8 @@ from jaxdist.registry import codec
 def sign(block: int = 512) -> Codec:
     """Each entry's sign, times the block's mean magnitude; zero counts as positive.
 
-    Without error feedback this is a biased codec that need not converge; with it, it is EF-signSGD.
+    Without error feedback this is a biased codec that need not converge; with it, it is EF-signSGD. Signs alone, by
+    vote, are `majority`.
 
     Args:
         block: entries that share a scale; a multiple of 8. The paper takes a layer at a time.

@@ -38,5 +38,6 @@ from jaxdist.laws.outcomes import levels as levels
 from jaxdist.laws.outcomes import signs as signs
 from jaxdist.laws.trial import Path as Path
 from jaxdist.laws.trial import Trial as Trial
+from jaxdist.laws.trial import mean_rows as mean_rows
 from jaxdist.laws.universal import universal as universal
 from jaxdist.laws.variance import variance_at_most as variance_at_most

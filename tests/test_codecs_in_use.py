@@ -16,12 +16,8 @@ from jaxdist.laws.trial import SHAPES as SHAPES_ON_TRIAL
 
 SLOW = pytest.mark.slow
 SHAPES: tuple[dict[str, tuple[int, ...]], ...] = (SHAPES_ON_TRIAL, {'a': (7,), 'b': (130, 9), 'c': (0, 3)})
-PAYLOADS = {
-    'gather': {'uint8'},
-    'two_phases': {'uint8'},
-    'all_reduce': {'uint8', 'float32'},
-    None: {'uint8', 'float32'},
-}
+BYTES, WORDS = {'uint8'}, {'uint32', 'float32'}
+PAYLOADS = {'gather': BYTES, 'two_phases': BYTES, 'all_reduce': WORDS, None: BYTES | WORDS}
 WAYS = [(codec, exchange) for codec in CODECS for exchange in travels_by(codec)]
 
 

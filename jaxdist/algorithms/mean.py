@@ -21,7 +21,7 @@ class MeanState(NamedTuple):
 def held(state: MeanState) -> Any:
     """The residuals of a state of `mean`, [W, ...] each, for laws of error feedback.
 
-    >>> held(MeanState(Memory(residual=1.0, key=())))
+    >>> held(MeanState(Memory(residual=1.0, estimate=(), warm=(), key=())))
     1.0
     """
     return state.memory.residual

@@ -30,7 +30,7 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
     ...     'whole', 4, 8, lambda x, key: (x.astype('uint8'), x[:, :1]), lambda codes, scale: jnp.float32(codes)
     ... )
     >>> whole.size(8), whole.decode(whole.encode(jnp.arange(4.0), jax.random.key(0)), 4)
-    (128, Array([0., 1., 2., 3.], dtype=float32))
+    (512, Array([0., 1., 2., 3.], dtype=float32))
     """
     if block < 1:
         raise ValueError(f'{name}: block={block} must be 1 or more')
@@ -58,7 +58,7 @@ def block_bytes(n: int, block: int, bits: int) -> int:
     """The formula for n entries: `bits` each and 4 bytes a block, in whole lanes.
 
     >>> block_bytes(512, block=256, bits=8)
-    640
+    1024
     """
     return padded(n // block * (block * bits // 8 + 4), LANES)
 

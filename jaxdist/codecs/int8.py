@@ -41,6 +41,6 @@ def int8(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest
     >>> c = int8(block=4)
     >>> message = c.encode(jnp.array([0.0, 1.0, -2.0, 127.0]), jax.random.key(0))
     >>> message.shape, c.decode(message, 4)
-    ((128,), Array([  0.,   1.,  -2., 127.], dtype=float32))
+    ((512,), Array([  0.,   1.,  -2., 127.], dtype=float32))
     """
     return integers('int8', 8, block, rounding)

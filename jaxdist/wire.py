@@ -161,26 +161,29 @@ def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return lax.bitcast_convert_type(jnp.bitwise_or.reduce(rows << shifts, axis=-2), dtype)
 
 
-def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Small numbers side by side in bytes: `codes` uint8 [..., n] below 2**bits to uint8 [..., n * bits / 8].
+def pack(codes: jax.Array, bits: int, word: jax.typing.DTypeLike = jnp.uint8) -> jax.Array:
+    """Small numbers side by side in words: `codes` [..., n] below 2**bits to `word` [..., n * bits / bits of a word].
 
-    A byte holds numbers that stand n * bits / 8 apart: neighbours in one byte take a TPU's compiler four times as long.
-    XLA has types of 1, 2 and 4 bits, and sends them as whole bytes, or crashes on them, depending on the backend.
+    A word holds numbers that stand as far apart as there are words: neighbours in one take a TPU's compiler four times
+    as long. XLA has types of 1, 2 and 4 bits, and sends them as whole bytes, or crashes on them, depending on the
+    backend.
 
     >>> pack(jnp.array([1, 2, 3, 0], jnp.uint8), bits=2)
     Array([57], dtype=uint8)
     """
-    rows = codes.reshape(*codes.shape[:-1], 8 // bits, -1).astype(jnp.uint8)
-    return jnp.bitwise_or.reduce(rows << (bits * jnp.arange(8 // bits, dtype=jnp.uint8))[:, None], axis=-2)
+    each = 8 * jnp.dtype(word).itemsize // bits
+    rows = codes.reshape(*codes.shape[:-1], each, -1).astype(word)
+    return jnp.bitwise_or.reduce(rows << (bits * jnp.arange(each, dtype=word))[:, None], axis=-2)
 
 
 def unpack(data: jax.Array, bits: int) -> jax.Array:
-    """The inverse of `pack`: uint8 [..., m] to uint8 [..., m * 8 / bits].
+    """The inverse of `pack`: words [..., m] to the numbers in them, in the dtype of the words.
 
     >>> unpack(jnp.array([57], jnp.uint8), bits=2)
     Array([1, 2, 3, 0], dtype=uint8)
     """
-    rows = (data[..., None, :] >> (bits * jnp.arange(8 // bits, dtype=jnp.uint8))[:, None]) & (2**bits - 1)
+    each = 8 * data.dtype.itemsize // bits
+    rows = (data[..., None, :] >> (bits * jnp.arange(each, dtype=data.dtype))[:, None]) & (2**bits - 1)
     return rows.reshape(*data.shape[:-1], -1)
 
 

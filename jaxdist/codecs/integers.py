@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxdist import wire
 from jaxdist.codecs.blocks import in_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec, Summed, padded
 
@@ -44,26 +45,15 @@ def integers(name: str, bits: int, block: int, rounding: str) -> Codec:
             return jnp.where(jnp.isnan(found), jnp.inf, found)
 
         def encode(x: jax.Array, agreed: jax.Array, shared: jax.Array, own: jax.Array) -> jax.Array:
-            return _words(to_numbers(x.reshape(-1, block), agreed[:, None] / most, most, own).reshape(-1), bits)
+            numbers = to_numbers(x.reshape(-1, block), agreed[:, None] / most, most, own).reshape(-1)
+            # In words, because a TPU widens a sum of bytes to 32 bits each.
+            return wire.pack(jnp.pad(numbers, (0, -x.size % (32 // bits))), bits, jnp.uint32)
 
         def decode(total: jax.Array, agreed: jax.Array, shared: jax.Array, n: int, count: int) -> jax.Array:
-            numbers = _numbers(total, bits, n).reshape(-1, block).astype(jnp.float32) - count * most
+            numbers = wire.unpack(total, bits)[:n].reshape(-1, block).astype(jnp.float32) - count * most
             scale = jnp.where(jnp.isfinite(agreed), agreed / most, jnp.nan)
             return (numbers * scale[:, None]).reshape(-1)
 
         return Summed(lambda n: padded(n * bits // 8, 4), agree, encode, decode)
 
     return in_blocks(name, block, bits, to_codes, from_codes)._replace(summed=summed)
-
-
-def _words(numbers: jax.Array, bits: int) -> jax.Array:
-    """Small numbers [n] side by side in uint32, to be added: a TPU may widen a sum of bytes to 32 bits each."""
-    each = 32 // bits
-    rows = jnp.pad(numbers, (0, padded(numbers.size, each) - numbers.size)).reshape(each, -1).astype(jnp.uint32)
-    return jnp.bitwise_or.reduce(rows << (bits * jnp.arange(each, dtype=jnp.uint32))[:, None], axis=0)
-
-
-def _numbers(words: jax.Array, bits: int, n: int) -> jax.Array:
-    """The inverse of `_words`: the first n numbers."""
-    rows = (words >> (bits * jnp.arange(32 // bits, dtype=jnp.uint32))[:, None]) & (2**bits - 1)
-    return rows.reshape(-1)[:n]

@@ -13,7 +13,7 @@ from jaxdist import cluster
 from jaxdist.checkpoint import Checkpoints, Restored, lock
 from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
-from jaxdist.plan import sent_each_step, traffic
+from jaxdist.plan import per_worker, sent_each_step, traffic
 from jaxdist.resize import resized, saved_by
 from jaxdist.step import State, means
 from jaxdist.train import Training, evaluate, first_state, prepare, train
@@ -45,6 +45,8 @@ class Ready(NamedTuple):
         sent: bytes that a worker sends on an average step, None if that depends on the data.
         before: bytes that it sent in the steps before, with as many workers as there were then.
         damaged: checkpoints that were set aside, each as (folder, why).
+        averaged: the number of workers that there were, and what each had of its own, of which each now has the mean;
+            None if nothing was averaged.
     """
 
     training: Training
@@ -52,6 +54,7 @@ class Ready(NamedTuple):
     sent: Fraction | None
     before: Fraction
     damaged: list[tuple[Path, str]]
+    averaged: tuple[int, list[str]] | None
 
 
 class Done(NamedTuple):
@@ -116,7 +119,8 @@ def run(
         log.describe(training, command)
         sent = sent_each_step(traffic(training), training.where.axis)
         before = Fraction(found.meta.get('sent', (sent or 0) * begin)) if found else Fraction(0)
-        ready = Ready(training, begin, sent, before, found.damaged if found else [])
+        damaged = found.damaged if found else []
+        ready = Ready(training, begin, sent, before, damaged, _averaged(found, training))
         yield Event('ready', ready)
         yield from _steps(ready, state, checkpoints, log, stop)
 
@@ -210,3 +214,10 @@ def _brought_here(found: Restored, training: Training) -> State:
     same = _experiment(found.meta).mesh.workers == training.where.count
     state: State = found.state if same else resized(found.state, training.program)
     return state
+
+
+def _averaged(found: Restored | None, training: Training) -> tuple[int, list[str]] | None:
+    """See `Ready`."""
+    own = per_worker(training.program.layout)
+    count = _experiment(found.meta).mesh.workers if found else training.where.count
+    return (count, own) if own and count != training.where.count else None

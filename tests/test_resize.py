@@ -101,6 +101,10 @@ def test_a_run_goes_on_with_fewer_and_with_more(tmp_path: Path) -> None:
     for steps, where in ((5, Mesh(4)), (10, Mesh(2)), (15, Mesh(6, simulate=True))):
         ready, *events = run(dataclasses.replace(experiment, steps=steps, mesh=where), tmp_path / 'run')
         assert ready.value.step == steps - 5
+        if steps > 5:
+            assert ready.value.averaged[0] == before
+            assert ready.value.averaged[1][0].startswith('opt_state/0/memory/residual/')
+        before = where.workers
         expected += 5 * float(ready.value.sent)
         (record,) = [event.value for event in events if event.kind == 'trained']
         assert record['sent'] == pytest.approx(expected, abs=1)

@@ -90,6 +90,9 @@ class Progress:
         self.say(f'data: {facts_text(data.facts)}')
         if ready.step:
             self.say(f'going on from step {ready.step}')
+        if ready.averaged:
+            count, own = ready.averaged
+            self.say(f'what each of {count} workers had of its own ({own[0]}, ...) is now the mean of it, on each')
         if self.console.is_interactive:
             self.bar.start()
             if self.task is not None:

@@ -140,7 +140,7 @@ def near_meeting(every: int, tolerance: float) -> Law:
     """
 
     def check(trial: Trial) -> None:
-        path: Path = trial.lasting(2 * every + 1)
+        path: Path = trial.lasting(16 * every)  # an anchor that stays behind shows the more, the farther they have come
         for t in range(every - 1, len(jax.tree.leaves(path.updates)[0]), every):
             start, before, after, moved = (
                 jax.tree.map(lambda x, i=i: x[i].astype(np.float64), tree)

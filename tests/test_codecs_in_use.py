@@ -79,6 +79,7 @@ def sent(parts: str, count: int, layers: int) -> list[ledger.Entry]:
     return compiled(laws.Trial(line.build(f'mean({parts})'), count, shapes))
 
 
+@SLOW
 @pytest.mark.parametrize(
     'parts, collectives',
     [
@@ -171,7 +172,7 @@ def test_sums_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize('codec', [pytest.param(codec, marks=[] if codec in QUICK else SLOW) for codec in CODECS])
-@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('count', [pytest.param(1, marks=SLOW), 2])
 def test_small_odd_and_empty_trees(codec: str, count: int) -> None:
     """One worker, a tensor smaller than a block, one without entries, a scalar: the mean is of the right shape."""
     codec = codec if not codec.startswith('by_path') else "by_path(rules={'.*': int8()})"
@@ -187,8 +188,8 @@ def test_whole_numbers_are_refused() -> None:
         line.build('mean(codec=int8())').init({'n': jax.numpy.zeros(3, 'int32')})
 
 
-@pytest.mark.parametrize('exchange', ['gather', 'two_phases', 'all_reduce'])
-@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('exchange', ['gather', pytest.param('two_phases', marks=SLOW), 'all_reduce'])
+@pytest.mark.parametrize('bad', [float('nan'), pytest.param(float('inf'), marks=SLOW)])
 def test_what_is_not_finite_reaches_everybody(exchange: str, bad: float) -> None:
     """So that nobody takes a broken step for a good one; the step's guard leaves it out."""
     trial = laws.Trial(line.build(f'mean(codec=int8(), exchange={exchange!r})'), 4)

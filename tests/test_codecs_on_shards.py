@@ -44,7 +44,7 @@ def shard(tree: Any, j: int) -> Any:
     return {name: cut(name, x) for name, x in tree.items()}
 
 
-@pytest.mark.parametrize('line', [pytest.param(x, marks=[] if 'int8' in x else pytest.mark.slow) for x in LINES])
+@pytest.mark.parametrize('line', [pytest.param(x, marks=[] if x is LINES[0] else pytest.mark.slow) for x in LINES])
 def test_each_shard_is_averaged_as_on_one_device_a_worker(line: str) -> None:
     made, _ = program(line)
     batches, state = told_gradients(STEPS, W, SHAPES), made.init(jax.random.key(0))
@@ -62,7 +62,7 @@ def test_each_shard_is_averaged_as_on_one_device_a_worker(line: str) -> None:
                 np.testing.assert_allclose(here, -u[:, 0].sum(0), rtol=0, atol=2e-5, err_msg=f'{name}, shard {j}')
 
 
-@pytest.mark.parametrize('line', [pytest.param(x, marks=[] if 'int8' in x else pytest.mark.slow) for x in LINES])
+@pytest.mark.parametrize('line', [pytest.param(x, marks=[] if x is LINES[0] else pytest.mark.slow) for x in LINES])
 def test_not_one_byte_more_crosses_the_model_axis(line: str) -> None:
     over_model = [ledger.totals(e for e in program(x)[1] if 'model' in e.axes) for x in ('mean()', line)]
     assert over_model[0] == over_model[1]

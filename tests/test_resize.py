@@ -19,6 +19,7 @@ from jaxdist.resize import resized, saved_by
 from jaxdist.run import run
 from jaxdist.step import make_step
 
+SLOW = pytest.mark.slow
 SHAPES = {'b': (5,), 'w': (12, 10)}
 LINES = {
     'ef14': 'mean(codec=sign(block=8), feedback=True) | sgd(1.0)',
@@ -54,8 +55,16 @@ def held(name: str, memory: Any, put_in: Any) -> Any:
     return {key: 0.0 if of[key] is None else np.asarray(of[key], np.float64).mean(0) for key in put_in}
 
 
-@pytest.mark.parametrize('name', ['ef14', 'low rank', 'queue'])
-@pytest.mark.parametrize('counts, where', [((4, 2), 'mesh'), ((4, 3), 'mesh'), ((2, 5), 'simulated'), ((8, 1), 'mesh')])
+@pytest.mark.parametrize('name', ['ef14', pytest.param('low rank', marks=SLOW), pytest.param('queue', marks=SLOW)])
+@pytest.mark.parametrize(
+    'counts, where',
+    [
+        pytest.param((4, 2), 'mesh', marks=SLOW),
+        ((4, 3), 'mesh'),
+        pytest.param((2, 5), 'simulated', marks=SLOW),
+        pytest.param((8, 1), 'mesh', marks=SLOW),
+    ],
+)
 def test_what_was_put_in_is_applied_or_held(name: str, counts: tuple[int, int], where: str) -> None:
     old, new = (program(LINES[name], count, where) for count in counts)
     before, first = after(old, counts[0], 3)
@@ -66,6 +75,7 @@ def test_what_was_put_in_is_applied_or_held(name: str, counts: tuple[int, int], 
         np.testing.assert_allclose(rest[key] - np.asarray(state.params[key], np.float64), total, 0, 2e-5)
 
 
+@SLOW
 @pytest.mark.parametrize('count', [2, 3])
 def test_ef21_knows_on_average_what_it_applies(count: int) -> None:
     old, new = (program(LINES['ef21'], n, 'simulated') for n in (4, count))
@@ -88,6 +98,7 @@ def test_local_workers_meet_on_the_way() -> None:
     assert int(state.opt_state[0][0].count) == 4
 
 
+@SLOW
 def test_a_run_goes_on_with_fewer_and_with_more(tmp_path: Path) -> None:
     """From its checkpoints; what was sent adds up over all of its parts."""
     experiment = Experiment(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdist import line, registry
 from jaxdist.codecs.average import bytes_sent
-from jaxdist.codecs.codec import Averager, PerTensor, padded
+from jaxdist.codecs.codec import LANES, Averager, PerTensor, padded
 from jaxdist.codecs.int8 import int8
 from jaxdist.laws import CodecTrial, LawBroken, judge, universal_codec
 
@@ -76,7 +76,7 @@ def test_int8_is_that_of_numpy(blocks: int, block: int, size: float, seed: int) 
     wanted = np.abs(x.astype(np.float64)).max(1, keepdims=True) / 127
     np.testing.assert_allclose(scales, wanted, rtol=1e-6)
     assert np.abs(codes - x / wanted).max() <= 0.5 + 1e-4
-    assert message.shape == (padded(blocks * (block + 4), 128),)
+    assert message.shape == (padded(blocks * (block + 4), LANES),)
     assert not np.asarray(message)[blocks * (block + 4) :].any()
     back = np.asarray(codec.decode(message, x.size)).reshape(x.shape)
     np.testing.assert_allclose(back, codes.astype(np.float64) * scales, rtol=1e-6)

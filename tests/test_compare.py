@@ -83,9 +83,9 @@ def test_rows_hold_quality_and_costs(finished: tuple[list[Contender], Path, list
     who, folder, _ = finished
     exact, coded = (row for row in rows(who, 2, folder) if row['seed'] == 0)
     # Two steps. A vote and 610 float32, in a ring of 4; or a vote, and twice to 3 others 153 codes in one block of 256
-    # with its scale, padded to 384.
+    # with its scale, padded to 512.
     assert exact['sent'] == 2 * (2 * (4 + 4 * 610) * 3 // 4)
-    assert coded['sent'] == 2 * (2 * 4 * 3 // 4 + 2 * 3 * 384)
+    assert coded['sent'] == 2 * (2 * 4 * 3 // 4 + 2 * 3 * 512)
     assert exact['held'] == 4 * 610
     assert coded['held_out'] == pytest.approx(exact['held_out'], rel=0.02)
 

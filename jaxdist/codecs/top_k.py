@@ -21,7 +21,7 @@ from jaxdist.registry import codec
         'top_k(k=64, block=64)': (laws.error_at_most(0),),
         'top_k(k=41, values=bf16())': (
             laws.contracts(0.0099),
-            laws.takes(lambda n: padded(n // 4096 * 41 * 2 + bf16().size(padded(n // 4096 * 41, 64)), LANES)),
+            laws.takes(lambda n: padded(n // 4096 * 41 * 2 + bf16().size(padded(n // 4096 * 41, bf16().block)), LANES)),
         ),
         'top_k(k=64, block=1024, values=int2())': (
             laws.contracts(0.05),

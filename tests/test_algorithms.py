@@ -27,7 +27,7 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize('count', [pytest.param(1, marks=slow), 3, pytest.param(4, marks=slow)])
-@pytest.mark.parametrize('text', LINES)
+@pytest.mark.parametrize('text', [pytest.param(text, marks=[slow] * ('stochastic' in text)) for text in LINES])
 def test_every_law_holds(text: str, count: int) -> None:
     """On an axis of another name than usual, because a name that somebody wrote out would go unseen."""
     update = line.build(text, axis='replicas')

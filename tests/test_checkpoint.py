@@ -121,6 +121,7 @@ def test_it_is_laid_out_on_another_mesh(tmp_path: Path, rows: int, columns: int)
     assert {name: x.sharding for name, x in found.state.items()} == shardings
 
 
+@pytest.mark.slow
 def test_buffers_may_be_donated_at_once(tmp_path: Path) -> None:
     sharding, copied = (jax.NamedSharding(mesh_of(4, 2), spec) for spec in (jax.P('workers'), jax.P()))
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)

@@ -41,7 +41,9 @@ def mute(codec: Any) -> Any:
     return codec and codec._replace(decode=lambda message, n: jnp.zeros(n))
 
 
-@pytest.mark.parametrize('name', ENTRIES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[slow] * (name not in ('int8', 'top_k'))) for name in ENTRIES]
+)
 def test_the_claims_say_what_it_does(name: str) -> None:
     """Over a codec's examples, a law on more than bytes tells it from one that sends nothing but zeros."""
 

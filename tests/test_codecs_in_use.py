@@ -56,7 +56,7 @@ def test_ef21_and_local_training(codec: str) -> None:
 
 
 @pytest.mark.parametrize('codec, exchange', slow_but('int4()'))
-@pytest.mark.parametrize('algorithm', ['mean', 'average'])
+@pytest.mark.parametrize('algorithm', ['mean', pytest.param('average', marks=SLOW)])
 def test_compiled_bytes_are_those_of_the_formula(algorithm: str, codec: str, exchange: str | None) -> None:
     every = 'every=2, ' if algorithm == 'average' else ''
     update = line.build(f'{algorithm}({every}codec={codec}, exchange={exchange!r})')

@@ -122,6 +122,7 @@ def test_shared_state_goes_on_with_another_number_of_devices(tmp_path: Path) -> 
     assert sorted(losses(tmp_path / 'moved')) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_values_of_each_worker_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
     line = 'sgd(0.1) | average(every=2)'
     finish(small(line, simulate=True, steps=2), tmp_path)

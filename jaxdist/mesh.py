@@ -145,6 +145,20 @@ def cuts(params: Any) -> list[PartitionSpec] | None:
     return found
 
 
+@contextmanager
+def part_of(members: Sequence[int]) -> Iterator[None]:
+    """Inside `cut_as`, for the part of the parameters with these leaves: `cuts` then tells how those are cut.
+
+    >>> with cut_as([jax.P('model'), jax.P()]), part_of((1,)):
+    ...     cuts({'a': None, 'b': jax.numpy.ones(3)})
+    [P()]
+    """
+    specs = _CUTS.get()
+    leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
+    with cut_as(None if specs is None else [leaves[i] for i in members]):
+        yield
+
+
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import optax
 
 Kind = Literal['algorithm', 'codec']
+Meets = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
 _ENTRIES: dict[str, 'Entry'] = {}
@@ -20,7 +21,7 @@ class Entry:
     """One registered function: its name, its kind, the function, its paper, its examples and a summary.
 
     `examples` maps update lines to the claims that hold for them. The claims are laws, which live on a
-    higher floor: here they are only kept.
+    higher floor: here they are only kept. `meets` says what workers come to agree on through it, if anything.
     """
 
     name: str
@@ -29,14 +30,18 @@ class Entry:
     paper: str
     examples: Mapping[str, tuple[Any, ...]]
     summary: str
+    meets: Meets = ''
 
 
-def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets = '') -> Callable[[Make], Make]:
     """Registers a function that returns an optax transformation, and gives it back unchanged.
 
     `examples` maps lines to the laws that each line claims; at least one is needed. Every parameter must
     be one that a line can give by name, with a default that a line can write (or none): the signature is
     all the schema there is. A parameter called `axis` is filled in by `build`.
+
+    With `meets`, workers come to agree through it: on 'updates', as by a mean of gradients, or on 'parameters', to
+    which it moves them. A line has one such link, and nothing comes after one that moves parameters.
 
     Raises ValueError for a function that breaks these rules, or a name that another module has taken.
 
@@ -51,7 +56,7 @@ def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callabl
     ...     algorithms()['halve'].summary
     'Halves every update.'
     """
-    return _register('algorithm', paper, examples)
+    return _register('algorithm', paper, examples, meets)
 
 
 def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -67,7 +72,7 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     ...     codecs()['plain'].kind
     'codec'
     """
-    return _register('codec', paper, examples)
+    return _register('codec', paper, examples, '')
 
 
 def algorithms() -> dict[str, Entry]:
@@ -133,7 +138,7 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
     return {name: entry for name, entry in sorted(_ENTRIES.items()) if entry.kind == kind}
 
 
-def _register(kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+def _register(kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets) -> Callable[[Make], Make]:
     def keep(make: Make) -> Make:
         name = make.__name__
         if not examples:
@@ -142,7 +147,7 @@ def _register(kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]]) -
         for parameter in inspect.signature(make).parameters.values():
             _check_parameter(name, parameter)
         summary = (inspect.getdoc(make) or '').partition('\n')[0]
-        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary)
+        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, meets)
         return make
 
     return keep

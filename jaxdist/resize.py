@@ -40,7 +40,7 @@ def resized(state: State, program: Program) -> State:
     >>> batch, update = {'x': jnp.arange(4.0)}, line.build('delay(steps=1) | mean()')
     >>> four, two = (make_step(loss, lambda key: jnp.zeros(()), update, batch, workers.simulated(w)) for w in (4, 2))
     >>> state, _ = four.step(four.init(jax.random.key(0)), batch)
-    >>> state.opt_state[0].queue.reshape(-1), resized(state, two).opt_state[0].queue.reshape(-1)
+    >>> state.opt_state[0].slots.reshape(-1), resized(state, two).opt_state[0].slots.reshape(-1)
     (Array([0., 1., 2., 3.], dtype=float32), Array([1.5, 1.5], dtype=float32))
     """
 

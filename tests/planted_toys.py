@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import wire
+from jaxdist import meetings, wire
 from jaxdist.algorithms.average import AverageState
-from jaxdist.algorithms.delay import DelayState
 from jaxdist.algorithms.mean import MeanState
+from jaxdist.arrivals import Queue
 from jaxdist.codecs.average import Channel, remember
 from jaxdist.codecs.average import average as through
 from jaxdist.codecs.codec import LANES, Codec, padded
@@ -100,16 +100,16 @@ def late(
 ) -> Update:
     """A ring of updates on their way."""
 
-    def init(params: Any) -> DelayState:
+    def init(params: Any) -> Queue:
         queue = jax.tree.map(lambda p: jnp.zeros((steps, *p.shape), dtype), params)
-        return DelayState(queue, jnp.zeros((), jnp.int32))
+        return Queue(queue, jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: DelayState, params: Any = None) -> Any:
+    def update(updates: Any, state: Queue, params: Any = None) -> Any:
         del params
-        queue = jax.tree.map(lambda q, u: q.at[state.oldest].set(u.astype(q.dtype)), state.queue, updates)
-        read = queue if write_first else state.queue
-        due = jax.tree.map(lambda q, u: q[state.oldest].astype(u.dtype), read, updates)
-        return due, DelayState(queue, advance(state.oldest, steps))
+        queue = jax.tree.map(lambda q, u: q.at[state.step].set(u.astype(q.dtype)), state.slots, updates)
+        read = queue if write_first else state.slots
+        due = jax.tree.map(lambda q, u: q[state.step].astype(u.dtype), read, updates)
+        return due, Queue(queue, advance(state.step, steps))
 
     return optax.GradientTransformation(init, update)
 
@@ -129,7 +129,8 @@ def local(
 
     def init(params: Any) -> AverageState:
         memory = remember(params, Channel(codec=codec, feedback=codec is not None))
-        return AverageState(jnp.full((), start, jnp.int32), params if codec else (), memory)
+        clock = meetings.start()._replace(since=jnp.full((), start, jnp.int32))
+        return AverageState(clock, params if codec else (), memory)
 
     def update(updates: Any, state: AverageState, params: Any) -> Any:
         moved = wire.per_worker(place(params, optax.apply_updates(params, updates)))
@@ -143,10 +144,11 @@ def local(
             to = wire.per_worker(jax.tree.map(jnp.subtract, there, params))
             return to, anchor(state.anchor, there) if codec else (), carry(memory)
 
-        since = state.since + 1
+        since = state.clock.since + 1
         stay = lambda: (wire.per_worker(updates), state.anchor, state.memory)  # noqa: E731
         updates, place_of_meeting, memory = lax.cond(due(since, every), meet, stay)
-        return updates, AverageState(after(since, every), place_of_meeting, memory)
+        clock = state.clock._replace(since=after(since, every))
+        return updates, AverageState(clock, place_of_meeting, memory)
 
     return optax.GradientTransformation(init, update)
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(('wire', 'choices', 'registry', 'line', 'mesh', 'script', 'task'), 0),
     **dict.fromkeys(('workers', 'ledger', 'models', 'data', 'gradient'), 1),
-    **dict.fromkeys(('laws', 'accord'), 2),
+    **dict.fromkeys(('laws', 'accord', 'meetings', 'fragments', 'arrivals', 'elementwise'), 2),
     'codecs': 3,
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'pipeline'), 4),
     **dict.fromkeys(('step', 'experiment', 'checkpoint', 'cluster'), 5),

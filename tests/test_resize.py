@@ -50,7 +50,7 @@ def after(made: Any, count: int, steps: int, state: Any = None, seed: int = 0) -
 def held(name: str, memory: Any, put_in: Any) -> Any:
     """By the line, what is not applied yet of the sum that was put in, or None for the local line."""
     if name == 'queue':
-        return {key: np.asarray(q, np.float64).mean(0).sum(0) for key, q in memory.queue.items()}
+        return {key: np.asarray(q, np.float64).mean(0).sum(0) for key, q in memory.slots.items()}
     of = memory.memory.residual
     return {key: 0.0 if of[key] is None else np.asarray(of[key], np.float64).mean(0) for key in put_in}
 

@@ -2,12 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import laws, wire
+from jaxdist import laws, meetings, wire
 from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, remember
 from jaxdist.codecs.average import average as mean_over_workers
 from jaxdist.codecs.codec import AnyCodec
@@ -20,12 +18,12 @@ class AverageState(NamedTuple):
     """When the workers last met, and where.
 
     Attributes:
-        since: steps since the last meeting, an int32 scalar.
+        clock: steps taken, and those since the last meeting.
         anchor: with a codec, the parameters of the last meeting, which all share; else ().
         memory: what the codec remembers.
     """
 
-    since: jax.Array
+    clock: meetings.Clock
     anchor: optax.Params
     memory: Memory
 
@@ -40,6 +38,7 @@ class AverageState(NamedTuple):
     examples={
         'average(every=4)': (laws.meets(4), laws.conserves_mean(), laws.sends(bytes_sent(), every=4)),
         'average(every=1)': (laws.meets(1), laws.equals('mean()'), laws.sends(bytes_sent())),
+        'average(every=piecewise_constant_schedule(1, {4: 3}))': (laws.meets_at((1, 2, 3, 4, 7, 10)),),
         'average(every=2, codec=int8(), feedback=True)': (
             laws.meets(2),
             laws.near_meeting(2, 1.2 / 127),
@@ -47,9 +46,10 @@ class AverageState(NamedTuple):
             laws.sends(bytes_sent(int8()), every=2),
         ),
     },
+    meets='parameters',
 )
 def average(
-    every: int,
+    every: meetings.Every,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
@@ -63,10 +63,13 @@ def average(
     codec shrinks with the steps. The optimiser's own state stays each worker's. Workers count equally. A worker that
     the step's guard has made `idle` does not move by itself, and meets the others where it stands.
 
+    On another number of workers a run goes on with all workers at the mean of where they were; the anchor stays.
+
     Args:
-        every: steps from one meeting to the next (the paper's H).
+        every: steps from one meeting to the next (H), or a schedule of them. Post-local SGD (Lin et al. 2020,
+            arXiv 1808.07217), which trains alone from step 1000 on, has `piecewise_constant_schedule(1, {1000: 16})`.
         codec: how the distance is sent, or None for exact parameters.
-        feedback: whether what a message leaves out is added to the next one.
+        feedback: whether, or what part of, what a message leaves out is added to the next one.
         exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
         seed: of the codec's random rounding.
         axis: the worker axis.
@@ -74,19 +77,18 @@ def average(
     Raises:
         ValueError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
 
+    >>> import jax.numpy as jnp
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
-    if every < 1:
-        raise ValueError(f'average: every={every} must be 1 or more')
-
+    meetings.check_every('average', every)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> AverageState:
         anchor = params if codec is not None else ()
-        return AverageState(jnp.zeros((), jnp.int32), anchor, remember(params, channel))
+        return AverageState(meetings.start(), anchor, remember(params, channel))
 
     def update(
         updates: optax.Updates,
@@ -96,25 +98,23 @@ def average(
         idle: Any = False,
         **_: Any,
     ) -> tuple[optax.Updates, AverageState]:
-        if params is None:
-            raise ValueError('average moves parameters, so update() needs them: update(updates, state, params)')
-        updates = jax.tree.map(lambda u: jnp.where(idle, -0.0, u).astype(u.dtype), updates)  # p + -0.0 is p, for any p
+        meetings.check_given('average', params)
+        updates = meetings.still(updates, idle)
         local = wire.per_worker(optax.apply_updates(params, updates), axis)
 
         def meet() -> tuple[Any, ...]:
             if codec is None:
                 there, memory = mean_over_workers(local, state.memory, channel)
-                return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), (), memory
-            way = jax.tree.map(jnp.subtract, local, state.anchor)
-            step, memory = mean_over_workers(way, state.memory, channel)
+                return meetings.way(there, params, axis), (), memory
+            step, memory = mean_over_workers(meetings.way(local, state.anchor, axis), state.memory, channel)
             there = optax.apply_updates(state.anchor, step)
-            return wire.per_worker(jax.tree.map(jnp.subtract, there, params), axis), there, memory
+            return meetings.way(there, params, axis), there, memory
 
         def stay() -> tuple[Any, ...]:
             return wire.per_worker(updates, axis), state.anchor, state.memory
 
-        since = state.since + 1
-        updates, anchor, memory = lax.cond(since == every, meet, stay)
-        return updates, AverageState(since % every, anchor, memory)
+        due, clock = meetings.tick(state.clock, every)
+        updates, anchor, memory = lax.cond(due, meet, stay)
+        return updates, AverageState(clock, anchor, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,27 +1,13 @@
-"""Delayed updates: what goes in comes out a fixed number of steps later (Zinkevich et al. 2009, Slow Learners are
-Fast).
-"""
+"""Delayed updates: what goes in comes out some steps later (Zinkevich et al. 2009, Slow Learners are Fast)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import laws
+from jaxdist import arrivals, laws, wire
 from jaxdist.registry import algorithm
-
-
-class DelayState(NamedTuple):
-    """The updates on their way.
-
-    Attributes:
-        queue: for each leaf, [steps, ...], the oldest at `oldest`.
-        oldest: its position, an int32 scalar.
-    """
-
-    queue: optax.Updates
-    oldest: jax.Array
 
 
 @algorithm(
@@ -29,19 +15,38 @@ class DelayState(NamedTuple):
     examples={
         'delay(steps=3)': (laws.delays(3), laws.sends_nothing()),
         'delay(steps=0)': (laws.delays(0), laws.equals('identity()'), laws.sends_nothing()),
+        'delay(steps=(2, 0, 5))': (laws.arrives(lambda worker, step: (2, 0, 5)[worker], workers=3),),
+        'delay(steps=piecewise_constant_schedule(1, {3: 4, 8: 0}), longest=4)': (
+            laws.arrives(lambda worker, step: 1 if step < 3 else 4 if step < 8 else 0),
+            laws.sends_nothing(),
+        ),
+        'delay(steps=4, damping=1.0)': (laws.equals('delay(steps=4) | scale(0.25)'),),
     },
 )
-def delay(steps: int = 1) -> optax.GradientTransformationExtraArgs:
-    """Passes updates on `steps` steps after they came; for the first `steps` steps, zeros.
+def delay(
+    steps: arrivals.Delays = 1, longest: int | None = None, damping: float = 0.0, axis: str = wire.AXIS
+) -> optax.GradientTransformationExtraArgs:
+    """Passes each update on some steps after it came; what comes out of a step is the sum of what is due, or zeros.
 
-    After `mean` the queue is the same on every worker and stored once; before it, each worker has its own. An optimiser
-    behind it sees the zeros: put `adamw` before `delay` where its moments shall not count them.
+    Every update comes out once, whatever the delays. After `mean` the queue is the same on every worker and stored
+    once; before it, each worker has its own. `delay(steps=1) | mean()` lets the mean run under the next step's
+    computation: what it takes the mean of lies ready when the step begins. An optimiser behind this link sees the
+    zeros: put `adamw` before it where its moments shall not count them.
+
+    On another number of workers a run goes on with each worker's queue as the mean of those that there were: what was
+    on its way still comes.
 
     Args:
-        steps: the delay; 0 passes updates on at once.
+        steps: the delay; or one for each worker; or a schedule, which is asked for the delay of what comes in at each
+            step (delays that shrink let several updates come out together). 0 passes updates on at once.
+        longest: with a schedule, the longest delay; it asks for no longer one.
+        damping: updates are multiplied by max(1, delay) ** -damping; 1 is the staleness-aware step size of Zhang et al.
+            2016 (arXiv 1511.05950).
+        axis: the worker axis.
 
     Raises:
-        ValueError: a negative delay.
+        ValueError: a delay below 0, a schedule without `longest`, a negative damping; and, in `update`, delays for
+            another number of workers.
 
     >>> update = delay(steps=1)
     >>> state = update.init(jnp.array(0.0))
@@ -50,22 +55,21 @@ def delay(steps: int = 1) -> optax.GradientTransformationExtraArgs:
     >>> float(first), float(second)
     (0.0, 5.0)
     """
-    if steps < 0:
-        raise ValueError(f'delay: steps={steps} must be 0 or more')
+    arrivals.check_delays('delay', steps, longest)
+    if damping < 0:
+        raise ValueError(f'delay: damping={damping} must be 0 or more')
 
-    def init(params: optax.Params) -> DelayState:
-        return DelayState(
-            jax.tree.map(lambda p: jnp.zeros((steps, *p.shape), p.dtype), params), jnp.zeros((), jnp.int32)
-        )
+    def init(params: optax.Params) -> arrivals.Queue:
+        return arrivals.empty(params, arrivals.slots(steps, longest))
 
     def update(
-        updates: optax.Updates, state: DelayState, params: Any = None, **_: Any
-    ) -> tuple[optax.Updates, DelayState]:
+        updates: optax.Updates, state: arrivals.Queue, params: Any = None, **_: Any
+    ) -> tuple[optax.Updates, arrivals.Queue]:
         del params
-        if steps == 0:
-            return updates, state
-        due = jax.tree.map(lambda q: q[state.oldest], state.queue)
-        queue = jax.tree.map(lambda q, u: q.at[state.oldest].set(u.astype(q.dtype)), state.queue, updates)
-        return due, DelayState(queue, (state.oldest + 1) % steps)
+        now = arrivals.delay_now('delay', steps, longest, state.step, axis)
+        if damping:
+            weight = jnp.maximum(1.0, now) ** -damping
+            updates = jax.tree.map(lambda u: (weight * u).astype(u.dtype), updates)
+        return arrivals.arrive(updates, state, now)
 
     return optax.GradientTransformationExtraArgs(init, update)

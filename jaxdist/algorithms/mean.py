@@ -45,6 +45,7 @@ def held(state: MeanState) -> Any:
             laws.draws_anew(),
         ),
     },
+    meets='updates',
 )
 def mean(
     codec: AnyCodec | None = None,
@@ -57,7 +58,7 @@ def mean(
 
     Args:
         codec: how updates are sent, or None for float32 as they are.
-        feedback: whether what a message leaves out is added to the next one.
+        feedback: whether, or what part of, what a message leaves out is added to the next one.
         exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
         seed: of the codec's random rounding.
         axis: the worker axis.

@@ -1,13 +1,14 @@
 """The mean over workers of a pytree, through codecs, with or without a memory of what was not sent.
 
 Two memories: error feedback adds what a message left out to the next one (EF14, Seide et al. 2014; Karimireddy et al.
-2019, arXiv 1901.09847); EF21 sends how far a worker's value has moved from what the others know of it (Richtarik et al.
-2021, arXiv 2106.05203). How messages travel is in `exchange.py`, which tensors share them in `groups.py`.
+2019, arXiv 1901.09847), all of it or, where it forgets, a part (Sarfi et al. 2025, arXiv 2508.15706); EF21 sends how
+far a worker's value has moved from what the others know of it (Richtarik et al. 2021, arXiv 2106.05203). How messages
+travel is in `exchange.py`, which tensors share them in `groups.py`.
 """
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from jaxdist.codecs.codec import AnyCodec, Codec
 from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.groups import groups
 
-Feedback = Literal[False, True, 'ef21']
-"""No memory, error feedback, or EF21."""
+Feedback = bool | float | Literal['ef21']
+"""No memory (False), error feedback (True; a number between 0 and 1 is the part that is kept), or EF21."""
 
 
 class Channel(NamedTuple):
@@ -67,8 +68,10 @@ def remember(params: Any, channel: Channel) -> Memory:
     Memory(residual=(), estimate=(), warm=(), key=())
     """
     feedback = channel.feedback
-    if feedback not in (False, True, 'ef21'):
-        raise ValueError(f"feedback={feedback!r} must be False, True or 'ef21'")
+    if feedback not in (False, True, 'ef21') and not _is_part(feedback):
+        raise ValueError(
+            f"feedback={feedback!r} must be False, True, 'ef21', or the part that is kept, a number between 0 and 1"
+        )
     if channel.codec is None:
         if feedback:
             raise ValueError(
@@ -168,7 +171,13 @@ def _offset(value: jax.Array, residual: jax.Array | None, feedback: Feedback) ->
     """What is sent of a value."""
     if residual is None:
         return value
-    return value - residual if feedback == 'ef21' else value + residual
+    if feedback == 'ef21':
+        return value - residual
+    return value + (feedback * residual if _is_part(feedback) else residual)
+
+
+def _is_part(feedback: Feedback) -> TypeGuard[float]:
+    return isinstance(feedback, float) and 0 < feedback < 1
 
 
 def _absent(part: Any) -> bool:

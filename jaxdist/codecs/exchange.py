@@ -50,13 +50,43 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Ar
     parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
     # Every message is rounded by noise of its own: the same noise on two workers would not average out.
     keys = jax.random.split(jax.random.fold_in(key, me), w + 1)
-    messages = jax.vmap(codec.encode)(parts, keys[:w])
-    decode = jax.vmap(lambda message: codec.decode(message, chunk))
+    mean, left = push(parts, codec, keys[:w], axis, me)
+    whole, rest = pull(mean, codec, keys[w], axis)
+    return whole.reshape(-1)[: x.size], left.at[me].set(w * rest).reshape(-1)[: x.size]
+
+
+def push(parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Row j of `parts` [W, n] goes to worker j: the mean over workers of what comes, [n], and what was left out [W, n].
+
+    A worker's own part goes nowhere, so it is not rounded, unless it is a vote, which is counted. W - 1 messages.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> run = lambda x: push(x, int8(block=1), jax.random.split(jax.random.key(0)), 'workers', wire.index())[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([[[0.0], [2.0]], [[4.0], [2.0]]]))
+    Array([[2.],
+           [2.]], dtype=float32)
+    """
+    w, n = parts.shape
+    messages = jax.vmap(codec.encode)(parts, keys)
+    decode = jax.vmap(lambda message: codec.decode(message, n))
     told = decode(wire.exchange(messages, axis))
     mean = wire.sum_rows(told if codec.votes else told.at[me].set(parts[me])) / w
-    answer = codec.encode(mean, keys[w])
-    left = (parts - decode(messages)).at[me].set(w * (mean - codec.decode(answer, chunk)))
-    return decode(wire.gather(answer, axis)).reshape(-1)[: x.size], left.reshape(-1)[: x.size]
+    left = parts - decode(messages)
+    return mean, left if codec.votes else left.at[me].set(0)
+
+
+def pull(part: jax.Array, codec: Codec, key: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+    """Everybody's `part` [n], as all decode it, [W, n], and what this worker's message left out, [n]. W - 1 messages.
+
+    >>> from jaxdist.codecs.int8 import int8
+    >>> run = lambda x: pull(x, int8(block=1), jax.random.key(0), 'workers')[0]
+    >>> jax.vmap(run, axis_name='workers', out_axes=None)(jnp.array([[2.0], [4.0]]))
+    Array([[2.],
+           [4.]], dtype=float32)
+    """
+    message = codec.encode(part, key)
+    everybody = jax.vmap(lambda message: codec.decode(message, part.size))(wire.gather(message, axis))
+    return everybody, part - codec.decode(message, part.size)
 
 
 def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,11 +98,8 @@ def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array)
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
-    whole = _whole(x, codec)
-    message = codec.encode(whole, jax.random.fold_in(key, me))
-    everybody = jax.vmap(lambda message: codec.decode(message, whole.size))(wire.gather(message, axis))
-    mean = wire.sum_rows(everybody) / wire.size(axis)
-    return mean[: x.size], (whole - codec.decode(message, whole.size))[: x.size]
+    everybody, left = pull(_whole(x, codec), codec, jax.random.fold_in(key, me), axis)
+    return (wire.sum_rows(everybody) / wire.size(axis))[: x.size], left[: x.size]
 
 
 def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:

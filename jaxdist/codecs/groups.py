@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdist import mesh as meshes
 from jaxdist import wire
-from jaxdist.codecs.codec import AnyCodec, Averager, Codec, Shape, resolve
+from jaxdist.codecs.codec import AnyCodec, Averager, Codec, PerTensor, Shape, resolve
 from jaxdist.codecs.exchange import ExchangeName, choose
 
 Run = Callable[..., tuple[list[jax.Array], list[jax.Array], list[Any]]]
@@ -96,19 +96,43 @@ def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> 
     >>> [group.members for group in groups({'b': jnp.ones(3), 'w': jnp.ones((2, 2))}, int8())]
     [(0, 1)]
     """
-    named = jax.tree_util.tree_flatten_with_path(tree)[0]
-    for path, leaf in named:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = meshes.path_text(path)
             raise ValueError(f'{name!r} is {leaf.dtype}: through a codec go averages of real numbers')
-    cuts = meshes.cuts(tree)
-    shapes = [_on_a_device(leaf.shape, cut) for (_, leaf), cut in zip(named, cuts or [P()] * len(named), strict=True)]
-    picked = resolve(codec, [(meshes.path_text(path), s) for (path, _), s in zip(named, shapes, strict=True)])
+    cuts, tensors = meshes.cuts(tree), _tensors(tree)
+    shapes, picked = [shape for _, shape in tensors], resolve(codec, tensors)
     alike: dict[Any, list[int]] = {}
     for i, each in enumerate(picked):
         if each is not None and 0 not in shapes[i]:
             alike.setdefault((id(each), _axes(cuts[i]) if cuts else ()), []).append(i)
     return [_group(picked, exchange, members, shapes, cuts) for members in alike.values()]
+
+
+def settled(codec: AnyCodec | None, tree: Any) -> AnyCodec | None:
+    """The codec with its choices for the tensors of this tree made: parts of it are then averaged as the whole would
+    be.
+
+    >>> from jaxdist.codecs.by_path import by_path
+    >>> from jaxdist.codecs.int8 import int8
+    >>> made = settled(by_path(rules={'w': int8()}), {'b': jnp.ones(3), 'w': jnp.ones((2, 2))})
+    >>> groups({'b': jnp.ones(3), 'w': None}, made)
+    []
+    """
+    if not isinstance(codec, PerTensor):
+        return codec
+    tensors = _tensors(tree)
+    chosen = {path: each for (path, _), each in zip(tensors, resolve(codec, tensors), strict=True)}
+    return PerTensor(lambda tensors: [chosen[path] for path, _ in tensors])
+
+
+def _tensors(tree: Any) -> list[tuple[str, Shape]]:
+    """The path and the shape on a device of each tensor."""
+    named, cuts = jax.tree_util.tree_flatten_with_path(tree)[0], meshes.cuts(tree)
+    return [
+        (meshes.path_text(path), _on_a_device(leaf.shape, cut))
+        for (path, leaf), cut in zip(named, cuts or [P()] * len(named), strict=True)
+    ]
 
 
 def _group(

@@ -31,7 +31,7 @@ def check(update: Any, claims: Iterable[Law] = (), workers: int = 4, **options: 
 
 
 def check_entry(entry: Entry, workers: int = 4, seed: int = 0) -> dict[str, list[Verdict]]:
-    """The verdicts on each example of a registered algorithm or codec.
+    """The verdicts on each example of a registered algorithm or codec, with this number of workers where any will do.
 
     >>> from jaxdist.registry import algorithms
     >>> check_entry(algorithms()['delay'], workers=1)['delay(steps=0)'][0]
@@ -40,8 +40,17 @@ def check_entry(entry: Entry, workers: int = 4, seed: int = 0) -> dict[str, list
     return {line: _judged(entry, line, tuple(claims), workers, seed) for line, claims in entry.examples.items()}
 
 
+def count_for(claims: Iterable[Law], workers: int) -> int:
+    """The number of workers to try claims with: the one that one of them is for, or else this one.
+
+    >>> count_for([Law('is fine', print)], 4), count_for([Law('is fine', print, workers=3)], 4)
+    (4, 3)
+    """
+    return next((law.workers for law in claims if law.workers), workers)
+
+
 def _judged(entry: Entry, line: str, claims: tuple[Law, ...], workers: int, seed: int) -> list[Verdict]:
     if entry.kind == 'codec':
         codec_trial = CodecTrial(lines.build_codec(line), seed=seed)
         return [judge(law, codec_trial) for law in (*universal_codec(), *claims)]
-    return check(lines.build(line), claims, workers, seed=seed)
+    return check(lines.build(line), claims, count_for(claims, workers), seed=seed)

@@ -19,10 +19,12 @@ class Law(NamedTuple):
         name: a few words, such as `delays by 3`.
         check: takes a `Trial` (algorithms) or a `CodecTrial` (codecs) and raises `LawBroken` where the law does not
             hold.
+        workers: the number of workers that it is for, or None if it is for any.
     """
 
     name: str
     check: Callable[[Any], None]
+    workers: int | None = None
 
 
 class Verdict(NamedTuple):

@@ -142,3 +142,26 @@ def mean_rows(tree: Any) -> Any:
     array([[2., 2.]])
     """
     return jax.tree.map(lambda x: np.broadcast_to(x.astype(np.float64).mean(1, keepdims=True), x.shape), tree)
+
+
+def mean_held(residual: Callable[[Any], Any], path: Path) -> Any:
+    """The mean over workers of what is held at the end, in the shape of the parameters; zeros where nothing is.
+
+    >>> path = Path((), (), params={'w': np.ones((2, 3, 1))}, state=((), {'w': np.arange(3.0)[:, None]}))
+    >>> mean_held(lambda state: state, path)
+    {'w': array([1.])}
+    """
+    like: Any = jax.tree.structure(path.params)
+    leaves = zip(like.flatten_up_to(residual(path.state[1])), jax.tree.leaves(path.params), strict=True)
+    return like.unflatten(
+        [np.zeros(p.shape[2:]) if e is None else np.asarray(e, np.float64).mean(0) for e, p in leaves]
+    )
+
+
+def largest(tree: Any) -> float:
+    """The largest magnitude in any leaf; NaN if there is one.
+
+    >>> largest([np.array([1, -2]), np.zeros(0)])
+    2.0
+    """
+    return float(np.max([np.abs(x.astype(np.float64)).max(initial=0) for x in jax.tree.leaves(tree)]))

@@ -1,0 +1,129 @@
+"""Elastic averaging SGD: workers are tied to a centre by springs (Zhang, Choromanska and LeCun 2015, arXiv
+1412.6651).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import lax
+
+from jaxdist import laws, meetings, wire
+from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.registry import algorithm
+
+
+class EasgdState(NamedTuple):
+    """The centre.
+
+    Attributes:
+        clock: steps taken, and those since the last meeting.
+        centre: the centre variable, which all share.
+        memory: what the codec remembers.
+    """
+
+    clock: meetings.Clock
+    centre: optax.Params
+    memory: Memory
+
+    @property
+    def works_locally(self) -> bool:
+        """Workers differ on purpose, always."""
+        return True
+
+
+def _springs(puts: np.ndarray, start: np.ndarray, every: int, beta: float) -> np.ndarray:
+    """The same in a plain loop, for a law: from [T, W, ...], what each worker moves by."""
+    x, centre, moves = np.repeat(start[None], puts.shape[1], 0), start, []
+    for t, put in enumerate(puts, 1):
+        stretch = (t % every == 0) * (x - centre)
+        moves.append(put - beta / len(x) * stretch)
+        x, centre = x + moves[-1], centre + beta / len(x) * stretch.sum(0)
+    return np.stack(moves)
+
+
+@algorithm(
+    paper='Zhang, Choromanska and LeCun 2015, EASGD, arXiv 1412.6651',
+    examples={
+        'easgd(every=1)': (laws.conserves_sum(lambda state: state.centre), laws.sends(bytes_sent())),
+        'easgd(every=4, beta=0.5)': (
+            laws.conserves_sum(lambda state: state.centre),
+            laws.walks(lambda puts, start: _springs(puts, start, every=4, beta=0.5)),
+            laws.sends(bytes_sent(), every=4),
+        ),
+    },
+    meets='parameters',
+)
+def easgd(
+    every: meetings.Every,
+    beta: float = 0.9,
+    codec: AnyCodec | None = None,
+    feedback: Feedback = False,
+    exchange: ExchangeName | None = None,
+    seed: int = 0,
+    axis: str = wire.AXIS,
+) -> optax.GradientTransformationExtraArgs:
+    """Leaves each worker its own updates, and every `every` steps pulls workers and centre towards each other.
+
+    With a = beta / W, worker i moves by -a (x_i - centre) besides, and the centre by a times the sum of all x_i -
+    centre, with x_i as they were before the step: what one gains the other loses. That exchange depends on nothing
+    that the step computes, and can run beside it. The optimiser before this link may be any (with momentum it is the
+    paper's EAMSGD). A worker that the step's guard has made `idle` does not move by itself; its spring pulls it all
+    the same.
+
+    A run evaluates the mean of the workers, which the centre follows. On another number of workers it goes on from the
+    centre as it is, with all workers at the mean of where they were.
+
+    Args:
+        every: steps from one pull to the next (the paper's tau), or a schedule of them.
+        beta: how far the centre moves to the mean of the workers, 0.9 in the paper.
+        codec: how the distances from the centre are sent, or None for float32 as they are.
+        feedback: whether, or what part of, what a message leaves out is added to the next one.
+        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
+        seed: of the codec's random rounding.
+        axis: the worker axis.
+
+    Raises:
+        ValueError: `every` below 1, `beta` not above 0 and at most 1, feedback or an exchange without a codec, or no
+            parameters given to `update`.
+
+    >>> import jax.numpy as jnp
+    >>> update = easgd(every=1, beta=0.5)
+    >>> def run(p):
+    ...     moved, state = update.update(jnp.zeros(()), update.init(jnp.zeros(())), p)
+    ...     return p + moved, state.centre
+    >>> jax.vmap(run, axis_name='workers')(jnp.array([4.0, 8.0]))
+    (Array([3., 6.], dtype=float32), Array([3., 3.], dtype=float32))
+    """
+    meetings.check_every('easgd', every)
+    if not 0 < beta <= 1:
+        raise ValueError(f'easgd: beta={beta} must be more than 0, and at most 1')
+    channel = Channel(axis, codec, feedback, exchange, seed)
+
+    def init(params: optax.Params) -> EasgdState:
+        return EasgdState(meetings.start(), params, remember(params, channel))
+
+    def update(
+        updates: optax.Updates, state: EasgdState, params: Any = None, *, idle: Any = False, **_: Any
+    ) -> tuple[optax.Updates, EasgdState]:
+        meetings.check_given('easgd', params)
+        updates = meetings.still(updates, idle)
+
+        def meet() -> tuple[Any, ...]:
+            stretch = meetings.way(params, state.centre, axis)
+            mean, memory = average(stretch, state.memory, channel)
+            pulled = jax.tree.map(lambda u, d: (u - beta / wire.size(axis) * d).astype(u.dtype), updates, stretch)
+            step = jax.tree.map(lambda d: beta * d, mean)
+            return wire.per_worker(pulled, axis), optax.apply_updates(state.centre, step), memory
+
+        def stay() -> tuple[Any, ...]:
+            return wire.per_worker(updates, axis), state.centre, state.memory
+
+        due, clock = meetings.tick(state.clock, every)
+        updates, *after = lax.cond(due, meet, stay)
+        return updates, EasgdState(clock, *after)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -77,7 +77,7 @@ def average(
     Raises:
         ValueError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))

@@ -65,13 +65,13 @@ class Accord(NamedTuple):
         )
 
 
-def works_locally(opt_state: Any) -> bool:
-    """Whether a part of the update lets workers differ on purpose: its state has a true property `works_locally`.
+def local_parts(opt_state: Any) -> list[Any]:
+    """The parts of an update's state whose algorithm lets workers differ on purpose: `works_locally` of them is true.
 
-    >>> works_locally(({'mu': 0.0},))
-    False
+    >>> local_parts(({'mu': 0.0},))
+    []
     """
-    return any(_says_so(node) for node in jax.tree.leaves(opt_state, is_leaf=_says_so))
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_says_so) if _says_so(node)]
 
 
 def _says_so(node: Any) -> bool:

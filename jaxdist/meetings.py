@@ -77,11 +77,12 @@ def check_optimizer(name: str, optimizer: Any, what: str = 'outer') -> optax.Gra
 
     >>> check_optimizer('diloco', 0.7)
     Traceback (most recent call last):
-    ValueError: diloco: outer=0.7 must be an optimiser, such as sgd(0.7, momentum=0.9, nesterov=True)
+    ValueError: diloco: outer is of type float, and must be an optimiser, such as sgd(0.7, momentum=0.9, nesterov=True)
     """
     if not isinstance(optimizer, optax.GradientTransformation):
-        shown = 'a schedule' if callable(optimizer) else repr(optimizer)
-        raise ValueError(f'{name}: {what}={shown} must be an optimiser, such as sgd(0.7, momentum=0.9, nesterov=True)')
+        kind = 'a schedule' if callable(optimizer) else f'of type {type(optimizer).__name__}'
+        right = 'sgd(0.7, momentum=0.9, nesterov=True)'
+        raise ValueError(f'{name}: {what} is {kind}, and must be an optimiser, such as {right}')
     return optax.with_extra_args_support(optimizer)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdist import mesh as meshes
 from jaxdist import wire, workers
-from jaxdist.accord import Accord, works_locally
+from jaxdist.accord import Accord, local_parts
 from jaxdist.gradient import gradients
 from jaxdist.task import Batch, Loss, Params
 from jaxdist.workers import Program, Workers
@@ -116,7 +116,7 @@ def make_step(
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
 
     layout = workers.find_layout(first, step, where, (key,), batch)
-    alone = works_locally(layout.opt_state)
+    alone = _works_locally(layout.opt_state)
     if not alone:
         _refuse_drift(layout.params)
     layout = layout._replace(skipped=guard and alone)
@@ -160,6 +160,16 @@ def _refuse_cuts_over_workers(rules: meshes.Rules, axis: str) -> None:
             f'rules {wrong} cut parameters over {axis!r}, the worker axis: each worker has all of its parameters, and '
             'would have to fetch them at every step. Cut them over another axis of the mesh'
         )
+
+
+def _works_locally(opt_state: Any) -> bool:
+    """Whether the update lets workers differ on purpose, which one part of it may do."""
+    parts = [type(part).__name__ for part in local_parts(opt_state)]
+    if len(parts) > 1:
+        raise ValueError(
+            f'{parts[0]} and {parts[1]} both say where workers meet, and what one does the other undoes: leave one out'
+        )
+    return bool(parts)
 
 
 def _refuse_drift(layout: Any) -> None:

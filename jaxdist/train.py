@@ -71,9 +71,9 @@ def prepare(experiment: Experiment) -> Training:
     2
     """
     where = _workers(experiment)
-    line.build(
-        experiment.update, axis=where.axis
-    )  # before the data, which take longer: a slip of the pen answers at once
+    # Before the data, which take longer: a slip of the pen is answered at once.
+    line.build(experiment.update, axis=where.axis)
+    line.check_fits(experiment.update, experiment.steps)
     data = experiment.data.load()
     model = experiment.model.build(data.task)
     program = make_program(experiment, data, model, where)

@@ -1,7 +1,8 @@
 """The update line, such as `mean(codec=int8()) | adamw(1e-3)`: read, changed, or spelled out in full."""
 
 from jaxdist.line.build import build, build_codec
+from jaxdist.line.order import check_fits
 from jaxdist.line.reader import LineError
 from jaxdist.line.rewrite import override, spell, split
 
-__all__ = ['LineError', 'build', 'build_codec', 'override', 'spell', 'split']
+__all__ = ['LineError', 'build', 'build_codec', 'check_fits', 'override', 'spell', 'split']

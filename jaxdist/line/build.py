@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from jaxdist.line.calls import is_codec, links
+from jaxdist.line.order import check_order
 from jaxdist.line.reader import Reader
 from jaxdist.wire import AXIS
 
@@ -27,6 +28,7 @@ def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:
     """
     reader = Reader(line)
     reader.check_links(reader.body)
+    check_order(reader)
     return _Builder(reader, axis).chain(reader.body)
 
 

@@ -1,0 +1,92 @@
+"""Links in an order that has a meaning: workers meet once in a line, and where they meet comes last."""
+
+import ast
+
+from jaxdist.line.calls import Call, dotted, links
+from jaxdist.line.reader import LineError, Reader
+from jaxdist.registry import Entry, Meets, find
+
+HARMLESS = ('identity', 'keep_params_nonnegative')
+"""Links of optax that may follow a meeting: what they do does not move it."""
+
+
+def check_order(reader: Reader) -> None:
+    """Says which link of a checked line has no meaning where it stands.
+
+    Raises:
+        LineError: two links through which workers meet on one axis, or a link after one that moves parameters.
+
+    >>> check_order(Reader('sgd(0.1) | average(every=10)'))
+    """
+    met: ast.Call | None = None
+    for link in links(reader.body):
+        assert isinstance(link, ast.Call)  # the line has been checked
+        if met is not None and meets(met) == 'parameters' and not meets(link) and dotted(link.func) not in HARMLESS:
+            raise _too_early(reader, met)
+        if meets(link):
+            if met is not None and _axis(met) == _axis(link):
+                raise _twice(reader, met, link)
+            met = link
+
+
+def check_fits(line: str, steps: int) -> None:
+    """Says which algorithm of a line, if any, takes longer than the run.
+
+    Raises:
+        LineError: a registered algorithm has `steps`, `every` or `longest` of more than so many steps.
+
+    >>> check_fits('sgd(0.1) | average(every=10)', steps=20)
+    >>> check_fits('sgd(0.1) | average(every=30)', steps=20)
+    Traceback (most recent call last):
+    jaxdist.line.reader.LineError: average(every=30) is longer than the run of 20 steps: workers would never meet
+        sgd(0.1) | average(every=30)
+                                 ^^
+    """
+    reader = Reader(line)
+    reader.check_links(reader.body)
+    for node in ast.walk(reader.body):
+        if not isinstance(node, ast.Call) or not isinstance(find(dotted(node.func)), Entry):
+            continue
+        call = Call(node)
+        for name, why in WAITS.items():
+            given = call.given.get(name)
+            for part in given.elts if isinstance(given, ast.Tuple) else [given]:
+                if isinstance(part, ast.Constant) and isinstance(part.value, int) and part.value > steps:
+                    problem = f'{call.name}({name}={part.value}) is longer than the run of {steps} steps: {why}'
+                    raise reader.error(problem, part)
+
+
+WAITS = {'every': 'workers would never meet', 'steps': 'nothing would ever come'}
+"""Arguments of registered algorithms that are numbers of steps, and what comes of too many."""
+
+
+def meets(link: ast.Call) -> Meets:
+    """What workers come to agree on through a link, if anything.
+
+    >>> meets(ast.parse('mean()', mode='eval').body), meets(ast.parse('sgd(0.1)', mode='eval').body)
+    ('updates', '')
+    """
+    found = find(dotted(link.func))
+    return found.meets if isinstance(found, Entry) else ''
+
+
+def _axis(link: ast.Call) -> str:
+    given = Call(link).given.get('axis')
+    return ast.unparse(given) if given is not None else ''
+
+
+def _too_early(reader: Reader, met: ast.Call) -> LineError:
+    others = [link for link in links(reader.body) if link is not met]
+    right = ' | '.join(ast.unparse(link) for link in [*others, met])
+    name = dotted(met.func)
+    why = 'moves parameters to where workers meet, and what follows would change that'
+    return reader.error(f'{name} {why}: put it last, as in {right}', met)
+
+
+def _twice(reader: Reader, first: ast.Call, second: ast.Call) -> LineError:
+    names = dotted(first.func), dotted(second.func)
+    if 'updates' in (meets(first), meets(second)):
+        why = f'{names[0]} has them agree already: what is the same on all workers need not be averaged'
+    else:
+        why = f'{names[0]} says where they meet already'
+    return reader.error(f'workers meet twice in this line: {why}. Leave one of {names[0]} and {names[1]} out', second)

@@ -40,7 +40,7 @@ def check_delays(name: str, delays: Delays, longest: int | None) -> None:
         return
     if longest is not None:
         raise ValueError(f'{name}: longest={longest} is for a schedule; steps={delays} says how long it takes')
-    for steps in delays if isinstance(delays, Sequence) and not isinstance(delays, str) else [delays]:
+    for steps in delays if isinstance(delays, Sequence) else [delays]:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
             raise ValueError(f'{name}: steps={steps!r} must be a whole number, 0 or more')
     if isinstance(delays, Sequence) and not delays:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, AxisType
 
 from jaxdist import ledger, line, workers
 from jaxdist.mesh import path_text
@@ -77,8 +76,8 @@ def traffic(training: Training) -> list[ledger.Row]:
     if where.mesh is not None:
         sizes = dict(where.mesh.shape)
     else:
-        mesh = AbstractMesh((where.count,), (where.axis,), axis_types=(AxisType.Auto,))
-        program = make_program(training.experiment, training.data, training.model, workers.on_mesh(mesh, where.axis))
+        there = workers.imagined(where.count, where.axis)
+        program = make_program(training.experiment, training.data, training.model, there)
     steps = training.experiment.steps
     batch = shapes(first_batch(training))
     return ledger.traced_step(program.step, program.state, batch, sizes, steps, initial=lambda: first_state(training))
@@ -98,10 +97,9 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
     >>> [(row.kind, str(row.share), int(row.bytes_per_step)) for row in rows]
     [('all_reduce', '1/10', 18)]
     """
-    mesh = AbstractMesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
     start = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)  # noqa: E731
     gradients = jax.tree.map(lambda p: jax.ShapeDtypeStruct((count, *p.shape), p.dtype), params)
-    program = workers.update_program(update, start, gradients, workers.on_mesh(mesh))
+    program = workers.update_program(update, start, gradients, workers.imagined(count))
     first = workers.update_program(update, start, gradients, workers.simulated(count)).init
     return ledger.traced_step(program.step, program.state, gradients, {AXIS: count}, steps, initial=first)
 

@@ -10,17 +10,20 @@ from jaxdist.step import State
 from jaxdist.workers import Program
 
 
-def saved_by(count: int, program: Program) -> State:
-    """The shapes of the program's state, as so many workers saved it, laid out for the program's devices.
+def saved_by(old: State, program: Program) -> State:
+    """The shapes of a state, as other workers saved it, laid out for the program's devices.
+
+    Args:
+        old: the shapes of the state of those workers' program.
+        program: the one that goes on.
 
     >>> import jaxdist.workers
-    >>> where = jaxdist.workers.simulated(2)
     >>> step = lambda s, b: (s + b.sum(), None)
-    >>> program = jaxdist.workers.spread(lambda: jnp.zeros(()), step, True, where, ())
-    >>> saved_by(8, program).shape
+    >>> of = lambda n: jaxdist.workers.spread(lambda: jnp.zeros(()), step, True, jaxdist.workers.simulated(n), ())
+    >>> saved_by(of(8).state, of(2)).shape
     (8,)
     """
-    return jax.tree.map(lambda x, varies: _rows(x, count) if varies else x, program.state, program.layout)
+    return jax.tree.map(lambda x, like, v: _rows(x, like) if v else like, old, program.state, program.layout)
 
 
 def resized(state: State, program: Program) -> State:
@@ -29,7 +32,8 @@ def resized(state: State, program: Program) -> State:
     Residuals, parameters, moments and queues, real numbers all, become the mean over the workers that there were: with
     error feedback and EF21, and for a mean that is still to be taken, nothing of their sum is lost, and workers that
     trained alone meet. Of whole numbers it is the largest, and of skipped steps, which are counted, the sum, with the
-    first worker.
+    first worker. Where each worker owns a part of something, as its state says by `owned`, the parts are put together
+    and cut anew.
 
     Raises:
         ValueError: random keys that differ between workers, of which there is no mean.
@@ -45,7 +49,7 @@ def resized(state: State, program: Program) -> State:
     """
 
     def convert(state: State) -> State:
-        new = jax.tree.map(lambda x, like, v: _shared_out(x, like) if v else x, state, program.state, program.layout)
+        new = jax.tree.map(_node, state, program.state, program.layout, is_leaf=_owns)
         if program.layout.skipped is True:
             first = jnp.arange(program.state.skipped.shape[0]) == 0
             new = new._replace(skipped=jnp.where(first, jnp.sum(state.skipped), 0).astype(state.skipped.dtype))
@@ -54,12 +58,38 @@ def resized(state: State, program: Program) -> State:
     return jax.jit(convert, out_shardings=jax.tree.map(lambda like: like.sharding, program.state))(state)
 
 
-def _rows(like: Any, count: int) -> jax.ShapeDtypeStruct:
-    sharding, shape = like.sharding, (count, *like.shape[1:])
-    if isinstance(sharding, NamedSharding) and count % like.shape[0]:
+def _owns(node: Any) -> bool:
+    return bool(getattr(node, 'owned', ()))
+
+
+def _node(x: Any, like: Any, varies: Any) -> Any:
+    """A leaf, or a state that says what workers own parts of."""
+    if not _owns(x):
+        return _shared_out(x, like) if varies else x
+    fields = {
+        name: jax.tree.map(
+            lambda a, b, v, one=_cut_anew if name in x.owned else _shared_out: one(a, b) if v else a,
+            *(getattr(each, name) for each in (x, like, varies)),
+        )
+        for name in x._fields
+    }
+    return x._replace(**fields)
+
+
+def _cut_anew(x: jax.Array, like: Any) -> jax.Array:
+    """Parts [W, ..., k] put together, and cut into [W, ..., k] of other W and k; what is added or dropped are zeros."""
+    w, k = like.shape[0], like.shape[-1]
+    whole = jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)[..., : w * k]
+    whole = jnp.pad(whole, [(0, 0)] * (whole.ndim - 1) + [(0, w * k - whole.shape[-1])])
+    return jnp.moveaxis(whole.reshape(*x.shape[1:-1], w, k), -2, 0)
+
+
+def _rows(old: Any, like: Any) -> jax.ShapeDtypeStruct:
+    sharding = like.sharding
+    if isinstance(sharding, NamedSharding) and old.shape[0] % like.shape[0]:
         # Rows that the workers do not divide lie whole on each.
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(old.shape, like.dtype, sharding=sharding)
 
 
 def _shared_out(x: jax.Array, like: Any) -> jax.Array:

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdist import cluster
+from jaxdist import cluster, workers
 from jaxdist.checkpoint import Checkpoints, Restored, lock
 from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
 from jaxdist.plan import per_worker, sent_each_step, traffic
 from jaxdist.resize import resized, saved_by
 from jaxdist.step import State, means
-from jaxdist.train import Training, evaluate, first_state, prepare, train
+from jaxdist.train import Training, evaluate, first_state, make_program, prepare, train
 
 
 class Diverged(RuntimeError):  # noqa: N818
@@ -111,8 +111,7 @@ def run(
             stack.enter_context(lock(folder))
         _refuse_another(training, folder, checkpoints.meta())
         stack.enter_context(checkpoints)
-        program = training.program
-        found = checkpoints.restore(lambda meta: saved_by(_experiment(meta).mesh.workers, program))
+        found = checkpoints.restore(lambda meta: _as_saved(meta, training))
         state = _brought_here(found, training) if found else first_state(training)
         begin = found.step if found else 0
         log = Log(folder, begin)
@@ -207,6 +206,15 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
 
 def _experiment(meta: dict[str, Any]) -> Experiment:
     return from_json(meta['experiment'])
+
+
+def _as_saved(meta: dict[str, Any], training: Training) -> State:
+    """The shapes of a checkpoint's state, laid out for the devices that are here."""
+    where, count = training.where, _experiment(meta).mesh.workers
+    others = {name: n for name, n in (where.mesh.shape.items() if where.mesh else ()) if name != where.axis}
+    there = workers.imagined(count, where.axis, others)
+    saved = make_program(training.experiment, training.data, training.model, there).state
+    return saved_by(saved, training.program)
 
 
 def _brought_here(found: Restored, training: Training) -> State:

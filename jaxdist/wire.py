@@ -135,6 +135,15 @@ def exchange(x: jax.Array, axis: str = AXIS) -> jax.Array:
     return lax.all_to_all(x, axis, 0, 0, tiled=True)
 
 
+def scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
+    """The sum over workers of row j of `x` [W, ...] goes to worker j: [...]. Sends (W - 1) / W of `x`.
+
+    >>> jax.vmap(scatter, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
+    Array([2, 4], dtype=int32)
+    """
+    return lax.psum_scatter(per_worker(x, axis), axis)
+
+
 def to_bytes(x: jax.Array) -> jax.Array:
     """The bytes of `x` [..., n] of any dtype, as uint8 [..., n * itemsize]: the first byte of all, then the second.
 

@@ -1,6 +1,6 @@
 """Per-worker code becomes one program: on a mesh, or with simulated workers on one device; types lay out its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +61,23 @@ def simulated(count: int, axis: str = wire.AXIS) -> Workers:
     64
     """
     return Workers(count, None, axis)
+
+
+def imagined(count: int, axis: str = wire.AXIS, others: Mapping[str, int] | None = None) -> Workers:
+    """This many workers on a mesh that is not there: for programs that are traced, and do not run.
+
+    Args:
+        count: the number of workers.
+        axis: the worker axis's name.
+        others: the mesh's other axes and their sizes.
+
+    >>> imagined(1024).count
+    1024
+    """
+    axes = {axis: count, **(others or {})}
+    return Workers(
+        count, AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)), axis
+    )
 
 
 class Program(NamedTuple):
@@ -246,8 +263,7 @@ def _place(
 def _sharded(fn: Callable[..., Any], workers: Workers, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`fn` under `shard_map`, manual in the worker axis alone."""
     # Simulated workers get an abstract mesh, so that their values have types to read; it cannot run.
-    abstract = AbstractMesh((workers.count,), (workers.axis,), axis_types=(AxisType.Auto,))
-    mesh = abstract if workers.mesh is None else workers.mesh
+    mesh = imagined(workers.count, workers.axis).mesh if workers.mesh is None else workers.mesh
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={workers.axis})
 
 

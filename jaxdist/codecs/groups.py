@@ -38,7 +38,7 @@ class Group(NamedTuple):
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes that cut them, all alike."""
-        return _axes(self.cuts[0]) if self.cuts else ()
+        return axes_of(self.cuts[0]) if self.cuts else ()
 
     def start(self, keys: Sequence[jax.Array]) -> list[jax.Array | None]:
         """What is remembered of each at first: [shards, ...], or None."""
@@ -105,7 +105,7 @@ def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> 
     alike: dict[Any, list[int]] = {}
     for i, each in enumerate(picked):
         if each is not None and 0 not in shapes[i]:
-            alike.setdefault((id(each), _axes(cuts[i]) if cuts else ()), []).append(i)
+            alike.setdefault((id(each), axes_of(cuts[i]) if cuts else ()), []).append(i)
     return [_group(picked, exchange, members, shapes, cuts) for members in alike.values()]
 
 
@@ -130,7 +130,7 @@ def _tensors(tree: Any) -> list[tuple[str, Shape]]:
     """The path and the shape on a device of each tensor."""
     named, cuts = jax.tree_util.tree_flatten_with_path(tree)[0], meshes.cuts(tree)
     return [
-        (meshes.path_text(path), _on_a_device(leaf.shape, cut))
+        (meshes.path_text(path), on_a_device(leaf.shape, cut))
         for (path, leaf), cut in zip(named, cuts or [P()] * len(named), strict=True)
     ]
 
@@ -142,11 +142,11 @@ def _group(
     return Group(picked[members[0]], exchange, tuple(members), tuple(shapes[i] for i in members), own)
 
 
-def _axes(cut: P) -> tuple[str, ...]:
+def axes_of(cut: P) -> tuple[str, ...]:
     return tuple(sorted(axis for axis in cut if axis is not None))
 
 
-def _on_a_device(shape: Shape, cut: P) -> Shape:
+def on_a_device(shape: Shape, cut: P) -> Shape:
     parts = [_sizes()[axis] if axis is not None else 1 for axis in cut]
     return tuple(n // p for n, p in zip(shape, [*parts, *[1] * (len(shape) - len(parts))], strict=True))
 

@@ -24,6 +24,7 @@ from jaxdist.laws.codecs import universal_codec as universal_codec
 from jaxdist.laws.lateness import arrives as arrives
 from jaxdist.laws.lateness import compensates as compensates
 from jaxdist.laws.lateness import delays as delays
+from jaxdist.laws.lateness import stale_by as stale_by
 from jaxdist.laws.law import Law as Law
 from jaxdist.laws.law import LawBroken as LawBroken
 from jaxdist.laws.law import Verdict as Verdict

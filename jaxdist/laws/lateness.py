@@ -1,12 +1,14 @@
 """Laws on algorithms that let updates come late."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import numpy as np
 
+from jaxdist import line as lines
 from jaxdist.laws.law import Law, close, same_bits
-from jaxdist.laws.trial import Trial
+from jaxdist.laws.trial import STEPS, Trial
 
 
 def delays(steps: int) -> Law:
@@ -51,6 +53,21 @@ def arrives(steps: Callable[[int, int], int], workers: int | None = None) -> Law
         close(path.updates, jax.tree.map(late, path.gradients), 'the updates that are due')
 
     return Law('arrives in time', check, workers)
+
+
+def stale_by(steps: int, line: str) -> Law:
+    """At one step in `steps` + 1 the parameters are what another line makes them, and they stay in between.
+
+    >>> stale_by(2, 'mean() | sgd(0.1)').name
+    "is 'mean() | sgd(0.1)', stale by 2"
+    """
+
+    def check(trial: Trial) -> None:
+        fresh = replace(trial, update=lines.build(line, axis=trial.axis)).path.params
+        seen = [t // (steps + 1) * (steps + 1) for t in range(STEPS + 1)]
+        close(trial.path.params, jax.tree.map(lambda p: p[seen], fresh), f'the parameters of {line!r}, stale')
+
+    return Law(f'is {line!r}, stale by {steps}', check)
 
 
 def compensates(steps: int, strength: float, decay: float | None = None, eps: float = 1e-7) -> Law:

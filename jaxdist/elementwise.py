@@ -1,0 +1,83 @@
+"""Whether an optimiser works entry by entry, so that who has a part of a tensor can update that part: read from a
+trace.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+ALONE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy
+    copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma
+    log log1p logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n
+    sign sin sinh sqrt square stop_gradient sub tan tanh xor pcast pvary
+    """.split()  # noqa: SIM905
+)
+"""Primitives whose results have, entry by entry, one number made of the numbers in that place."""
+
+CALLS = ('pjit', 'jit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call', 'remat', 'checkpoint', 'cond')
+"""Primitives that are what is called in them."""
+
+
+def check_elementwise(name: str, optimizer: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Says why an optimiser cannot be given parts of tensors in the place of tensors.
+
+    Args:
+        name: the algorithm that gives it parts.
+        optimizer: the optimiser.
+        params: arrays, or their shapes.
+
+    Raises:
+        ValueError: it puts entries of a tensor together, or it treats a tensor by its shape.
+
+    >>> check_elementwise('server', optax.with_extra_args_support(optax.adamw(1e-3)), jnp.ones((3, 2)))
+    >>> check_elementwise('server', optax.with_extra_args_support(optax.clip_by_global_norm(1.0)), jnp.ones((3, 2)))
+    Traceback (most recent call last):
+    ValueError: server: the optimiser does not work entry by entry: it has reduce_sum of float32[3,2], of which each
+    worker has a part alone. adamw and sgd do; what looks at whole tensors, such as clip_by_global_norm, belongs
+    before this link
+    """
+    whole = _steps(optimizer, jax.tree.map(lambda p: jnp.zeros(p.shape or (1,), p.dtype), params))
+    for primitive, mixed in whole:
+        if mixed:
+            raise ValueError(
+                f'{name}: the optimiser does not work entry by entry: it has {primitive} of {mixed}, of which each '
+                'worker has a part alone. adamw and sgd do; what looks at whole tensors, such as clip_by_global_norm, '
+                'belongs before this link'
+            )
+    flat = _steps(optimizer, jax.tree.map(lambda p: jnp.zeros((1, max(p.size, 1)), p.dtype), params))
+    if [primitive for primitive, _ in whole] != [primitive for primitive, _ in flat]:
+        raise ValueError(
+            f'{name}: the optimiser treats tensors by their shapes, and would treat parts of them otherwise (a '
+            'mask, or a rule for matrices alone)'
+        )
+
+
+def _steps(optimizer: optax.GradientTransformationExtraArgs, params: Any) -> list[tuple[str, str]]:
+    """Every primitive of an update on more than scalars, and what it puts together, if anything."""
+    state = jax.eval_shape(optimizer.init, params)
+    traced = jax.make_jaxpr(lambda u, s, p: optimizer.update(u, s, p))(params, state, params)
+    return list(_walk(traced.jaxpr))
+
+
+def _walk(jaxpr: Any) -> Iterator[tuple[str, str]]:
+    for equation in jaxpr.eqns:
+        primitive, values = equation.primitive.name, [v.aval for v in (*equation.invars, *equation.outvars)]
+        shapes = {v.shape for v in values if v.shape}
+        inner = [part for part in jax.tree.leaves(equation.params, is_leaf=_is_program) if _is_program(part)]
+        if primitive in CALLS and inner:
+            for part in inner:
+                yield from _walk(getattr(part, 'jaxpr', part))
+        elif shapes:
+            filled = primitive == 'broadcast_in_dim' and not equation.invars[0].aval.shape
+            alone = filled or (primitive in ALONE and len(shapes) == 1)
+            largest = max(values, key=lambda v: v.size)
+            yield primitive, '' if alone else largest.str_short(short_dtypes=False)
+
+
+def _is_program(x: Any) -> bool:
+    return hasattr(x, 'eqns') or hasattr(x, 'jaxpr')

@@ -211,6 +211,8 @@ def _experiment(meta: dict[str, Any]) -> Experiment:
 def _as_saved(meta: dict[str, Any], training: Training) -> State:
     """The shapes of a checkpoint's state, laid out for the devices that are here."""
     where, count = training.where, _experiment(meta).mesh.workers
+    if count == where.count:
+        return training.program.state
     others = {name: n for name, n in (where.mesh.shape.items() if where.mesh else ()) if name != where.axis}
     there = workers.imagined(count, where.axis, others)
     saved = make_program(training.experiment, training.data, training.model, there).state

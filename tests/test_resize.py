@@ -68,7 +68,7 @@ def held(name: str, memory: Any, put_in: Any) -> Any:
 def test_what_was_put_in_is_applied_or_held(name: str, counts: tuple[int, int], where: str) -> None:
     old, new = (program(LINES[name], count, where) for count in counts)
     before, first = after(old, counts[0], 3)
-    there = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), before, saved_by(counts[0], new))
+    there = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), before, saved_by(old.state, new))
     state, second = after(new, counts[1], 3, resized(there, new), seed=1)
     rest = held(name, state.opt_state[0], first)
     for key, total in {key: first[key] + second[key] for key in first}.items():

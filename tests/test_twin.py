@@ -6,50 +6,18 @@ codes; the data are such that none comes near (the twin measures it), so the cod
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import twin
+from twin_toys import EDGE, EXAMPLES, LOSSES, NETWORK, PLACES, PLANE, STEPS, WORKERS, normal_data, rows
 
-from jaxdist import line, mesh, task, workers
+from jaxdist import line
 from jaxdist.algorithms.average import AverageState
 from jaxdist.algorithms.mean import MeanState
 from jaxdist.step import State, make_step
-
-STEPS = 12
-EXAMPLES = 48
-EDGE = 2e-6  # several times the rounding errors of float32, for numbers near one
-WORKERS = (1, 2, 3, 8)
-PLACES: dict[str, Callable[[int], workers.Workers]] = {
-    'simulated': workers.simulated,
-    'mesh': lambda count: workers.on_mesh(mesh.make({'workers': count})),
-}
-PLANE = twin.Model(twin.plane, {'b': (3,), 'w': (5, 3)})
-NETWORK = twin.Model(twin.network, {'b1': (6,), 'b2': (3,), 'w1': (5, 6), 'w2': (6, 3)})
-
-
-def plane(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The loss of `twin.plane`, for JAX to differentiate."""
-    return squares(batch['x'] @ params['w'] + params['b'], batch)
-
-
-def network(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The loss of `twin.network`, for JAX to differentiate."""
-    hidden = jnp.tanh(batch['x'] @ params['w1'] + params['b1'])
-    return squares(hidden @ params['w2'] + params['b2'], batch)
-
-
-def squares(answer: jax.Array, batch: task.Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The sum of half the squared errors, and the number of examples."""
-    weight = batch.get('weight', jnp.ones(len(answer), answer.dtype))
-    error = jnp.sum((answer - batch['y']) ** 2, axis=1)
-    return {'loss': 0.5 * jnp.sum(weight * error)}, jnp.sum(weight)
-
-
-LOSSES: dict[Callable[..., Any], task.Loss] = {twin.plane: plane, twin.network: network}
 
 
 class Case(NamedTuple):
@@ -176,13 +144,7 @@ class Way(NamedTuple):
 
 def walk(case: Case, count: int, seed: int) -> Way:
     """The twin's way on random data of this seed: float32 numbers, for both to begin with the same."""
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32).astype(np.float64)
-
-    start = {name: normal(*shape) for name, shape in case.model.shapes.items()}
-    batches = [{'x': normal(EXAMPLES, 5), 'y': normal(EXAMPLES, 3)} for _ in range(STEPS)]
+    start, batches, rng = normal_data(case.model, seed)
     for step, batch in enumerate(batches if case.weighted else []):
         batch['weight'] = rng.choice([0.0, 0.5, 1.0, 3.0], EXAMPLES)
         if count > 1 and not case.coded:
@@ -201,13 +163,6 @@ def clear_way(name: str, count: int) -> Way:
     """Of a few ways, the one on which entries keep farthest from the edges between codes."""
     seeds = range(16 if CASES[name].coded else 1)
     return max((walk(CASES[name], count, seed) for seed in seeds), key=lambda way: way.margin)
-
-
-def rows(tree: Any, layout: Any, count: int) -> np.ndarray:
-    """A part of jaxdist's state as one vector for each worker, [W, n]; what they share is repeated."""
-    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True)
-    each = [np.asarray(leaf) if varies else np.stack([leaf] * count) for leaf, varies in leaves]
-    return np.concatenate([leaf.reshape(count, -1) for leaf in each], axis=1).astype(np.float64)
 
 
 def residuals(state: State, layout: State, count: int) -> np.ndarray:

@@ -77,11 +77,11 @@ def _resumes(trial: Trial) -> None:
     state = program.init()
     for t in range(6):
         state, _ = program.step(state, jax.tree.map(lambda g, t=t: g[t], gradients))
-        state = _reloaded(state)
+        state = reloaded(state)
     same_bits(state, straight.state, 'the state after six steps, saved and loaded after each')
 
 
-def _reloaded(state: Any) -> Any:
+def reloaded(state: Any) -> Any:
     """The state after a journey through host memory, random keys as their data."""
 
     def reload(x: jax.Array) -> jax.Array:

@@ -4,8 +4,16 @@ from jaxdist import algorithms as algorithms
 from jaxdist import codecs as codecs
 from jaxdist import laws as laws
 from jaxdist.algorithms.average import average as average
+from jaxdist.algorithms.dc_asgd import dc_asgd as dc_asgd
 from jaxdist.algorithms.delay import delay as delay
+from jaxdist.algorithms.des_loc import des_loc as des_loc
+from jaxdist.algorithms.diloco import diloco as diloco
+from jaxdist.algorithms.eager_diloco import eager_diloco as eager_diloco
+from jaxdist.algorithms.easgd import easgd as easgd
 from jaxdist.algorithms.mean import mean as mean
+from jaxdist.algorithms.parameter_server import parameter_server as parameter_server
+from jaxdist.algorithms.slowmo import slowmo as slowmo
+from jaxdist.algorithms.streaming_diloco import streaming_diloco as streaming_diloco
 from jaxdist.codecs.bf16 import bf16 as bf16
 from jaxdist.codecs.by_path import by_path as by_path
 from jaxdist.codecs.by_size import by_size as by_size

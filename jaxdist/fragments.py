@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 
 Rule = Literal['balanced', 'sequential', 'strided']
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ...]]:
@@ -37,7 +38,7 @@ def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ..
         return _sequential(sizes, count)
     if rule == 'strided':
         return [tuple(range(first, len(sizes), count)) for first in range(count)]
-    raise ValueError(f'rule={rule!r} must be one of {", ".join(get_args(Rule))}')
+    raise ValueError(f'rule={rule!r} must be one of {", ".join(RULES)}')
 
 
 def pick(tree: Any, members: Sequence[int]) -> Any:

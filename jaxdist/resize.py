@@ -66,13 +66,11 @@ def _node(x: Any, like: Any, varies: Any) -> Any:
     """A leaf, or a state that says what workers own parts of."""
     if not _owns(x):
         return _shared_out(x, like) if varies else x
-    fields = {
-        name: jax.tree.map(
-            lambda a, b, v, one=_cut_anew if name in x.owned else _shared_out: one(a, b) if v else a,
-            *(getattr(each, name) for each in (x, like, varies)),
-        )
-        for name in x._fields
-    }
+    fields = {}
+    for name in x._fields:
+        one = _cut_anew if name in x.owned else _shared_out
+        parts = (getattr(each, name) for each in (x, like, varies))
+        fields[name] = jax.tree.map(lambda a, b, v, one=one: one(a, b) if v else a, *parts)
     return x._replace(**fields)
 
 

@@ -113,8 +113,8 @@ def parameter_server(
         served = wire.per_worker(owning.own(params, axis), axis)
         zeros = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
         residual = wire.per_worker(jax.tree.map(zeros, params), axis) if feedback else ()
-        state = wire.per_worker(inner.init(served), axis)
-        return ParameterServerState(jnp.zeros((), jnp.int32), served, state, residual, jax.random.key(seed))
+        zero, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
+        return ParameterServerState(zero, served, inner.init(served), residual, key)
 
     def update(
         updates: optax.Updates, state: ParameterServerState, params: Any = None, **extra: Any

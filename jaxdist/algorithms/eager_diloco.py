@@ -72,8 +72,7 @@ def eager_diloco(
     seed: int = 0,
     axis: str = wire.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves each worker its own updates; every `every` steps an outer optimiser steps along its way and the others'
-    last.
+    """Leaves each worker its own updates; every `every` steps it steps along its own way and the others' last ones.
 
     With D_i the way of worker i back to its anchor, the outer gradient is mean_j(last D_j) + (D_i - last D_i) / W:
     the others' part has had a whole round to travel. Each worker has an anchor and an outer optimiser of its own, and

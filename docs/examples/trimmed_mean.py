@@ -36,6 +36,7 @@ def bounded_by_the_honest() -> laws.Law:
         ),
         'trimmed_mean(trim=0)': (laws.equals('mean()'),),
     },
+    meets='updates',
 )
 def trimmed_mean(trim: int = 1, axis: str = wire.AXIS) -> optax.GradientTransformationExtraArgs:
     """Drops the `trim` largest and smallest values of each entry, and averages the rest.

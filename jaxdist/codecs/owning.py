@@ -21,6 +21,11 @@ from jaxdist.codecs import exchange
 from jaxdist.codecs.codec import Codec, Shape, padded
 from jaxdist.codecs.groups import axes_of, on_a_device
 
+TILE = 8 * 128
+"""Parts that no codec packs are padded to a multiple of so many entries, whole tiles of a TPU: of other sizes it would
+send all to all. (Messages of codecs are padded by them.)
+"""
+
 
 class Share(NamedTuple):
     """Tensors whose parts travel together.
@@ -113,12 +118,11 @@ def push(
 
     def run(number: int, share: Share, values: list[jax.Array]) -> list[Any]:
         def code(values: Any, me: Any, key: Any) -> Any:
+            rows = _filled(_joined(values, w), codec)
             if codec is None:
-                return _split(wire.scatter(_joined(values, w), axis) / w, values, w), values
-            rows = _joined(values, w).astype(jnp.float32)
-            fill = padded(rows.shape[1], codec.block) - rows.shape[1]
+                return _split(wire.scatter(rows, axis) / w, values, w), values
             keys = jax.random.split(_noise(key, me, share), w)
-            mean, left = exchange.push(jnp.pad(rows, ((0, 0), (0, fill))), codec, keys, axis, me)
+            mean, left = exchange.push(rows.astype(jnp.float32), codec, keys, axis, me)
             return _split(mean, values, w), _whole(left, values)
 
         means, left = share.run(code, 'trr', 'pt', values, me, jax.random.fold_in(key, number))
@@ -151,10 +155,9 @@ def pull(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis: str 
         def code(parts: Any, known: Any, me: Any, key: Any) -> Any:
             mine = jnp.concatenate([part.reshape(-1) for part in parts])
             if codec is None:
-                return (_whole(wire.gather(mine, axis), known),)
-            behind = (mine - _joined(known, w)[me]).astype(jnp.float32)
-            fill = padded(behind.size, codec.block) - behind.size
-            told, _ = exchange.pull(jnp.pad(behind, (0, fill)), codec, _noise(key, me, share), axis)
+                return (_whole(wire.gather(_filled(mine, codec), axis), known),)
+            behind = _filled((mine - _joined(known, w)[me]).astype(jnp.float32), codec)
+            told, _ = exchange.pull(behind, codec, _noise(key, me, share), axis)
             return ([x + d for x, d in zip(known, _whole(told, known), strict=True)],)
 
         mine = [pieces[i] for i in share.members]
@@ -166,13 +169,13 @@ def pull(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis: str 
 def bytes_pushed(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
     """The formula of what one worker sends to push or to pull a tree: `(workers, tree) -> bytes`. For no other axes.
 
-    >>> bytes_pushed()(4, jnp.ones(100))
-    Fraction(300, 1)
+    >>> bytes_pushed()(4, jnp.ones(4096))
+    Fraction(12288, 1)
     """
 
     def formula(workers: int, params: Any) -> Fraction:
         parts = [share.part(workers) for share in shares(params)]
-        one = lambda n: 4 * n if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
+        one = lambda n: 4 * padded(n, TILE) if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
         return Fraction((workers - 1) * sum(one(n) for n in parts))
 
     return formula
@@ -212,6 +215,12 @@ def _rows(x: jax.Array, w: int) -> jax.Array:
 def _joined(values: list[jax.Array], w: int) -> jax.Array:
     """The parts of several tensors, side by side: [W, sum of k]."""
     return jnp.concatenate([_rows(x, w) for x in values], axis=1)
+
+
+def _filled(x: jax.Array, codec: Codec | None) -> jax.Array:
+    """Zeros at the end of the last dim, to whole blocks of the codec; without one, to whole tiles of a TPU."""
+    n = x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padded(n, codec.block if codec else TILE) - n)])
 
 
 def _split(row: jax.Array, like: list[jax.Array], w: int) -> list[jax.Array]:

@@ -143,10 +143,20 @@ def _group(
 
 
 def axes_of(cut: P) -> tuple[str, ...]:
+    """The axes that cut a tensor.
+
+    >>> axes_of(P(None, 'model'))
+    ('model',)
+    """
     return tuple(sorted(axis for axis in cut if axis is not None))
 
 
 def on_a_device(shape: Shape, cut: P) -> Shape:
+    """The shape of a device's shard of a tensor, on the mesh that is being traced for.
+
+    >>> on_a_device((8, 4), P())
+    (8, 4)
+    """
     parts = [_sizes()[axis] if axis is not None else 1 for axis in cut]
     return tuple(n // p for n, p in zip(shape, [*parts, *[1] * (len(shape) - len(parts))], strict=True))
 

@@ -36,7 +36,12 @@ class AverageState(NamedTuple):
 @algorithm(
     paper='Stich 2019, Local SGD, arXiv 1805.09767',
     examples={
-        'average(every=4)': (laws.meets(4), laws.conserves_mean(), laws.sends(bytes_sent(), every=4)),
+        'average(every=4)': (
+            laws.meets(4),
+            laws.one_when_alike(),
+            laws.conserves_mean(),
+            laws.sends(bytes_sent(), every=4),
+        ),
         'average(every=1)': (laws.meets(1), laws.equals('mean()'), laws.sends(bytes_sent())),
         'average(every=piecewise_constant_schedule(1, {4: 3}))': (laws.meets_at((1, 2, 3, 4, 7, 10)),),
         'average(every=2, codec=int8(), feedback=True)': (

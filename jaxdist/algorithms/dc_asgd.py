@@ -88,16 +88,15 @@ def dc_asgd(
         if params is None:
             raise ValueError('dc_asgd compares parameters, so update() needs them: update(updates, state, params)')
         now = arrivals.delay_now('dc_asgd', steps, None, state.gradients.step, axis)
-        came = state.gradients.step >= now
         due, gradients = arrivals.arrive(updates, state.gradients, now)
         old, places = arrivals.arrive(params, state.params, now)
-        square = state.square
-        strengths = jax.tree.map(lambda g: jnp.asarray(strength, g.dtype), due)
+        square, strengths = state.square, jax.tree.map(lambda g: jnp.asarray(strength, g.dtype), due)
         if adaptive:
-            square = jax.tree.map(lambda m, g: jnp.where(came, decay * m + (1 - decay) * g * g, m), square, due)
+            square = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g * g, square, due)
             strengths = jax.tree.map(lambda m: strength / jnp.sqrt(m + eps), square)
-        moved = jax.tree.map(lambda x, x_old: jnp.where(came, x - x_old, 0), params, old)
-        out = jax.tree.map(lambda g, s, d: (g + s * g * g * d).astype(g.dtype), due, strengths, moved)
+        # Before anything has come, g is zero and so is all that follows from it.
+        compensated = lambda g, s, x, x_old: (g + s * g * g * (x - x_old)).astype(g.dtype)  # noqa: E731
+        out = jax.tree.map(compensated, due, strengths, params, old)
         return out, DcAsgdState(gradients, places, square)
 
     return optax.GradientTransformationExtraArgs(init, update)

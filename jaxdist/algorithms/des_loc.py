@@ -58,6 +58,7 @@ def _local_adam(gradients: np.ndarray, start: np.ndarray, every: int, first: int
     examples={
         "des_loc(optimizer=adam(0.1), every=2, moments={'mu': 3, 'nu': 6})": (
             laws.walks(lambda gradients, start: _local_adam(gradients, start, every=2, first=3, second=6)),
+            laws.one_when_alike(),
             laws.sends_parts((bytes_sent(), 2), (bytes_sent(), 3), (bytes_sent(), 6)),
         ),
         "des_loc(optimizer=sgd(0.1, momentum=0.9), every=1, moments={'trace': 1})": (

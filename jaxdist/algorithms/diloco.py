@@ -54,7 +54,7 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
 @algorithm(
     paper='Douillard et al. 2023, DiLoCo, arXiv 2311.08105',
     examples={
-        f'diloco(every=4, outer={NESTEROV})': (laws.meets(4), laws.sends(bytes_sent(), every=4)),
+        f'diloco(every=4, outer={NESTEROV})': (laws.meets(4), laws.one_when_alike(), laws.sends(bytes_sent(), every=4)),
         f'diloco(every=1, outer={NESTEROV})': (laws.equals(f'mean() | scale(-1.0) | {NESTEROV}'),),
         'diloco(every=3, outer=sgd(1.0))': (laws.equals('average(every=3)'), laws.conserves_mean()),
         'diloco(every=2, outer=sgd(1.0), codec=int4(), feedback=True)': (

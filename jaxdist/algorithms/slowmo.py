@@ -38,7 +38,7 @@ class SlowmoState(NamedTuple):
 @algorithm(
     paper='Wang et al. 2020, SlowMo, arXiv 1910.00643',
     examples={
-        'slowmo(every=4)': (laws.meets(4), laws.sends(bytes_sent(), every=4)),
+        'slowmo(every=4)': (laws.meets(4), laws.one_when_alike(), laws.sends(bytes_sent(), every=4)),
         'slowmo(every=3, beta=0.0)': (laws.equals('average(every=3)'), laws.conserves_mean()),
         'slowmo(every=3, alpha=0.8, beta=0.6, learning_rate=0.1)': (
             laws.equals('diloco(every=3, outer=sgd(0.8, momentum=0.6))'),

@@ -82,6 +82,7 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
         ),
         "streaming_diloco(every=6, fragments=3, outer=sgd(1.0), overlap=0, mixing=0.0, rule='strided')": (
             laws.meets_in_turn(6),
+            laws.one_when_alike(),
             laws.conserves_mean(),
             laws.sends(bytes_sent(), every=6),
         ),

@@ -37,6 +37,7 @@ from jaxdist.laws.meeting import meets as meets
 from jaxdist.laws.meeting import meets_at as meets_at
 from jaxdist.laws.meeting import meets_in_turn as meets_in_turn
 from jaxdist.laws.meeting import near_meeting as near_meeting
+from jaxdist.laws.meeting import one_when_alike as one_when_alike
 from jaxdist.laws.noise import centred as centred
 from jaxdist.laws.noise import draws_anew as draws_anew
 from jaxdist.laws.noise import own_noise as own_noise

@@ -1,6 +1,7 @@
 """Laws on algorithms that let workers train alone between meetings."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -129,6 +130,24 @@ def conserves_mean(residual: Callable[[Any], Any] | None = None) -> Law:
         close(seen, moved, "the mean of the workers' parameters", 1e-5)
 
     return Law('conserves the mean', check)
+
+
+def one_when_alike() -> Law:
+    """Workers that put in the same are all where one worker alone would be.
+
+    >>> one_when_alike().name
+    'is one worker when all are alike'
+    """
+
+    def check(trial: Trial) -> None:
+        alike = jax.tree.map(lambda g: np.broadcast_to(g[:, :1], g.shape), trial.path.gradients)
+        one = replace(trial, count=1)
+        alone = one.run(jax.tree.map(lambda g: g[:, :1], alike)).params
+        seen = trial.run(alike).params
+        promised = jax.tree.map(lambda p, like: np.broadcast_to(p, like.shape), alone, seen)
+        close(seen, promised, 'the parameters of workers that are alike', 1e-5)
+
+    return Law('is one worker when all are alike', check)
 
 
 def conserves_sum(centre: Callable[[Any], Any]) -> Law:

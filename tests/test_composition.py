@@ -34,7 +34,7 @@ LINES = {
     'average': f'{SGD} | average(every=3, {{}})',
     'slowmo': f'{SGD} | slowmo(every=3, beta=0.3, {{}})',
     'diloco': f'{SGD} | diloco(every=3, {OUTER}, {{}})',
-    'eager_diloco': f'{SGD} | eager_diloco(every=3, {OUTER}, {{}})',
+    'eager_diloco': f'{SGD} | eager_diloco(every=2, outer=sgd(0.7), {{}})',
     'streaming_diloco': f'{SGD} | streaming_diloco(every=4, fragments=2, {OUTER}, overlap=1, mixing=0.2, {{}})',
     'easgd': f'{SGD} | easgd(every=2, {{}})',
     'des_loc': "des_loc(optimizer=sgd(0.2, momentum=0.5), every=3, moments={{'trace': 6}}, {})",

@@ -44,7 +44,7 @@ CODECS = {
     'none': '',
     'int4, feedback': 'codec=int4(block=32), feedback=True',
     'top_k, feedback': 'codec=top_k(k=8, block=32), feedback=True',
-    'power_sgd, feedback': 'codec=power_sgd(rank=2), feedback=True',
+    'power_sgd, feedback': 'codec=power_sgd(rank=4), feedback=True',
 }
 NOT = {('parameter_server', 'power_sgd, feedback'): 'its parts are no matrices'}
 CELLS = [(name, codec) for name in LINES for codec in CODECS if (name, codec) not in NOT]

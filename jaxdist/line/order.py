@@ -1,6 +1,7 @@
 """Links in an order that has a meaning: workers meet once in a line, and where they meet comes last."""
 
 import ast
+from collections.abc import Iterator
 
 from jaxdist.line.calls import Call, dotted, links
 from jaxdist.line.reader import LineError, Reader
@@ -8,6 +9,9 @@ from jaxdist.registry import Entry, Meets, find
 
 HARMLESS = ('identity', 'keep_params_nonnegative')
 """Links of optax that may follow a meeting: what they do does not move it."""
+
+WAITS = {'every': 'workers would never meet', 'steps': 'nothing would ever come'}
+"""Arguments of registered algorithms that are numbers of steps, and what comes of too many."""
 
 
 def check_order(reader: Reader) -> None:
@@ -33,7 +37,7 @@ def check_fits(line: str, steps: int) -> None:
     """Says which algorithm of a line, if any, takes longer than the run.
 
     Raises:
-        LineError: a registered algorithm has `steps`, `every` or `longest` of more than so many steps.
+        LineError: a registered algorithm has `steps` or `every` of more than so many steps.
 
     >>> check_fits('sgd(0.1) | average(every=10)', steps=20)
     >>> check_fits('sgd(0.1) | average(every=30)', steps=20)
@@ -44,20 +48,22 @@ def check_fits(line: str, steps: int) -> None:
     """
     reader = Reader(line)
     reader.check_links(reader.body)
-    for node in ast.walk(reader.body):
-        if not isinstance(node, ast.Call) or not isinstance(find(dotted(node.func)), Entry):
-            continue
-        call = Call(node)
-        for name, why in WAITS.items():
-            given = call.given.get(name)
-            for part in given.elts if isinstance(given, ast.Tuple) else [given]:
-                if isinstance(part, ast.Constant) and isinstance(part.value, int) and part.value > steps:
-                    problem = f'{call.name}({name}={part.value}) is longer than the run of {steps} steps: {why}'
-                    raise reader.error(problem, part)
+    for call, name, value in _waits(reader.body):
+        if value.value > steps:
+            what = f'{call.name}({name}={value.value}) is longer than the run of {steps} steps'
+            raise reader.error(f'{what}: {WAITS[name]}', value)
 
 
-WAITS = {'every': 'workers would never meet', 'steps': 'nothing would ever come'}
-"""Arguments of registered algorithms that are numbers of steps, and what comes of too many."""
+def _waits(body: ast.expr) -> Iterator[tuple[Call, str, ast.Constant]]:
+    """The whole numbers that registered algorithms, nested ones too, are given for their waits."""
+    for node in ast.walk(body):
+        if isinstance(node, ast.Call) and isinstance(find(dotted(node.func)), Entry):
+            call = Call(node)
+            for name in WAITS.keys() & call.given.keys():
+                given = call.given[name]
+                for part in given.elts if isinstance(given, ast.Tuple) else [given]:
+                    if isinstance(part, ast.Constant) and isinstance(part.value, int):
+                        yield call, name, part
 
 
 def meets(link: ast.Call) -> Meets:

@@ -48,14 +48,14 @@ def check_fits(line: str, steps: int) -> None:
     """
     reader = Reader(line)
     reader.check_links(reader.body)
-    for call, name, value in _waits(reader.body):
-        if value.value > steps:
-            what = f'{call.name}({name}={value.value}) is longer than the run of {steps} steps'
-            raise reader.error(f'{what}: {WAITS[name]}', value)
+    for call, name, value, place in _waits(reader.body):
+        if value > steps:
+            what = f'{call.name}({name}={value}) is longer than the run of {steps} steps'
+            raise reader.error(f'{what}: {WAITS[name]}', place)
 
 
-def _waits(body: ast.expr) -> Iterator[tuple[Call, str, ast.Constant]]:
-    """The whole numbers that registered algorithms, nested ones too, are given for their waits."""
+def _waits(body: ast.expr) -> Iterator[tuple[Call, str, int, ast.expr]]:
+    """The whole numbers that registered algorithms, nested ones too, are given for their waits, and where they stand."""
     for node in ast.walk(body):
         if isinstance(node, ast.Call) and isinstance(find(dotted(node.func)), Entry):
             call = Call(node)
@@ -63,7 +63,7 @@ def _waits(body: ast.expr) -> Iterator[tuple[Call, str, ast.Constant]]:
                 given = call.given[name]
                 for part in given.elts if isinstance(given, ast.Tuple) else [given]:
                     if isinstance(part, ast.Constant) and isinstance(part.value, int):
-                        yield call, name, part
+                        yield call, name, part.value, part
 
 
 def meets(link: ast.Call) -> Meets:

@@ -31,14 +31,14 @@ def experiment() -> Experiment:
 def sweep() -> Iterator[Experiment]:
     """No delay, then for each delay: as it is, with a smaller step, and corrected."""
     links = ['']
-    for steps in (4, 8, 12):
+    for steps in (4, 8):
         links += [
             f'delay(steps={steps}) | ',
             f'delay(steps={steps}, damping=1.0) | ',
             f'dc_asgd(steps={steps}, strength=10.0) | ',
             f'dc_asgd(steps={steps}, strength=2.0, adaptive=True) | ',
         ]
-    links += ['delay(steps=(0, 4, 8, 12)) | ', 'dc_asgd(steps=(0, 4, 8, 12), strength=2.0, adaptive=True) | ']
+    links += ['delay(steps=(0, 2, 4, 8)) | ', 'dc_asgd(steps=(0, 2, 4, 8), strength=2.0, adaptive=True) | ']
     for link in links:
         yield dataclasses.replace(experiment(), update=f'{link}mean() | {SGD}')
     for rate in (0.05, 0.03):  # what a smaller rate does by itself

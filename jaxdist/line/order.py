@@ -55,7 +55,7 @@ def check_fits(line: str, steps: int) -> None:
 
 
 def _waits(body: ast.expr) -> Iterator[tuple[Call, str, int, ast.expr]]:
-    """The whole numbers that registered algorithms, nested ones too, are given for their waits, and where they stand."""
+    """The whole numbers that registered algorithms, nested too, are given for their waits, and where they stand."""
     for node in ast.walk(body):
         if isinstance(node, ast.Call) and isinstance(find(dotted(node.func)), Entry):
             call = Call(node)

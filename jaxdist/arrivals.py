@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdist import wire
 
@@ -102,9 +103,10 @@ def arrive(tree: Any, queue: Queue, delay: Any) -> tuple[Any, Queue]:
         return tree, queue
     here, there = queue.step % count, (queue.step + delay) % count
     if isinstance(delay, int) and delay == count:  # everything takes as long: what comes makes room
-        due = jax.tree.map(lambda q: q[here], queue.slots)
-        left = jax.tree.map(lambda q, x: q.at[here].set(x.astype(q.dtype)), queue.slots, tree)
-        return due, Queue(left, queue.step + 1)
+        # As q[here] it would be checked against bounds; on a TPU a mean of `due` then overlaps with nothing.
+        due = jax.tree.map(lambda q: lax.dynamic_index_in_dim(q, here, keepdims=False), queue.slots)
+        put = lambda q, x: lax.dynamic_update_index_in_dim(q, x.astype(q.dtype), here, 0)  # noqa: E731
+        return due, Queue(jax.tree.map(put, queue.slots, tree), queue.step + 1)
     at_once = jnp.asarray(delay) == 0
     due = jax.tree.map(lambda q, x: q[here] + jnp.where(at_once, x, 0).astype(q.dtype), queue.slots, tree)
     late = jax.tree.map(lambda q, x: jnp.where(at_once, 0, x).astype(q.dtype), queue.slots, tree)

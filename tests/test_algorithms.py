@@ -26,11 +26,14 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
     return {verdict.law: verdict.problem for verdict in verdicts if verdict.problem}
 
 
+FIRST = {next(iter(entry.examples)) for entry in ENTRIES.values()} | set(ENTRIES['mean'].examples)
+"""What is tried with one and with four workers too: of each algorithm the first example, of `mean` all."""
+
 TRIALS = [
     pytest.param(text, count, marks=[slow] * ('stochastic' in text or count != 3))
     for text, claims in LINES.items()
     for count in (1, 3, 4)
-    if laws.count_for(claims, count) == count
+    if laws.count_for(claims, count) == count and (count == 3 or text in FIRST)
 ]
 
 

@@ -167,7 +167,7 @@ QUICK = ('diloco', 'streaming', 'dc-asgd', 'server-int8')
 SEATS = [
     pytest.param(*seat, id='-'.join(map(str, seat)), marks=[pytest.mark.slow] * (seat[0] not in QUICK or seat[2] != 3))
     for name in CASES
-    for seat in ((name, 'simulated', 3), (name, 'mesh', 8), (name, 'mesh', 1))
+    for seat in ((name, 'simulated', 3), (name, 'mesh', 8), *([(name, 'mesh', 1)] if name in QUICK else []))
 ]
 
 

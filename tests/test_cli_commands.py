@@ -246,7 +246,7 @@ VOTE = 2 * 3 * 4 // 4
         ('mean() | sgd(0.1)', RING + VOTE, 0),
         ('mean(codec=int8(), feedback=True) | sgd(0.1)', CODED + VOTE, 4 * 610 + 8),
         ('mean() | delay(steps=2) | sgd(0.1)', RING + VOTE, 2 * 4 * 610 + 4),
-        ('sgd(0.1) | average(every=2)', RING // 2, 4),
+        ('sgd(0.1) | average(every=2)', RING // 2, 8),
     ],
 )
 def test_a_plan_is_the_formula_in_whole_bytes(jaxdist: Jaxdist, update: str, sent: int, optimiser: int) -> None:

@@ -109,7 +109,7 @@ def test_simulated_workers_are_those_of_a_mesh(line: str, count: int) -> None:
 
 
 def test_a_codec_for_what_all_share_already() -> None:
-    run(program(f'mean() | mean(codec=int8()) | {SGD}', 'simulated'), batches(1))
+    run(program(f'chain(mean(), mean(codec=int8())) | {SGD}', 'simulated'), batches(1))
 
 
 # Uneven shards.

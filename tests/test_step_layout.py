@@ -46,7 +46,7 @@ ADAMS = each('opt_state/0/0/mu', 'opt_state/0/0/nu')
 LAYOUTS = {
     MEAN: set(),
     INT8: each('opt_state/0/memory/residual'),
-    OWN_QUEUE: each('opt_state/0/queue'),
+    OWN_QUEUE: each('opt_state/0/slots'),
     ONE_QUEUE: set(),
     f'trace(decay=0.9) | {MEAN}': each('opt_state/0/trace'),
     f'{ADAM} | average(every=2, codec=int8())': each('params') | ADAMS | {'skipped'},

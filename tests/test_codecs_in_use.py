@@ -131,7 +131,10 @@ def test_zeros_and_ties_fall_both_ways() -> None:
     [
         ("mean(exchange='gather')", 'needs a codec'),
         ("mean(codec=int8(), exchange='pigeon')", "exchange='pigeon' must be one of"),
-        ("mean(codec=int8(), feedback='ef22')", "feedback='ef22' must be False, True or 'ef21'"),
+        (
+            "mean(codec=int8(), feedback='ef22')",
+            "feedback='ef22' must be False, True, 'ef21', or the part that is kept",
+        ),
         ("mean(feedback='ef21')", 'needs a codec'),
         ("mean(codec=sign(), exchange='all_reduce')", "can travel by ['gather', 'two_phases']"),
         ("mean(codec=power_sgd(), exchange='gather')", 'this codec has an exchange of its own'),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdist.mesh import path_text
 from jaxdist.step import State
 from jaxdist.workers import Program
 
@@ -56,6 +57,24 @@ def resized(state: State, program: Program) -> State:
         return new
 
     return jax.jit(convert, out_shardings=jax.tree.map(lambda like: like.sharding, program.state))(state)
+
+
+def changes(layout: State) -> tuple[list[str], list[str]]:
+    """The paths of the parameters and of the update's state that `resized` averages, and of those that it cuts anew.
+
+    >>> changes(State(False, {'w': True, 'b': False}, (), False, False))
+    (['params/w'], [])
+    """
+    parts = {'params': layout.params, 'opt_state': layout.opt_state}
+    owned = [
+        (*path, jax.tree_util.GetAttrKey(name))
+        for path, node in jax.tree_util.tree_flatten_with_path(parts, is_leaf=_owns)[0]
+        if _owns(node)
+        for name in node.owned
+    ]
+    own = [path for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
+    cut = [path for path in own if any(path[: len(start)] == start for start in owned)]
+    return [path_text(path) for path in own if path not in cut], [path_text(path) for path in cut]
 
 
 def _owns(node: Any) -> bool:

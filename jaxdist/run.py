@@ -13,8 +13,8 @@ from jaxdist import cluster, workers
 from jaxdist.checkpoint import Checkpoints, Restored, lock
 from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
-from jaxdist.plan import per_worker, sent_each_step, traffic
-from jaxdist.resize import resized, saved_by
+from jaxdist.plan import sent_each_step, traffic
+from jaxdist.resize import changes, resized, saved_by
 from jaxdist.step import State, means
 from jaxdist.train import Training, evaluate, first_state, make_program, prepare, train
 
@@ -45,8 +45,8 @@ class Ready(NamedTuple):
         sent: bytes that a worker sends on an average step, None if that depends on the data.
         before: bytes that it sent in the steps before, with as many workers as there were then.
         damaged: checkpoints that were set aside, each as (folder, why).
-        averaged: the number of workers that there were, and what each had of its own, of which each now has the mean;
-            None if nothing was averaged.
+        resized: of a run that goes on with other workers the number that there were, what each had of its own, of which
+            each now has the mean, and what each had a part of, which is cut anew; None if nothing of these.
     """
 
     training: Training
@@ -54,7 +54,7 @@ class Ready(NamedTuple):
     sent: Fraction | None
     before: Fraction
     damaged: list[tuple[Path, str]]
-    averaged: tuple[int, list[str]] | None
+    resized: tuple[int, list[str], list[str]] | None
 
 
 class Done(NamedTuple):
@@ -119,7 +119,7 @@ def run(
         sent = sent_each_step(traffic(training), training.where.axis)
         before = Fraction(found.meta.get('sent', (sent or 0) * begin)) if found else Fraction(0)
         damaged = found.damaged if found else []
-        ready = Ready(training, begin, sent, before, damaged, _averaged(found, training))
+        ready = Ready(training, begin, sent, before, damaged, _resized(found, training))
         yield Event('ready', ready)
         yield from _steps(ready, state, checkpoints, log, stop)
 
@@ -226,8 +226,8 @@ def _brought_here(found: Restored, training: Training) -> State:
     return state
 
 
-def _averaged(found: Restored | None, training: Training) -> tuple[int, list[str]] | None:
+def _resized(found: Restored | None, training: Training) -> tuple[int, list[str], list[str]] | None:
     """See `Ready`."""
-    own = per_worker(training.program.layout)
+    averaged, cut = changes(training.program.layout)
     count = _experiment(found.meta).mesh.workers if found else training.where.count
-    return (count, own) if own and count != training.where.count else None
+    return (count, averaged, cut) if (averaged or cut) and count != training.where.count else None

@@ -171,6 +171,17 @@ def test_what_is_late_is_not_lost() -> None:
     np.testing.assert_allclose(came + np.asarray(queue.slots).sum(0), put_in, 0, 1e-5)
 
 
+def test_a_choice_by_path_holds_in_every_fragment() -> None:
+    """Also in those that have no tensor of a rule."""
+    text = 'streaming_diloco(every=4, fragments=3, outer=sgd(1.0), overlap=0, mixing=0.0, codec={})'
+    by_path = text.format("by_path(rules={'w': int8(), '.': None})")
+    coded, exact = (laws.Trial(line.build(each), 3).path for each in (by_path, text.format(None)))
+    for name in 'bs':
+        assert (coded.params[name] == exact.params[name]).all()
+    off = np.abs(coded.params['w'] - exact.params['w']).max()
+    assert 0 < off < 0.05 * np.abs(exact.params['w']).max()
+
+
 def test_one_worker_with_an_outer_rate_of_one_is_the_inner_optimiser_alone() -> None:
     trial = laws.Trial(line.build('diloco(every=3, outer=sgd(1.0))'), 1)
     laws.equals('identity()').check(trial)

@@ -99,10 +99,17 @@ def test_local_workers_meet_on_the_way() -> None:
 
 
 @SLOW
-def test_a_run_goes_on_with_fewer_and_with_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    'update, averages',
+    [
+        ('mean(codec=int4(), feedback=True) | sgd(0.1)', '0/memory/residual/'),
+        ('parameter_server(optimizer=adam(0.01), push=int4(), feedback=True)', 'residual/'),
+    ],
+)
+def test_a_run_goes_on_with_fewer_and_with_more(update: str, averages: str, tmp_path: Path) -> None:
     """From its checkpoints; what was sent adds up over all of its parts."""
     experiment = Experiment(
-        update='mean(codec=int4(), feedback=True) | sgd(0.1)',
+        update=update,
         model=Perceptron(hidden=(4,)),
         data=Digits(),
         batch=24,
@@ -113,8 +120,10 @@ def test_a_run_goes_on_with_fewer_and_with_more(tmp_path: Path) -> None:
         ready, *events = run(dataclasses.replace(experiment, steps=steps, mesh=where), tmp_path / 'run')
         assert ready.value.step == steps - 5
         if where.workers != before:
-            assert ready.value.averaged[0] == before
-            assert ready.value.averaged[1][0].startswith('opt_state/0/memory/residual/')
+            assert ready.value.resized[0] == before
+            averaged, cut = ready.value.resized[1:]
+            assert averaged[0].startswith(f'opt_state/{averages}')
+            assert {path.split('/')[1] for path in cut} == ({'served', 'optimizer'} if 'server' in update else set())
         before = where.workers
         expected += 5 * float(ready.value.sent)
         (record,) = [event.value for event in events if event.kind == 'trained']

@@ -6,8 +6,7 @@ import optax
 from jax import lax
 
 from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, remember
-from jaxdist.codecs.average import average as mean_over_workers
+from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
@@ -108,12 +107,8 @@ def average(
         local = wire.per_worker(optax.apply_updates(params, updates), axis)
 
         def meet() -> tuple[Any, ...]:
-            if codec is None:
-                there, memory = mean_over_workers(local, state.memory, channel)
-                return meetings.way(there, params, axis), (), memory
-            step, memory = mean_over_workers(meetings.way(local, state.anchor, axis), state.memory, channel)
-            there = optax.apply_updates(state.anchor, step)
-            return meetings.way(there, params, axis), there, memory
+            there, *after = meeting_place(local, state.anchor, state.memory, channel)
+            return meetings.way(there, params, axis), *after
 
         def stay() -> tuple[Any, ...]:
             return wire.per_worker(updates, axis), state.anchor, state.memory

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.exchange import ExchangeName
 from jaxdist.registry import algorithm
@@ -130,13 +130,9 @@ def des_loc(
         updates = meetings.still(updates, idle)
 
         def meet() -> tuple[Any, ...]:
-            there = optax.apply_updates(params, updates)
-            if codec is None:
-                mean, memory = average(there, state.memory, channel)
-                return meetings.way(mean, params, axis), (), memory
-            step, memory = average(meetings.way(there, state.anchor, axis), state.memory, channel)
-            anchor = optax.apply_updates(state.anchor, step)
-            return meetings.way(anchor, params, axis), anchor, memory
+            local = wire.per_worker(optax.apply_updates(params, updates), axis)
+            there, *place = meeting_place(local, state.anchor, state.memory, channel)
+            return meetings.way(there, params, axis), *place
 
         def stay() -> tuple[Any, ...]:
             return wire.per_worker(updates, axis), state.anchor, state.memory

@@ -145,6 +145,30 @@ def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
     return jax.tree.unflatten(like, [means[i] for i in range(len(leaves))]), after
 
 
+def meeting_place(local: Any, anchor: Any, memory: Memory, channel: Channel) -> tuple[Any, Any, Memory]:
+    """Where workers meet at the mean of their parameters, shared by all; the anchor, and the memory, after it.
+
+    Through a codec, what is sent is how far each has come from the anchor, the place where they last met.
+
+    Args:
+        local: this worker's parameters.
+        anchor: the place where they last met; () without a codec, which needs none.
+        memory: from `remember` or the last call.
+        channel: how they are sent.
+
+    >>> place = lambda x: meeting_place(x, (), Memory((), (), (), ()), Channel())[0]
+    >>> jax.vmap(place, axis_name='workers')(jnp.arange(4.0))
+    Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
+    if channel.codec is None:
+        there, memory = average(local, memory, channel)
+        return there, anchor, memory
+    ways = wire.per_worker(jax.tree.map(jnp.subtract, local, anchor), channel.axis)
+    step, memory = average(ways, memory, channel)
+    there = jax.tree.map(lambda a, s: (a + s).astype(a.dtype), anchor, step)
+    return there, there, memory
+
+
 def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = None) -> Callable[[int, Any], Fraction]:
     """The formula of what one worker sends for one average: `(workers, tree of float32) -> bytes`. For no other axes.
 

@@ -90,14 +90,21 @@ class Progress:
         self.say(f'data: {facts_text(data.facts)}')
         if ready.step:
             self.say(f'going on from step {ready.step}')
-        if ready.averaged:
-            count, own = ready.averaged
-            self.say(f'what each of {count} workers had of its own ({own[0]}, ...) is now the mean of it, on each')
+        if ready.resized:
+            self._resized(*ready.resized)
         if self.console.is_interactive:
             self.bar.start()
             if self.task is not None:
                 self.bar.remove_task(self.task)
             self.task = self.bar.add_task('compiling', total=experiment.steps, completed=ready.step)
+
+    def _resized(self, count: int, averaged: list[str], cut: list[str]) -> None:
+        if averaged:
+            self.say(f'what each of {count} workers had of its own ({averaged[0]}, ...) is now the mean of it, on each')
+        if cut:
+            self.say(
+                f'what each of {count} workers had a part of ({cut[0]}, ...) is cut anew, and nothing in it changed'
+            )
 
     def _trained(self, record: dict[str, Any]) -> None:
         self.speed.reached(record['step'])

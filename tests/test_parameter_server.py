@@ -57,8 +57,11 @@ def test_a_device_holds_its_part_of_the_optimisers_state() -> None:
 
 
 @pytest.mark.parametrize('model', [1, pytest.param(2, marks=SLOW)])
-def test_it_is_data_parallelism(model: int) -> None:
-    served, plain = (program(update, 4, model) for update in (SERVER, f'mean() | {ADAM}'))
+@pytest.mark.parametrize('optimizer', [ADAM, 'sgd(0.1, momentum=0.9)'], ids=['adamw', 'sgd'])
+def test_it_is_data_parallelism(optimizer: str, model: int) -> None:
+    """Of Adam alone this would not tell a mean from a sum."""
+    updates = f'parameter_server(optimizer={optimizer})', f'mean() | {optimizer}'
+    served, plain = (program(update, 4, model) for update in updates)
     close(trained(served, 4, 6).params, trained(plain, 4, 6).params)
 
 

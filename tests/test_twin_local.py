@@ -154,6 +154,10 @@ CASES = {
         lambda w: [Server([twin.AdamW(0.03, 0.1) for _ in range(w)], 2, None, None, NETWORK.shapes, by_count=True)],
         weighted=True,
     ),
+    'server-momentum': Case(
+        'parameter_server(optimizer=sgd(0.1, momentum=0.5, nesterov=True))',
+        lambda w: [Server([twin.Sgd(0.1, 0.5, nesterov=True) for _ in range(w)], 0, None, None, NETWORK.shapes)],
+    ),
     'server-int8': Case(
         'parameter_server(optimizer=sgd(0.1, momentum=0.5), push=int8(block=4), feedback=True, pull=int8(block=8))',
         lambda w: [

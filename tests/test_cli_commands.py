@@ -154,6 +154,7 @@ def test_laws_of_a_file(jaxdist: Jaxdist) -> None:
     assert out.splitlines()[-1] == '1 law is broken'
 
 
+@pytest.mark.slow
 def test_laws_of_a_name_and_of_jaxdists_own_file(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('laws', 'delay', '--workers', '2')
     assert code == 0
@@ -174,6 +175,7 @@ def test_algorithms_lists_all_with_parameters_and_claims(jaxdist: Jaxdist) -> No
     assert 'bytes,' not in out
 
 
+@pytest.mark.slow
 def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('codecs', 'int8', 'power_sgd', '--workers', '8')
     assert code == 0
@@ -188,6 +190,7 @@ def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
     assert re.search(r'average\(every=4\), 2 workers, (\d+) numbers: \1 bytes, 4 times less', text)
 
 
+@pytest.mark.slow
 def test_compare_runs_lines_and_goes_on(jaxdist: Jaxdist) -> None:
     words = ['compare', 'small.py', '--update', 'mean() | sgd(0.1)', '--update', 'mean() | sgd(1e38)', '--steps', '2']
     code, out, _ = jaxdist(*words)

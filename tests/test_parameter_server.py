@@ -90,6 +90,7 @@ def test_shards_stay_where_they_lie() -> None:
     close(trained(made, 4, 20).params, trained(plain, 4, 20).params, 0.3)  # eight bits on the way
 
 
+@SLOW
 def test_what_a_pull_leaves_out_is_in_the_next() -> None:
     """Gradients that end: the workers' parameters come to those that are served, though each pull has few bits."""
     made = program('parameter_server(optimizer=sgd(0.1), pull=int2(block=64))', 2, where='simulated')
@@ -104,7 +105,7 @@ def test_what_a_pull_leaves_out_is_in_the_next() -> None:
 
 @pytest.mark.parametrize(
     'counts, where',
-    [((4, 3), 'simulated'), pytest.param((3, 8), 'mesh', marks=SLOW), pytest.param((4, 1), 'mesh', marks=SLOW)],
+    [pytest.param(*each, marks=SLOW) for each in (((4, 3), 'simulated'), ((3, 8), 'mesh'), ((4, 1), 'mesh'))],
 )
 def test_on_other_workers_nothing_changes(counts: tuple[int, int], where: str) -> None:
     """The gradients' mean being the same, the run ends where data parallelism does that never changed."""

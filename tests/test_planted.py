@@ -18,8 +18,11 @@ slow = pytest.mark.slow
 
 
 def some_slow(cases: Iterable[Any]) -> list[Any]:
-    """The cases, those with random numbers marked slow: these take the longest to compile."""
-    return [pytest.param(case, marks=[slow] * ('stochastic' in str(case)), id=str(case)) for case in cases]
+    """The cases, those with random numbers or feedback marked slow: these take the longest to compile."""
+    return [
+        pytest.param(case, marks=[slow] * ('stochastic' in str(case) or 'feedback' in str(case)), id=str(case))
+        for case in cases
+    ]
 
 
 def is_codec(line: str) -> bool:

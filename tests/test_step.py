@@ -98,7 +98,10 @@ def test_local_steps_and_meetings_are_those_of_numpy(where: str, weighted: bool)
 EACH = [(line, 4) for line in (*SHARED, LOCAL, LOCAL_INT8)] + [(INT8, 1), (LOCAL_INT8, 3)]
 
 
-@pytest.mark.parametrize('line, count', EACH)
+@pytest.mark.parametrize(
+    'line, count',
+    [pytest.param(*each, marks=[pytest.mark.slow] * (each not in ((MEAN, 4), (LOCAL, 4)))) for each in EACH],
+)
 def test_simulated_workers_are_those_of_a_mesh(line: str, count: int) -> None:
     data = batches(4)
     simulated, sums = run(program(line, 'simulated', count), data)

@@ -179,6 +179,7 @@ def test_a_tree_crosses_in_one_collective_a_dtype() -> None:
 DTYPES = ['float32', 'float16', 'bfloat16', 'float8_e4m3fn', *(f'{s}int{n}' for s in ('', 'u') for n in (8, 16, 32))]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from([(), (2, 3)]), st.integers(1, 2), st.data())
 def test_bytes_are_the_numbers_own_and_give_them_back(name: str, lead: tuple[int, ...], n: int, data: Any) -> None:

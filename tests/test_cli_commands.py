@@ -35,6 +35,7 @@ def test_a_run_in_a_pipe_is_plain_lines(jaxdist: Jaxdist) -> None:
     assert sorted(losses(Path('runs/small-1'))) == [2, 4]
 
 
+@pytest.mark.slow
 def test_the_commands_that_a_run_tells_work(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py', '--steps', '2')
     facts = json.loads(Path('runs/small-1/run.json').read_text())
@@ -106,6 +107,7 @@ def twice():
 """
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_the_users_own(jaxdist: Jaxdist) -> None:
     own = OWN.format(factor=2.0) + CONFIG.replace('| sgd(0.1)', '| twice() | sgd(0.05)')
     Path('own.py').write_text(own)
@@ -219,6 +221,7 @@ def sweep():
 )
 
 
+@pytest.mark.slow
 def test_options_change_every_experiment_of_a_sweep(jaxdist: Jaxdist) -> None:
     Path('small.py').write_text(SWEEP)
     assert jaxdist('compare', 'small.py', '--seed', '5', '--out', 'out', '--title', 'Steps & more').code == 0

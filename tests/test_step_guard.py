@@ -72,7 +72,7 @@ def test_nobody_takes_a_bad_step(line: str, where: str) -> None:
     assert (int(state.step), int(state.skipped), metrics['skipped'].tolist()) == (4, 1, [0] * 4)
 
 
-@pytest.mark.parametrize('line', SHARED)
+@pytest.mark.parametrize('line', [pytest.param(line, marks=[pytest.mark.slow] * (line != MEAN)) for line in SHARED])
 def test_after_a_bad_step_all_goes_on_as_if_it_had_not_been(line: str) -> None:
     """But for the step's number: a state that never saw it, with that number, gives the same bits."""
     made, data = program(line), batches(4)
@@ -124,7 +124,7 @@ def rows(tree: Any, layout: Any, *which: int) -> Any:
 
 
 @pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('line', [LOCAL, LOCAL_INT8])
+@pytest.mark.parametrize('line', [LOCAL, pytest.param(LOCAL_INT8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('meeting', [False, True])
 def test_the_worker_whose_gradient_it_is_sits_out_alone(line: str, where: str, meeting: bool) -> None:
     """It does not move and its optimiser stays; the others go on, and where nobody meets as if nothing had been."""

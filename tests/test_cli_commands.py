@@ -15,6 +15,7 @@ from jaxdist.experiment import load
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pipe_is_plain_lines(jaxdist: Jaxdist) -> None:
     code, out, err = jaxdist('train', 'small.py')
     assert (code, err) == (0, '')
@@ -51,6 +52,7 @@ def test_the_commands_that_a_run_tells_work(jaxdist: Jaxdist) -> None:
     assert json.loads(Path('runs/small-2/run.json').read_text())['commands'][-1] == 'jaxdist train runs/small-2'
 
 
+@pytest.mark.slow
 def test_options_change_the_experiment(jaxdist: Jaxdist) -> None:
     options = [
         '--run',

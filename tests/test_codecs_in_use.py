@@ -22,7 +22,9 @@ WAYS = [(codec, exchange) for codec in CODECS for exchange in travels_by(codec)]
 
 
 def slow_but(*quick: str) -> Any:
-    return [pytest.param(*way, marks=[] if way[0] in quick else SLOW) for way in WAYS]
+    """Of the quick ones those that choose their own way, or go in two phases."""
+    fast = {(codec, exchange) for codec in quick for exchange in (None, 'two_phases')}
+    return [pytest.param(*way, marks=[] if way in fast else SLOW) for way in WAYS]
 
 
 @pytest.mark.parametrize('codec, exchange', slow_but(*QUICK))

@@ -135,7 +135,7 @@ def slow_unless(quick: bool, *values: Any) -> Any:
 
 @pytest.mark.parametrize(
     'codec, exchange, count, place',
-    [slow_unless(i % 6 == 2, *seat, ('simulated', 'mesh')[i % 2]) for i, seat in enumerate(SEATS)],
+    [slow_unless(i % 12 == 2, *seat, ('simulated', 'mesh')[i % 2]) for i, seat in enumerate(SEATS)],
 )
 def test_every_codec(codec: str, exchange: str, count: int, place: str) -> None:
     kinds = FEEDBACKS[:1] if 'majority' in codec else FEEDBACKS

@@ -27,9 +27,9 @@ class Accord(NamedTuple):
     uneven: bool
     axis: str
 
-    def before(self, grads: Params, count: jax.Array) -> tuple[jax.Array, Params]:
-        """Whether this worker takes the step, and the gradient that it takes it with."""
-        finite = jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]).all()
+    def before(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params]:
+        """Whether this worker takes the step, and the gradient that it takes it with; `also` has to be finite too."""
+        finite = is_finite((grads, also))
         if self.alone:
             # The others may meet with this worker at this very step: nothing that is not finite may reach them.
             ok = finite if self.guard else jnp.bool(True)
@@ -63,6 +63,16 @@ class Accord(NamedTuple):
         return new._replace(
             opt_state=jax.tree.map(keep, self.layout.opt_state, new.opt_state, old.opt_state, is_leaf=_says_so)
         )
+
+
+def is_finite(tree: Any) -> jax.Array:
+    """Whether every number of a pytree is finite: one bool.
+
+    >>> is_finite({'a': jnp.ones(2), 'b': jnp.array([jnp.inf]), 'steps': jnp.int32(3)})
+    Array(False, dtype=bool)
+    """
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
 
 
 def local_parts(opt_state: Any) -> list[Any]:

@@ -33,15 +33,51 @@ def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None)
         return sums, count, grads
 
     def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
-        cut = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])  # noqa: E731
-        parts = jax.tree.map(cut, batch), jax.random.split(key, accumulate)
-        one = lambda args: part(params, args[0], args[1], of_the_mean=False)  # noqa: E731
-        begin = one(jax.tree.map(lambda x: x[0], parts))
-        add = lambda carry, args: (jax.tree.map(jnp.add, carry, one(args)), None)  # noqa: E731
-        sums, count, grads = lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
+        parts = _parts(batch, key, accumulate)
+        sums, count, grads = _sum_of_parts(lambda one: part(params, one[0], one[1], of_the_mean=False), parts)
         return sums, count, jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads)
 
     return whole if accumulate > 1 else part
+
+
+def pullback(
+    fn: Callable[[Params, Batch, jax.Array], Any], params: Params, batch: Batch, key: jax.Array, accumulate: int
+) -> tuple[Any, Callable[[Any], Params]]:
+    """`fn(params, batch, key)`, sums over the batch, and the function from what each of them counts to the gradient.
+
+    Args:
+        fn: gives a pytree of sums.
+        params: where.
+        batch: [B, ...] each.
+        key: for `fn`.
+        accumulate: parts that the batch is taken in, once for the sums and once for the gradient.
+
+    >>> out, pull = pullback(lambda p, b, key: jnp.sum(p * b), jnp.ones(()), jnp.arange(4.0), jax.random.key(0), 2)
+    >>> float(out), float(pull(jnp.float32(2.0)))
+    (6.0, 12.0)
+    """
+    if accumulate == 1:
+        out, back = jax.vjp(lambda params: fn(params, batch, key), params)
+        return out, lambda counts: back(counts)[0]
+    parts = _parts(batch, key, accumulate)
+    total = lambda one: _sum_of_parts(one, parts)  # noqa: E731
+
+    def pull(counts: Any) -> Params:
+        return total(lambda part: jax.vjp(lambda params: fn(params, *part), params)[1](counts)[0])
+
+    return total(lambda part: fn(params, *part)), pull
+
+
+def _parts(batch: Batch, key: jax.Array, accumulate: int) -> tuple[Batch, jax.Array]:
+    """The batch [B, ...] as [accumulate, B / accumulate, ...], and a key for each part."""
+    cut = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])  # noqa: E731
+    return jax.tree.map(cut, batch), jax.random.split(key, accumulate)
+
+
+def _sum_of_parts(one: Callable[[Any], Any], parts: Any) -> Any:
+    add = lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None)  # noqa: E731
+    begin = one(jax.tree.map(lambda x: x[0], parts))
+    return lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
 
 
 def inverse(count: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The names that an update line can use: registered algorithms and codecs, then optax's own."""
+"""The names that lines can use: registered algorithms, codecs, duals and constraints, then optax's own."""
 
 import ast
 import difflib
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import optax
 
-Kind = Literal['algorithm', 'codec']
+Kind = Literal['algorithm', 'codec', 'dual', 'constraint']
 Meets = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
@@ -75,6 +75,41 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     return _register('codec', paper, examples, '')
 
 
+def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+    """Registers a function that returns a link of a dual line, or its penalty; rules as for `algorithm`.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict('jaxdist.registry._ENTRIES'):  # leaves no trace of this example
+    ...
+    ...     @dual(paper='none', examples={'halve() | sgd(0.1)': ()})
+    ...     def halve() -> optax.GradientTransformation:
+    ...         "Halves every violation."
+    ...         return optax.scale(0.5)
+    ...
+    ...     'halve' in duals(), 'halve' in algorithms()
+    (True, False)
+    """
+    return _register('dual', paper, examples, '')
+
+
+def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+    """Registers a function that returns a constraint, which an experiment can then name; rules as for `algorithm`.
+
+    A parameter called `model` is filled in with the experiment's.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict('jaxdist.registry._ENTRIES'):  # leaves no trace of this example
+    ...
+    ...     @constraint(paper='none', examples={'small()': ()})
+    ...     def small() -> None:
+    ...         "Bounds something."
+    ...
+    ...     constraints()['small'].summary
+    'Bounds something.'
+    """
+    return _register('constraint', paper, examples, '')
+
+
 def algorithms() -> dict[str, Entry]:
     """The registered algorithms by name, sorted.
 
@@ -91,6 +126,24 @@ def codecs() -> dict[str, Entry]:
     True
     """
     return _of_kind('codec')
+
+
+def duals() -> dict[str, Entry]:
+    """The registered links of dual lines by name, sorted.
+
+    >>> all(entry.kind == 'dual' for entry in duals().values())
+    True
+    """
+    return _of_kind('dual')
+
+
+def constraints() -> dict[str, Entry]:
+    """The registered constraints by name, sorted.
+
+    >>> all(entry.kind == 'constraint' for entry in constraints().values())
+    True
+    """
+    return _of_kind('constraint')
 
 
 def find(name: str) -> Entry | Callable[..., Any] | None:

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxdist import mesh as meshes
 from jaxdist import wire, workers
 from jaxdist.accord import Accord, local_parts
-from jaxdist.gradient import gradients
+from jaxdist.constraints.dual_ascent import DualAscent
+from jaxdist.constraints.stepping import Constrained, Plain
 from jaxdist.task import Batch, Loss, Params
 from jaxdist.workers import Program, Workers
 
@@ -26,6 +27,7 @@ class State(NamedTuple):
         opt_state: the update's state; [W, ...] where workers differ.
         key: a random key that never changes; each step draws from it and `step`.
         skipped: steps left out because a gradient was not finite; [W] if workers decide alone.
+        duals: the multipliers of constraints and what moves them; () without constraints.
     """
 
     step: jax.Array
@@ -33,6 +35,7 @@ class State(NamedTuple):
     opt_state: optax.OptState
     key: jax.Array
     skipped: jax.Array
+    duals: Any = ()
 
 
 def make_step(
@@ -46,6 +49,7 @@ def make_step(
     accumulate: int = 1,
     compute: jax.typing.DTypeLike | None = None,
     guard: bool = True,
+    constraints: DualAscent | None = None,
 ) -> Program:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -67,9 +71,12 @@ def make_step(
         compute: the dtype in which the loss sees the parameters, if another than theirs: `jnp.bfloat16`.
         guard: whether a step whose gradient is not finite is left out. Where all share the parameters, nobody takes it
             (the workers vote: 4 bytes); where they work locally, the worker whose gradient it is sits out alone.
+        constraints: what the parameters are to hold, and how its multipliers move. Metrics then have `constraints`,
+            see `jaxdist.constraints.DualAscent.shown`.
 
     Raises:
-        ValueError: the batch does not fit, or workers would drift apart though nothing in the update works locally.
+        ValueError: the batch does not fit, or workers would drift apart though nothing in the update works locally, or
+            they work locally under constraints.
 
     >>> import jaxdist.workers
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
@@ -88,39 +95,53 @@ def make_step(
     params = jax.eval_shape(init, key)
     _refuse_cuts_over_workers(rules, where.axis)
     specs = meshes.specs(params, rules, where.mesh)
-    gradient = gradients(loss, accumulate, compute)
     cuts = specs if where.mesh is not None and len(where.mesh.shape) > 1 else None
     uneven = _counts_differ(loss, params, batch, where)
+    primal: Plain | Constrained = Plain(loss, accumulate, compute, where.axis)
+    if constraints is not None:
+        constraints.check(params, batch, where, accumulate)
+        primal = Constrained(constraints, loss, accumulate, compute, uneven, where.axis)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype), batch)
 
     def first(key: jax.Array) -> State:
         params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice
         zero = jnp.zeros((), jnp.int32)
         with meshes.cut_as(cuts):
-            return State(zero, params, update.init(params), key, zero)
+            return State(zero, params, update.init(params), key, zero, primal.begin(params, own))
 
     def step(state: State, batch: Batch, accord: Accord | None = None) -> tuple[State, dict[str, jax.Array]]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), wire.index(where.axis))
-        local = wire.per_worker(state.params, where.axis)  # or the gradient would be summed over workers at once
-        sums, count, grads = gradient(local, batch, draw)
-        ok, told = jnp.bool(True), {}
+
+        def moved(grads: Params, told: dict[str, Any]) -> tuple[Params, optax.OptState]:
+            with meshes.cut_as(cuts):
+                updates, opt_state = update.update(grads, state.opt_state, state.params, **told)
+            return optax.apply_updates(state.params, updates), opt_state
+
+        found = primal.gradient(state, batch, draw, lambda grads: moved(grads, {})[0])
+        ok, grads, told = jnp.bool(True), found.grads, {}
         if accord is not None:
-            ok, grads = accord.before(grads, count)
+            ok, grads = accord.before(grads, found.counted, found.multipliers)
             told = accord.extras(ok)
-        with meshes.cut_as(cuts):
-            updates, opt_state = update.update(grads, state.opt_state, state.params, **told)
-        new = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        new_params, opt_state = moved(grads, told)
+        duals = primal.after(new_params, found.duals, state.step, batch, draw)
+        new = state._replace(params=new_params, opt_state=opt_state, duals=duals)
         if accord is not None:
             new = accord.after(ok, new, state)
         skipped = 1 - ok.astype(jnp.int32)
-        metrics = {**sums, 'count': count, 'skipped': skipped.astype(jnp.float32)}
+        metrics = {**found.sums, 'count': found.counted, 'skipped': skipped.astype(jnp.float32), **found.shown}
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
 
     layout = workers.find_layout(first, step, where, (key,), batch)
     alone = _works_locally(layout.opt_state)
+    if alone and constraints is not None:
+        raise ValueError(
+            f'{", ".join(constraints.names)}: constraints are judged at parameters that all workers share, at every '
+            'step, and this update lets workers train alone in between. Put mean() before the optimiser instead'
+        )
     if not alone:
         _refuse_drift(layout.params)
     layout = layout._replace(skipped=guard and alone)
-    agreed = functools.partial(step, accord=Accord(layout, alone, guard, uneven, where.axis))
+    agreed = functools.partial(step, accord=Accord(layout, alone, guard, uneven and constraints is None, where.axis))
 
     def cut(rows: State) -> State:
         whole = jax.tree.map(lambda _: P(), rows)
@@ -140,7 +161,7 @@ def _counts_differ(loss: Loss, params: Params, batch: Batch, where: Workers) -> 
                 "the loss must return (sums, count) with sums a dict that holds 'loss', as in "
                 f"({{'loss': jnp.sum(...)}}, batch_size); it returned {out}"
             )
-        taken = sorted({'count', 'skipped'} & set(out[0]))
+        taken = sorted({'count', 'skipped', 'constraints'} & set(out[0]))
         if taken:
             raise ValueError(f"the loss's sums must not be called {taken}: the step's own metrics have these names")
         for name, x in {**out[0], 'count': out[1]}.items():
@@ -211,12 +232,23 @@ def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
 
 
 @jax.jit
-def _sum(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.sum, metrics)
+def _reduced(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Sums over workers; of each constraint what the worker says where it is violated most."""
+    sums = {name: jnp.sum(x) for name, x in metrics.items() if name != 'constraints'}
+    held = metrics.get('constraints', {})
+    worst = {name: jax.tree.map(lambda x, at=_worst(shown['violation']): x[at], shown) for name, shown in held.items()}
+    return {**sums, 'constraints': worst} if held else sums
 
 
-def means(metrics: dict[str, jax.Array]) -> dict[str, float]:
+def _worst(violations: jax.Array) -> jax.Array:
+    return jnp.argmax(jnp.where(jnp.isnan(violations), -1.0, violations))
+
+
+def means(metrics: dict[str, Any]) -> dict[str, Any]:
     """A step's metrics as numbers: each sum over all workers' counts; `skipped` is the share of workers who sat out.
+
+    Under constraints, `constraints` has for each what `DualAscent.shown` tells; where each worker has its own, that of
+    the worker who violates it most.
 
     This waits for the step. In several processes all must call it, for what lies elsewhere is fetched.
 
@@ -224,10 +256,11 @@ def means(metrics: dict[str, jax.Array]) -> dict[str, float]:
     {'loss': 2.0, 'skipped': 0.0}
     """
     w = metrics['skipped'].size
-    sums = {name: float(x) for name, x in jax.device_get(_sum(metrics)).items()}
-    count = sums.pop('count')
-    skipped = sums.pop('skipped') / w
-    return {name: x / count if count else float('nan') for name, x in sums.items()} | {'skipped': skipped}
+    numbers = jax.tree.map(float, jax.device_get(_reduced(metrics)))
+    held = {'constraints': numbers.pop('constraints')} if 'constraints' in numbers else {}
+    count = numbers.pop('count')
+    skipped = numbers.pop('skipped') / w
+    return {name: x / count if count else float('nan') for name, x in numbers.items()} | {'skipped': skipped} | held
 
 
 def shared_params(state: State, layout: State) -> Params:

@@ -198,7 +198,7 @@ def test_one_set_of_parameters() -> None:
 
 
 def test_the_state_has_no_hidden_part() -> None:
-    assert State._fields == ('step', 'params', 'opt_state', 'key', 'skipped')
+    assert State._fields == ('step', 'params', 'opt_state', 'key', 'skipped', 'duals')
     made, batch = program(MEAN), with_nan(batches(1)[0], 4, 1)
     a, b = (run(made, [batch])[0] for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))

@@ -1,0 +1,267 @@
+"""Distributed dual ascent: multipliers that all workers agree on, for the cost of a few numbers.
+
+The five steps of the distributed method of multipliers, and where they are:
+
+1. The Lagrangian is built: `lagrangian.py`, of the constraints that a `DualAscent` has.
+2. Each worker evaluates its own part, on its own data: `DualAscent.measure`.
+3. Each worker proposes multipliers: `DualAscent.propose`.
+4. They agree, and project: the sums are added up over workers in `agree`, the only place where anything crosses, and
+   `project` comes last. For plain ascent the mean of all proposals is the proposal from the mean; agreeing on sums
+   first gives the same, and stays right where a value is no sum (a rate) or the dual line is not linear (a controller
+   behind a clip). Multipliers that neighbours agree on by gossip would take the place of `agree`.
+5. Everybody updates the model with the gradient of its part of the Lagrangian: `weights` says what each of its sums
+   counts there; the mean over workers of these gradients is the Lagrangian's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdist import wire
+from jaxdist.constraints import penalties
+from jaxdist.constraints.checking import check_ascends, check_examples
+from jaxdist.constraints.constraint import Constraint, Sums
+from jaxdist.constraints.lagrangian import Term, effective_multiplier, violation
+from jaxdist.constraints.placement import feed_rows, read_rows
+from jaxdist.gradient import inverse
+from jaxdist.task import Batch, Params
+from jaxdist.workers import Workers
+
+Order = Literal['alternating', 'simultaneous', 'primal_first', 'extragradient']
+
+
+class Duals(NamedTuple):
+    """The dual side of the training state.
+
+    Attributes:
+        multipliers: by the constraints' names; [W, ...] where each worker has its own.
+        opt_state: the dual line's.
+        penalty: what a growing penalty remembers, else ().
+        steps: dual steps taken, an int32 scalar.
+    """
+
+    multipliers: dict[str, Any]
+    opt_state: optax.OptState
+    penalty: Any
+    steps: jax.Array
+
+
+class Seen(NamedTuple):
+    """What workers have agreed on at one place.
+
+    Attributes:
+        sums: of the measures, by name: of all workers, or this worker's own where it holds a constraint alone.
+        judged: the same of the true measures.
+        count: of the loss, of all workers; None where all have the same.
+        examples: how much the examples of all workers count together.
+    """
+
+    sums: dict[str, Sums]
+    judged: dict[str, Sums]
+    count: Any
+    examples: jax.Array
+
+
+@dataclass(frozen=True)
+class DualAscent:
+    """Constraints, and how their multipliers move.
+
+    Attributes:
+        constraints: what is to hold.
+        dual: an optax transformation that moves multipliers: an ordinary optimiser, which descends on what it is fed
+            with, minus the violations, and so ascends on the violations. It is told `violations`, `least` (the
+            multipliers' lower bounds) and `penalty`, if it takes extra arguments.
+        penalty: of the augmented Lagrangian: a number, a schedule of dual steps, or `growing(...)`; 0 is none.
+        order: `alternating` moves multipliers first and then the parameters against these; `simultaneous` both from
+            where they were; `primal_first` the other way round, for a second evaluation; `extragradient` both twice
+            (Korpelevich 1976). Optimistic ascent is `simultaneous` with optimistic optimisers in both lines.
+        every: primal steps to a dual step.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> DualAscent((inequality('ball', lambda w: w @ w),), optax.sgd(0.1)).names
+    ('ball',)
+    """
+
+    constraints: tuple[Constraint, ...]
+    dual: optax.GradientTransformation = field(default_factory=lambda: optax.sgd(0.01))
+    penalty: penalties.Penalty = 0.0
+    order: Order = 'alternating'
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'constraints', tuple(self.constraints))
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice or not self.names:
+            what = f'{twice} stand for several' if twice else 'there are none'
+            raise ValueError(f'dual ascent needs constraints of different names: {what}')
+        if self.order not in get_args(Order):
+            raise ValueError(f'order={self.order!r} must be one of {", ".join(get_args(Order))}')
+        if self.every < 1:
+            raise ValueError(f'every={self.every} must be 1 or more primal steps to a dual step')
+        penalties.begin(self.penalty)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The constraints' names, in order."""
+        return tuple(constraint.name for constraint in self.constraints)
+
+    def begin(self, params: Params, batch: Batch, axis: str) -> Duals:
+        """Multipliers of 0, for a worker's part of the batch; of both shapes will do.
+
+        Raises:
+            ValueError: a measure gives another shape than its constraint says.
+        """
+        multipliers = {}
+        for c in self.constraints:
+            value = jax.eval_shape(lambda p, b, c=c: c.value(c.sums(p, b)), params, batch)
+            zeros = jnp.zeros((c.rows,) if c.rows else value.shape, value.dtype)
+            own = wire.per_worker(zeros, axis) if c.per_worker or c.over == 'example' else zeros
+            multipliers[c.name] = own if c.multiplier is None else c.multiplier.start()
+        state = self.dual.init(multipliers)
+        return Duals(multipliers, state, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
+
+    def check(self, params: Params, batch: Batch, where: Workers, accumulate: int) -> None:
+        """Says what is wrong with constraints that cannot be had.
+
+        Args:
+            params: shapes.
+            batch: the whole batch, or its shapes.
+            where: the workers.
+            accumulate: parts that each worker's batch is taken in.
+
+        Raises:
+            ValueError: a measure of another shape than its constraint says; examples that wander between workers or
+                are taken in parts; a dual line that would lower the multiplier of a violated constraint.
+        """
+        for c in self.constraints:
+            check_examples(c, batch, accumulate)
+        part = lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype)  # noqa: E731
+        duals = jax.eval_shape(lambda: self.begin(params, jax.tree.map(part, batch), where.axis))
+        now = penalties.current(self.penalty, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
+        check_ascends(self.dual, duals.multipliers, now)
+
+    def penalty_of(self, duals: Duals) -> jax.Array:
+        """The penalty of the augmented Lagrangian, a scalar."""
+        return penalties.current(self.penalty, duals.penalty, duals.steps)
+
+    def measure(self, params: Params, batch: Batch) -> dict[str, Sums]:
+        """Step 2: this worker's sums of every measure."""
+        return {c.name: c.sums(params, batch) for c in self.constraints}
+
+    def agree(self, sums: dict[str, Sums], params: Params, batch: Batch, count: Any, axis: str) -> Seen:
+        """Step 4, first half: sums are added up over workers, in one message.
+
+        Args:
+            sums: this worker's, from `measure`.
+            params: the parameters, which all share.
+            batch: this worker's part.
+            count: its examples; None where all workers have the same, which need not be told.
+            axis: the worker axis.
+        """
+        judged = {c.name: c.judged(params, batch) for c in self.constraints if c.true is not None}
+        mine: dict[str, Any] = {'sums': sums, 'judged': judged}
+        crossing = {c.name for c in self.constraints if c.crosses}
+        told: dict[str, Any] = {part: {n: x for n, x in mine[part].items() if n in crossing} for part in mine}
+        told['count'] = count
+        if 'weight' in batch and any(c.over == 'example' for c in self.constraints):
+            told['examples'] = batch['weight'].sum()
+        everyone = wire.total(told, axis)
+        # Made of parameters that all share, what is a function of them alone is shared too.
+        shared = {c.name: c.sums(params, batch) for c in self.constraints if c.over == 'none'}
+        agreed = {**sums, **shared, **everyone['sums']}
+        rows = next(iter(batch.values())).shape[0] * wire.size(axis)
+        return Seen(
+            agreed,
+            {**agreed, **judged, **everyone['judged']},
+            everyone['count'],
+            everyone.get('examples', jnp.asarray(rows, float)),
+        )
+
+    def weights(self, duals: Duals, seen: Seen, penalty: jax.Array, batch: Batch, axis: str) -> dict[str, Sums]:
+        """Step 5: what each of a worker's sums counts in its part of the Lagrangian.
+
+        The mean over workers of the parts is the Lagrangian: a sum over workers counts W-fold, a function of the
+        parameters alone once.
+        """
+        w = wire.size(axis)
+        found = {}
+        for c in self.constraints:
+            value, pull = jax.vjp(c.value, seen.sums[c.name])
+            term = Term(c.kind, value, self._read(c, duals.multipliers[c.name], batch))
+            (counts,) = pull(effective_multiplier(term, penalty).astype(value.dtype))
+            if c.over == 'example':
+                counts = (counts[0] * seen.sums[c.name][1] * inverse(seen.examples), jnp.zeros_like(counts[1]))
+            found[c.name] = counts if c.over == 'none' else tuple(w * x for x in counts)
+        return found
+
+    def ascend(self, duals: Duals, seen: Seen, batch: Batch, axis: str) -> Duals:
+        """Steps 3 and 4: proposals, and their projection."""
+        penalty = self.penalty_of(duals)
+        violations = {c.name: self._fed(c, duals.multipliers[c.name], seen, batch, axis) for c in self.constraints}
+        proposals, opt_state = self.propose(duals, violations, penalty)
+        worst = [
+            jnp.max(violation(Term(c.kind, c.value(seen.judged[c.name]), 0.0)), initial=0.0)
+            for c in self.constraints
+            if c.crosses or c.over == 'none'
+        ]
+        largest = jnp.max(jnp.stack([x.astype(float) for x in worst])) if worst else jnp.zeros((), float)
+        grown = penalties.grow(self.penalty, duals.penalty, largest)
+        return Duals(self.project(proposals), opt_state, grown, duals.steps + 1)
+
+    def propose(self, duals: Duals, violations: dict[str, Any], penalty: jax.Array) -> tuple[dict[str, Any], Any]:
+        """Step 3: the multipliers as the dual line moves them, not projected yet, and the line's state."""
+        dual = optax.with_extra_args_support(self.dual)
+        down = jax.tree.map(jnp.negative, violations)
+        told = {'violations': violations, 'least': self.least(duals.multipliers), 'penalty': penalty}
+        moves, opt_state = dual.update(down, duals.opt_state, duals.multipliers, **told)
+        return optax.apply_updates(duals.multipliers, moves), opt_state
+
+    def project(self, proposals: dict[str, Any]) -> dict[str, Any]:
+        """Step 4, second half: no multiplier of an inequality is below 0."""
+        return jax.tree.map(jnp.maximum, proposals, self.least(proposals))
+
+    def least(self, multipliers: dict[str, Any]) -> dict[str, Any]:
+        """The lower bounds of what the dual line moves: 0, and minus infinity for equalities and functions' own."""
+        free = {c.name for c in self.constraints if c.kind == 'equality' or c.multiplier is not None}
+        return {
+            name: jax.tree.map(lambda x, low=-jnp.inf if name in free else 0.0: jnp.full_like(x, low), own)
+            for name, own in multipliers.items()
+        }
+
+    def shown(self, duals: Duals, seen: Seen) -> dict[str, dict[str, jax.Array]]:
+        """For each constraint `value` (of its true measure, NaN where no example tells it), `violation`, `multiplier`.
+
+        Where a constraint has several values, these are of the one that is violated most. If it has a true measure, the
+        value of its proxy is there too, as `proxy`. A function of features has no multiplier to show.
+        """
+        return {c.name: self._shown(c, duals.multipliers[c.name], seen) for c in self.constraints}
+
+    def _shown(self, c: Constraint, multiplier: Any, seen: Seen) -> dict[str, jax.Array]:
+        told = jnp.where(c.known(seen.judged[c.name]), c.value(seen.judged[c.name]), jnp.nan).reshape(-1)
+        far = told if c.kind == 'inequality' else jnp.abs(told)
+        at = jnp.argmax(jnp.where(jnp.isnan(told), -jnp.inf, far))
+        found = {'value': told[at], 'violation': violation(Term(c.kind, told[at], 0.0))}
+        if c.multiplier is None:
+            each = multiplier.reshape(-1)
+            found['multiplier'] = each[at] if each.size == told.size else jnp.max(jnp.abs(each))
+        if c.true is not None:
+            found['proxy'] = c.value(seen.sums[c.name]).reshape(-1)[at]
+        return found
+
+    def _read(self, c: Constraint, store: Any, batch: Batch) -> Any:
+        if c.multiplier is not None:
+            return c.multiplier.apply(store, batch)
+        return read_rows(store, batch, c.rows)
+
+    def _fed(self, c: Constraint, store: Any, seen: Seen, batch: Batch, axis: str) -> Any:
+        """What moves a constraint's multipliers: the derivative of the Lagrangian by them."""
+        value = c.value(seen.judged[c.name])
+        model = c.multiplier
+        if model is None:
+            return feed_rows(store, batch, c.rows, value)
+        _, pull = jax.vjp(lambda own: model.apply(own, batch), wire.per_worker(store, axis))
+        share = value * seen.judged[c.name][1] * inverse(seen.examples)
+        return wire.total(pull(wire.per_worker(share, axis))[0], axis)

@@ -2,6 +2,7 @@
 
 from jaxdist import algorithms as algorithms
 from jaxdist import codecs as codecs
+from jaxdist import constraints as constraints
 from jaxdist import laws as laws
 from jaxdist.algorithms.average import average as average
 from jaxdist.algorithms.dc_asgd import dc_asgd as dc_asgd

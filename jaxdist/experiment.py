@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxdist.constraints.dual_ascent import Order
 from jaxdist.data import Digits, FashionMNIST, Table, Text
 from jaxdist.models import ConvNet, Perceptron, Transformer
 from jaxdist.script import blame, load_script
@@ -35,6 +36,24 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Constraints:
+    """What is to hold, and how its multipliers move; see docs/constraints.md."""
+
+    hold: tuple[str, ...] = ()
+    """Constraints, as 'squared_norm(bound=4.0)', or 'small: squared_norm(bound=4.0)' to name it."""
+    dual: str = 'sgd(0.01)'
+    """The dual line: an optimiser, fed with minus the violations, moves the multipliers."""
+    penalty: float | str = 0.0
+    """Of the augmented Lagrangian: a number, or text for a schedule, as 'growing(start=1.0)'."""
+    order: Order = 'alternating'
+    """Who moves when: multipliers first, both at once, parameters first, or both twice."""
+    every: int = 1
+    """Primal steps to a dual step."""
+    tolerance: float = 0.01
+    """How far above its bound, or from it, a value may be and count as held."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, by which update and for how long."""
 
@@ -55,6 +74,7 @@ class Experiment:
     """What the model computes in; parameters stay float32."""
     guard: bool = True
     """Leave out steps whose gradient is not finite."""
+    constraints: Constraints = field(default_factory=Constraints)
     log_every: int = 10
     """Steps between two records of the training loss."""
     evaluate_every: int = 100
@@ -71,6 +91,10 @@ class Experiment:
         for axis in ('workers', 'model'):
             if getattr(self.mesh, axis) < 1:
                 raise ExperimentError(f'mesh.{axis}={getattr(self.mesh, axis)} must be 1 or more')
+        if self.constraints.every < 1:
+            raise ExperimentError(f'constraints.every={self.constraints.every} must be 1 or more')
+        if not self.constraints.tolerance >= 0:
+            raise ExperimentError(f'constraints.tolerance={self.constraints.tolerance} must be 0 or more')
         if self.seed < 0:
             raise ExperimentError(f'seed={self.seed} must be 0 or more')
         if self.mesh.simulate and self.mesh.model > 1:

@@ -44,8 +44,12 @@ class Model(NamedTuple):
         loss: see `Loss`.
         rules: how parameters are cut over the `model` mesh axis: (regular expression of the parameter's path,
             one mesh axis or None for each dim); see `jaxdist.mesh.specs`.
+        outputs: `(params, batch) -> outputs`: [B, T, classes] for tokens, else [B, classes]; None if it is not told.
+        task: what is predicted, if it is told.
     """
 
     init: Callable[[jax.Array], Params]
     loss: Loss
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    outputs: Callable[[Params, Batch], jax.Array] | None = None
+    task: Task | None = None

@@ -1,6 +1,7 @@
 """From an experiment to a generator of training steps: no printing, no writing."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line, mesh, workers
+from jaxdist.constraints.dual_ascent import DualAscent
 from jaxdist.data import Data
 from jaxdist.experiment import Experiment
 from jaxdist.gradient import cast
@@ -74,6 +76,7 @@ def prepare(experiment: Experiment) -> Training:
     # Before the data, which take longer: a slip of the pen is answered at once.
     line.build(experiment.update, axis=where.axis)
     line.check_fits(experiment.update, experiment.steps)
+    _check_constraints(experiment)
     data = experiment.data.load()
     model = experiment.model.build(data.task)
     program = make_program(experiment, data, model, where)
@@ -106,7 +109,27 @@ def make_program(experiment: Experiment, data: Data, model: Model, where: Worker
         accumulate=experiment.accumulate,
         compute=PRECISIONS[experiment.precision],
         guard=experiment.guard,
+        constraints=dual_ascent(experiment, model),
     )
+
+
+def dual_ascent(experiment: Experiment, model: Model) -> DualAscent | None:
+    """The experiment's constraints for a model; None if it has none.
+
+    Raises:
+        LineError: a mistake in a constraint, the dual line or the penalty.
+
+    >>> from jaxdist.experiment import Constraints
+    >>> small = Experiment(constraints=Constraints(hold=('small: squared_norm(bound=1.0)',)))
+    >>> dual_ascent(small, None).names
+    ('small',)
+    """
+    asked = experiment.constraints
+    if not asked.hold:
+        return None
+    held = [replace(line.build_constraint(text, model), name=line.check_constraint(text)[0]) for text in asked.hold]
+    penalty = line.build_value(asked.penalty) if isinstance(asked.penalty, str) else asked.penalty
+    return DualAscent(tuple(held), line.build_dual(asked.dual), penalty, asked.order, asked.every)
 
 
 def shapes(tree: Any) -> Any:
@@ -181,6 +204,18 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     parts = [jax.device_get(training.score(params, training.put(batch))) for batch in batches]
     sums, count = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
     return {name: float(total / count) for name, total in sums.items()}
+
+
+def _check_constraints(experiment: Experiment) -> None:
+    """What can be said of constraints without the model."""
+    asked = experiment.constraints
+    line.build_dual(asked.dual)
+    if isinstance(asked.penalty, str):
+        line.build_value(asked.penalty)
+    names = [line.check_constraint(text)[0] for text in asked.hold]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f'two constraints are called {twice}: name them, as in {twice}_2: {twice}(...)')
 
 
 def _workers(experiment: Experiment) -> Workers:

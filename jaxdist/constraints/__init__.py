@@ -1,7 +1,9 @@
 """Constraints, held by multipliers that all workers agree on. The signs are stated in `lagrangian.py`."""
 
 from jaxdist.constraints.constraint import Constraint, equality, inequality
+from jaxdist.constraints.density import density
 from jaxdist.constraints.dual_ascent import DualAscent, Duals
+from jaxdist.constraints.fairness import demographic_parity, equal_opportunity
 from jaxdist.constraints.lagrangian import (
     Term,
     augmented_lagrangian,
@@ -11,10 +13,11 @@ from jaxdist.constraints.lagrangian import (
     violation,
 )
 from jaxdist.constraints.nupi import nupi
+from jaxdist.constraints.of_features import linear
 from jaxdist.constraints.penalties import growing
-from jaxdist.constraints.placement import linear
 from jaxdist.constraints.restart import restart
 from jaxdist.constraints.scale_by_penalty import scale_by_penalty
+from jaxdist.constraints.squared_norm import squared_norm
 from jaxdist.constraints.within import within
 
 __all__ = [
@@ -23,7 +26,10 @@ __all__ = [
     'Duals',
     'Term',
     'augmented_lagrangian',
+    'demographic_parity',
+    'density',
     'effective_multiplier',
+    'equal_opportunity',
     'equality',
     'growing',
     'inequality',
@@ -33,6 +39,7 @@ __all__ = [
     'quadratic_penalty',
     'restart',
     'scale_by_penalty',
+    'squared_norm',
     'violation',
     'within',
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdist.constraints.placement import OfFeatures
+from jaxdist.constraints.of_features import OfFeatures
 from jaxdist.task import Batch, Params
 
 Kind = Literal['inequality', 'equality']
@@ -36,7 +36,7 @@ class Constraint:
         kind: whether the value must be at most 0, or 0.
         measure: what is measured; what it takes and gives depends on `over`.
         over: how what workers measure becomes one value, which is then compared with the bound.
-        bound: what is subtracted from it.
+        bound: what is subtracted from it, a number or an array.
         then: from what was reduced to what is bounded, as from two rates to their difference; None leaves it.
         true: a measure in place of `measure` that says whether the constraint holds, where that has no useful gradient.
         per_worker: whether every worker has to hold it by itself, with a multiplier of its own.
@@ -48,7 +48,7 @@ class Constraint:
     kind: Kind
     measure: Measure
     over: Over = 'none'
-    bound: float = 0.0
+    bound: jax.typing.ArrayLike = 0.0
     then: Callable[[jax.Array], jax.Array] | None = None
     true: Measure | None = None
     per_worker: bool = False
@@ -74,6 +74,11 @@ class Constraint:
     def crosses(self) -> bool:
         """Whether its sums are added up over workers."""
         return self.over in ('sum', 'mean', 'ratio') and not self.per_worker
+
+    @property
+    def shares(self) -> bool:
+        """Whether all workers share its multipliers, or what a function of features makes them of."""
+        return not self.per_worker and (self.over != 'example' or self.multiplier is not None)
 
     def sums(self, params: Params, batch: Batch) -> Sums:
         """This worker's sums of `measure`; of single examples, their values [B] and what each counts [B].

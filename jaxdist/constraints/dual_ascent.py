@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import wire
-from jaxdist.constraints import penalties
+from jaxdist.constraints import penalties, stores
 from jaxdist.constraints.checking import check_ascends, check_examples
 from jaxdist.constraints.constraint import Constraint, Sums
 from jaxdist.constraints.lagrangian import Term, effective_multiplier, violation
-from jaxdist.constraints.placement import feed_rows, read_rows
+from jaxdist.constraints.shown import shown
 from jaxdist.gradient import inverse
 from jaxdist.task import Batch, Params
 from jaxdist.workers import Workers
@@ -114,12 +114,7 @@ class DualAscent:
         Raises:
             ValueError: a measure gives another shape than its constraint says.
         """
-        multipliers = {}
-        for c in self.constraints:
-            value = jax.eval_shape(lambda p, b, c=c: c.value(c.sums(p, b)), params, batch)
-            zeros = jnp.zeros((c.rows,) if c.rows else value.shape, value.dtype)
-            own = wire.per_worker(zeros, axis) if c.per_worker or c.over == 'example' else zeros
-            multipliers[c.name] = own if c.multiplier is None else c.multiplier.start()
+        multipliers = {c.name: stores.start(c, params, batch, axis) for c in self.constraints}
         state = self.dual.init(multipliers)
         return Duals(multipliers, state, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
 
@@ -190,7 +185,7 @@ class DualAscent:
         found = {}
         for c in self.constraints:
             value, pull = jax.vjp(c.value, seen.sums[c.name])
-            term = Term(c.kind, value, self._read(c, duals.multipliers[c.name], batch))
+            term = Term(c.kind, value, stores.read(c, duals.multipliers[c.name], batch))
             (counts,) = pull(effective_multiplier(term, penalty).astype(value.dtype))
             if c.over == 'example':
                 counts = (counts[0] * seen.sums[c.name][1] * inverse(seen.examples), jnp.zeros_like(counts[1]))
@@ -200,16 +195,17 @@ class DualAscent:
     def ascend(self, duals: Duals, seen: Seen, batch: Batch, axis: str) -> Duals:
         """Steps 3 and 4: proposals, and their projection."""
         penalty = self.penalty_of(duals)
-        violations = {c.name: self._fed(c, duals.multipliers[c.name], seen, batch, axis) for c in self.constraints}
-        proposals, opt_state = self.propose(duals, violations, penalty)
-        worst = [
-            jnp.max(violation(Term(c.kind, c.value(seen.judged[c.name]), 0.0)), initial=0.0)
+        fed = {
+            c.name: stores.feed(c, duals.multipliers[c.name], seen.judged[c.name], seen.examples, batch, axis)
             for c in self.constraints
-            if c.crosses or c.over == 'none'
-        ]
-        largest = jnp.max(jnp.stack([x.astype(float) for x in worst])) if worst else jnp.zeros((), float)
-        grown = penalties.grow(self.penalty, duals.penalty, largest)
-        return Duals(self.project(proposals), opt_state, grown, duals.steps + 1)
+        }
+        proposals, opt_state = self.propose(duals, {name: violations for name, (violations, _) in fed.items()}, penalty)
+        moved = {
+            name: own if fed[name][1] is True else jnp.where(fed[name][1], own, duals.multipliers[name])
+            for name, own in self.project(proposals).items()
+        }
+        grown = penalties.grow(self.penalty, duals.penalty, self._worst(seen, axis))
+        return Duals(moved, opt_state, grown, duals.steps + 1)
 
     def propose(self, duals: Duals, violations: dict[str, Any], penalty: jax.Array) -> tuple[dict[str, Any], Any]:
         """Step 3: the multipliers as the dual line moves them, not projected yet, and the line's state."""
@@ -232,36 +228,17 @@ class DualAscent:
         }
 
     def shown(self, duals: Duals, seen: Seen) -> dict[str, dict[str, jax.Array]]:
-        """For each constraint `value` (of its true measure, NaN where no example tells it), `violation`, `multiplier`.
+        """For each constraint the scalars of `jaxdist.constraints.shown`."""
+        return {
+            c.name: shown(c, duals.multipliers[c.name], seen.sums[c.name], seen.judged[c.name])
+            for c in self.constraints
+        }
 
-        Where a constraint has several values, these are of the one that is violated most. If it has a true measure, the
-        value of its proxy is there too, as `proxy`. A function of features has no multiplier to show.
-        """
-        return {c.name: self._shown(c, duals.multipliers[c.name], seen) for c in self.constraints}
-
-    def _shown(self, c: Constraint, multiplier: Any, seen: Seen) -> dict[str, jax.Array]:
-        told = jnp.where(c.known(seen.judged[c.name]), c.value(seen.judged[c.name]), jnp.nan).reshape(-1)
-        far = told if c.kind == 'inequality' else jnp.abs(told)
-        at = jnp.argmax(jnp.where(jnp.isnan(told), -jnp.inf, far))
-        found = {'value': told[at], 'violation': violation(Term(c.kind, told[at], 0.0))}
-        if c.multiplier is None:
-            each = multiplier.reshape(-1)
-            found['multiplier'] = each[at] if each.size == told.size else jnp.max(jnp.abs(each))
-        if c.true is not None:
-            found['proxy'] = c.value(seen.sums[c.name]).reshape(-1)[at]
-        return found
-
-    def _read(self, c: Constraint, store: Any, batch: Batch) -> Any:
-        if c.multiplier is not None:
-            return c.multiplier.apply(store, batch)
-        return read_rows(store, batch, c.rows)
-
-    def _fed(self, c: Constraint, store: Any, seen: Seen, batch: Batch, axis: str) -> Any:
-        """What moves a constraint's multipliers: the derivative of the Lagrangian by them."""
-        value = c.value(seen.judged[c.name])
-        model = c.multiplier
-        if model is None:
-            return feed_rows(store, batch, c.rows, value)
-        _, pull = jax.vjp(lambda own: model.apply(own, batch), wire.per_worker(store, axis))
-        share = value * seen.judged[c.name][1] * inverse(seen.examples)
-        return wire.total(pull(wire.per_worker(share, axis))[0], axis)
+    def _worst(self, seen: Seen, axis: str) -> jax.Array:
+        """The largest violation of all, which a growing penalty goes by."""
+        if not isinstance(self.penalty, penalties.Growing):
+            return jnp.zeros((), float)
+        each = [jnp.max(violation(Term(c.kind, c.value(seen.judged[c.name]), 0.0))) for c in self.constraints]
+        worst = jnp.max(jnp.stack([x.astype(float) for x in each]))
+        alone = any(c.per_worker or c.over == 'example' for c in self.constraints)
+        return wire.largest(worst, axis) if alone else worst

@@ -1,7 +1,4 @@
-"""Where the multipliers of a constraint are: one for each value, one for each example, or a function of features.
-
-A multiplier's *store* is what the dual line moves; what the Lagrangian sees is read from it.
-"""
+"""Multipliers of single examples as a function of their features (Narasimhan et al. 2020, arXiv 2006.08667)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +10,7 @@ from jaxdist.task import Batch
 
 
 class OfFeatures(NamedTuple):
-    """Multipliers of single examples as a function of their features (Narasimhan et al. 2020, arXiv 2006.08667).
+    """One multiplier for each example, made of its features by a function that learns.
 
     Attributes:
         start: makes the function's own parameters, which all workers share.
@@ -39,21 +36,3 @@ def linear(features: Callable[[Batch], jax.Array], size: int) -> OfFeatures:
         lambda: {'weight': jnp.zeros(size), 'bias': jnp.zeros(())},
         lambda own, batch: jax.nn.softplus(features(batch) @ own['weight'] + own['bias']),
     )
-
-
-def read_rows(store: jax.Array, batch: Batch, rows: int) -> jax.Array:
-    """The multipliers [B] of a batch's examples, from those of all that the worker owns.
-
-    >>> read_rows(jnp.array([1.0, 2.0, 3.0]), {'row': jnp.array([2, 0])}, rows=3)
-    Array([3., 1.], dtype=float32)
-    """
-    return store[batch['row']] if rows else store
-
-
-def feed_rows(store: jax.Array, batch: Batch, rows: int, values: jax.Array) -> jax.Array:
-    """What each of the worker's multipliers is fed with: the value of its example, 0 if that is not in the batch.
-
-    >>> feed_rows(jnp.zeros(3), {'row': jnp.array([2, 0])}, 3, jnp.array([5.0, 6.0]))
-    Array([6., 0., 5.], dtype=float32)
-    """
-    return jnp.zeros_like(store).at[batch['row']].set(values) if rows else values

@@ -1,8 +1,27 @@
 """The update line, such as `mean(codec=int8()) | adamw(1e-3)`: read, changed, or spelled out in full."""
 
-from jaxdist.line.build import build, build_codec
+from jaxdist.line.build import (
+    build,
+    build_codec,
+    build_constraint,
+    build_dual,
+    build_value,
+    check_constraint,
+)
 from jaxdist.line.order import check_fits
 from jaxdist.line.reader import LineError
 from jaxdist.line.rewrite import override, spell, split
 
-__all__ = ['LineError', 'build', 'build_codec', 'check_fits', 'override', 'spell', 'split']
+__all__ = [
+    'LineError',
+    'build',
+    'build_codec',
+    'build_constraint',
+    'build_dual',
+    'build_value',
+    'check_constraint',
+    'check_fits',
+    'override',
+    'spell',
+    'split',
+]

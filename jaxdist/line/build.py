@@ -1,11 +1,12 @@
 """From an update line to the optax transformation that it describes."""
 
 import ast
+import re
 from typing import Any
 
 import optax
 
-from jaxdist.line.calls import is_codec, links
+from jaxdist.line.calls import dotted, kind_of, links
 from jaxdist.line.order import check_order
 from jaxdist.line.reader import Reader
 from jaxdist.wire import AXIS
@@ -46,16 +47,90 @@ def build_codec(line: str, axis: str = AXIS) -> Any:
     """
     reader = Reader(line)
     reader.check_value(reader.body)
-    if not is_codec(reader.body):
+    if kind_of(reader.body) != 'codec':
         raise reader.error('this is not a codec: write the call of one, as in int8(block=64)', reader.body)
     return _Builder(reader, axis).value(reader.body)
+
+
+def build_dual(line: str) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation that a dual line describes: links that move multipliers, and optax's own.
+
+    Raises:
+        LineError: a mistake, or a link that belongs into an update line.
+
+    >>> build_dual('mean() | sgd(0.1)')
+    Traceback (most recent call last):
+    jaxdist.line.reader.LineError: mean works on gradients or parameters: it belongs into the update line
+        mean() | sgd(0.1)
+        ^^^^
+    """
+    reader = Reader(line, 'dual')
+    reader.check_links(reader.body)
+    return _Builder(reader, AXIS).chain(reader.body)
+
+
+def build_value(text: str) -> Any:
+    """What a text such as `0.5` or `linear_schedule(0.0, 1.0, 100)` describes: a constant, or what a call returns.
+
+    Raises:
+        LineError: a mistake.
+
+    >>> build_value('0.5')
+    0.5
+    """
+    reader = Reader(text)
+    reader.check_value(reader.body)
+    return _Builder(reader, AXIS).value(reader.body)
+
+
+def check_constraint(text: str) -> tuple[str, str]:
+    """The name and the call of a constraint's text, `call(...)` or `name: call(...)`; nothing is called.
+
+    Raises:
+        LineError: a mistake, or anything but the call of one registered constraint.
+
+    >>> check_constraint('sgd(0.1)')
+    Traceback (most recent call last):
+    jaxdist.line.reader.LineError: this is not a constraint: write the call of one, as in squared_norm(bound=1.0), or
+    small: squared_norm(bound=1.0) to name it
+        sgd(0.1)
+        ^^^
+    """
+    named = re.fullmatch(r'\s*(?P<name>[A-Za-z_]\w*)\s*:(?P<call>.*)', text, re.DOTALL)
+    reader = Reader(named['call'] if named else text)
+    reader.check_value(reader.body)
+    if kind_of(reader.body) != 'constraint':
+        raise reader.error(
+            'this is not a constraint: write the call of one, as in squared_norm(bound=1.0), or '
+            'small: squared_norm(bound=1.0) to name it',
+            reader.body,
+        )
+    assert isinstance(reader.body, ast.Call)
+    return named['name'] if named else dotted(reader.body.func), reader.text
+
+
+def build_constraint(text: str, model: Any) -> Any:
+    """What a registered constraint's function returns for a constraint's text.
+
+    Args:
+        text: as for `check_constraint`, which has the name.
+        model: what a parameter called `model` is filled in with.
+
+    Raises:
+        LineError: a mistake.
+
+    >>> build_constraint('squared_norm(bound=1.0)', None).kind
+    'inequality'
+    """
+    reader = Reader(check_constraint(text)[1])
+    return _Builder(reader, AXIS, model).value(reader.body)
 
 
 class _Builder:
     """Makes the objects that a checked line describes, for workers on one axis."""
 
-    def __init__(self, reader: Reader, axis: str) -> None:
-        self.reader, self.axis = reader, axis
+    def __init__(self, reader: Reader, axis: str, model: Any = None) -> None:
+        self.reader, self.filled = reader, {'axis': axis, 'model': model}
 
     def chain(self, node: ast.expr) -> optax.GradientTransformationExtraArgs:
         updates = [self._update(link) for link in links(node)]
@@ -79,8 +154,8 @@ class _Builder:
         call = self.reader.call(node)
         args = [self.value(arg) for arg in node.args]
         keywords = {str(keyword.arg): self.value(keyword.value) for keyword in node.keywords}
-        if call.registered and 'axis' in call.parameters and 'axis' not in call.given:
-            keywords['axis'] = self.axis
+        if call.registered:
+            keywords |= {n: x for n, x in self.filled.items() if n in call.parameters and n not in call.given}
         try:
             return call.make(*args, **keywords)
         except Exception as error:

@@ -4,7 +4,10 @@ import ast
 from collections.abc import Iterable
 from inspect import Parameter, signature
 
-from jaxdist.registry import Entry, find, nearest
+from jaxdist.registry import Entry, Kind, find, nearest
+
+FILLED = ('axis', 'model')
+"""Parameters of registered functions that are filled in: the worker axis, and of constraints the model."""
 
 
 class Call:
@@ -46,9 +49,9 @@ class Call:
 
     @property
     def missing(self) -> list[str]:
-        """The parameters without a default that the line does not give; `build` fills in the axis."""
+        """The parameters without a default that the line does not give, but for those that `build` fills in."""
         needed = [name for name, p in self.parameters.items() if p.default is p.empty]
-        return [name for name in needed if name not in self.given and not (self.registered and name == 'axis')]
+        return [name for name in needed if name not in self.given and not (self.registered and name in FILLED)]
 
     @property
     def takes(self) -> str:
@@ -75,14 +78,13 @@ def dotted(node: ast.expr) -> str:
     return ''
 
 
-def is_codec(node: ast.expr) -> bool:
-    """Whether a node is the call of a registered codec.
+def kind_of(node: ast.expr) -> Kind | None:
+    """What kind of registered function a node calls; None for anything else.
 
-    >>> is_codec(ast.parse('sgd(0.1)', mode='eval').body)
-    False
+    >>> kind_of(ast.parse('sgd(0.1)', mode='eval').body)
     """
     found = find(dotted(node.func)) if isinstance(node, ast.Call) else None
-    return isinstance(found, Entry) and found.kind == 'codec'
+    return found.kind if isinstance(found, Entry) else None
 
 
 def links(node: ast.expr) -> list[ast.expr]:

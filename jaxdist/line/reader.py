@@ -4,11 +4,18 @@ import ast
 import re
 from collections.abc import Sequence
 
-from jaxdist.line.calls import Call, did_you_mean, dotted, is_codec, is_constant, links
-from jaxdist.registry import find, names
+from jaxdist.line.calls import Call, did_you_mean, dotted, is_constant, kind_of, links
+from jaxdist.registry import Kind, find, names
 
 LINKS = 'links are joined by |, as in mean() | adamw(learning_rate=1e-3)'
 VALUES = 'a value is a number, a string, True, False, None, a tuple, a list, a dict or a call'
+ELSEWHERE = {
+    'algorithm': '{0} works on gradients or parameters: it belongs into the update line',
+    'codec': '{0} is a codec: give it to an algorithm, as in mean(codec={0}())',
+    'dual': '{0} moves multipliers: it belongs into the dual line of constraints (constraints.dual)',
+    'constraint': '{0} is a constraint: it belongs into the list of those that are to hold (constraints.hold)',
+}
+"""What to say of a registered function, by its kind, that stands where a link of another kind must."""
 REFUSED: dict[type[ast.expr], str] = {
     ast.Attribute: 'an attribute',
     ast.BinOp: 'arithmetic',
@@ -43,6 +50,7 @@ class Reader:
     """One line: its text, its tree, and checks of what may stand where.
 
     Attributes:
+        kind: of the registered functions that can be links: `algorithm`, or `dual` in a dual line.
         text: the line without spaces around it.
         body: the tree, not checked yet.
 
@@ -52,7 +60,8 @@ class Reader:
     [(0, 9), (12, 20)]
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, kind: Kind = 'algorithm') -> None:
+        self.kind = kind
         # One line, so that a caret can point into it; one character for one, so that nothing moves.
         self.text = re.sub(r'[\n\r\f]', ' ', text).strip()
         if not self.text:
@@ -86,9 +95,9 @@ class Reader:
             if not isinstance(link, ast.Call):
                 self._check_bare_name(link)
                 raise self.error(f'a link is a call; {LINKS}', link)
-            if is_codec(link):
-                name = dotted(link.func)
-                raise self.error(f'{name} is a codec: give it to an algorithm, as in mean(codec={name}())', link)
+            kind = kind_of(link)
+            if kind is not None and kind != self.kind:
+                raise self.error(ELSEWHERE[kind].format(dotted(link.func)), link)
             self._check_call(link)
 
     def check_value(self, node: ast.expr) -> None:

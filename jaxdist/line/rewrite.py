@@ -3,7 +3,7 @@
 import ast
 import re
 
-from jaxdist.line.calls import Call, did_you_mean, dotted, links
+from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted, links
 from jaxdist.line.reader import LineError, Reader
 
 _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\s*=\s*(?P<value>\S.*)', re.DOTALL)
@@ -65,7 +65,7 @@ class _Speller(ast.NodeTransformer):
         call = Call(node)
         if not call.registered:
             return node
-        defaults = {name: ast.Constant(p.default) for name, p in call.parameters.items() if name != 'axis'}
+        defaults = {name: ast.Constant(p.default) for name, p in call.parameters.items() if name not in FILLED}
         # First in the order of the signature, then what `**kwargs` takes.
         every = {name: call.given.get(name) or defaults.get(name) for name in (*call.parameters, *call.given)}
         return ast.Call(node.func, [], [ast.keyword(name, value) for name, value in every.items() if value])

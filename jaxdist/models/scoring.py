@@ -29,14 +29,16 @@ def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
     def init(key: jax.Array) -> Params:
         return module.init(key, jnp.zeros((1, *task.shape), jnp.int32 if tokens else jnp.float32))['params']
 
+    def outputs(params: Params, batch: Batch) -> jax.Array:
+        inputs = batch['tokens'][:, :-1] if tokens else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
+        return jnp.asarray(module.apply({'params': params}, inputs))
+
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         del key  # nothing here is random; models with dropout use it
-        inputs = batch['tokens'][:, :-1] if tokens else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
         targets = batch['tokens'][:, 1:] if tokens else batch['y']
-        outputs = module.apply({'params': params}, inputs)
-        return score(task, outputs, targets, batch.get('weight'))
+        return score(task, outputs(params, batch), targets, batch.get('weight'))
 
-    return Model(init, loss, rules)
+    return Model(init, loss, rules, outputs, task)
 
 
 def score(

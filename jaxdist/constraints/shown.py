@@ -1,0 +1,36 @@
+"""What a step shows of a constraint, in a few numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist.constraints.constraint import Constraint, Sums
+from jaxdist.constraints.lagrangian import Term, violation
+
+
+def shown(constraint: Constraint, multipliers: Any, sums: Sums, judged: Sums) -> dict[str, jax.Array]:
+    """Scalars: `value` (of the true measure; NaN where no example tells it), its `violation`, and its `multiplier`.
+
+    Where a constraint has several values, these are of the one that is violated most, or nearest to it. If it has a
+    true measure, the value of its proxy is there too, as `proxy`. The multipliers of all of a worker's examples are
+    shown by the largest; a function of features has none to show.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> two = inequality('two', lambda params: params)
+    >>> at = (jnp.array([-1.0, 2.0]),)
+    >>> {name: float(x) for name, x in shown(two, jnp.array([0.0, 0.5]), at, at).items()}
+    {'value': 2.0, 'violation': 2.0, 'multiplier': 0.5}
+    """
+    value = jnp.where(constraint.known(judged), constraint.value(judged), jnp.nan).reshape(-1)
+    if constraint.over == 'example':
+        value = jnp.where(judged[1] != 0, value, jnp.nan)
+    far = value if constraint.kind == 'inequality' else jnp.abs(value)
+    at = jnp.argmax(jnp.where(jnp.isnan(far), -jnp.inf, far))
+    found = {'value': value[at], 'violation': violation(Term(constraint.kind, value[at], 0.0))}
+    if constraint.multiplier is None:
+        each = multipliers.reshape(-1)
+        found['multiplier'] = jnp.max(jnp.abs(each)) if constraint.rows else each[at]
+    if constraint.true is not None:
+        found['proxy'] = constraint.value(sums).reshape(-1)[at]
+    return found

@@ -1,0 +1,85 @@
+"""Where the multipliers of a constraint are: what the dual line moves, and what the Lagrangian sees of it.
+
+Most have one for each value, which all workers share. What every worker holds by itself has one on each worker; single
+examples have one each, with the worker that owns them, or a function of their features.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist import wire
+from jaxdist.constraints.constraint import Constraint, Sums
+from jaxdist.gradient import inverse
+from jaxdist.task import Batch, Params
+
+
+def start(constraint: Constraint, params: Params, batch: Batch, axis: str) -> Any:
+    """The multipliers before the first step: 0, or what a function of features starts from.
+
+    Args:
+        constraint: whose.
+        params: the parameters, or shapes.
+        batch: this worker's part, or shapes.
+        axis: the worker axis.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> start(inequality('each', lambda p, b: b['x'], over='example', rows=3), {}, {'x': jnp.ones(2)}, 'workers')
+    Array([0., 0., 0.], dtype=float32)
+    """
+    if constraint.multiplier is not None:
+        return constraint.multiplier.start()
+    value = jax.eval_shape(lambda p, b: constraint.value(constraint.sums(p, b)), params, batch)
+    zeros = jnp.zeros((constraint.rows,) if constraint.rows else value.shape, value.dtype)
+    return zeros if constraint.shares else wire.per_worker(zeros, axis)
+
+
+def read(constraint: Constraint, store: Any, batch: Batch) -> jax.Array:
+    """The multipliers of a constraint's values; of single examples, of those in the batch [B].
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> each = inequality('each', lambda p, b: b['x'], over='example', rows=3)
+    >>> read(each, jnp.array([1.0, 2.0, 3.0]), {'row': jnp.array([2, 0])})
+    Array([3., 1.], dtype=float32)
+    """
+    if constraint.multiplier is not None:
+        return constraint.multiplier.apply(store, batch)
+    return store[batch['row']] if constraint.rows else jnp.asarray(store)
+
+
+def feed(
+    constraint: Constraint, store: Any, sums: Sums, examples: jax.Array, batch: Batch, axis: str
+) -> tuple[Any, Any]:
+    """What multipliers are fed with, the violations, and which of them are to move: True, or a bool for each.
+
+    Of single examples, those that are in the batch, and count there. A function of features is fed with the derivative
+    of the Lagrangian by its own parameters, summed over workers.
+
+    Args:
+        constraint: whose.
+        store: the multipliers.
+        sums: what workers have agreed on, of the true measure.
+        examples: how much the examples of all workers count together.
+        batch: this worker's part.
+        axis: the worker axis.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> each = inequality('each', lambda p, b: b['x'], over='example', rows=3)
+    >>> sums = jnp.array([5.0, 6.0]), jnp.ones(2)
+    >>> feed(each, jnp.zeros(3), sums, jnp.float32(2), {'row': jnp.array([2, 0])}, 'workers')
+    (Array([6., 0., 5.], dtype=float32), Array([ True, False, True], dtype=bool))
+    """
+    value, model = constraint.value(sums), constraint.multiplier
+    if constraint.over != 'example':
+        return value, True
+    counts = sums[1] != 0
+    if model is None:
+        value = jnp.where(counts, value, 0)
+        if not constraint.rows:
+            return value, counts
+        none, rows = jnp.zeros_like(store), batch['row']
+        return none.at[rows].set(value), none.astype(bool).at[rows].set(counts)
+    _, pull = jax.vjp(lambda own: model.apply(own, batch), wire.per_worker(store, axis))
+    share = jnp.where(counts, value * sums[1], 0) * inverse(examples)
+    return wire.total(pull(wire.per_worker(share, axis))[0], axis), True

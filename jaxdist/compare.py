@@ -121,10 +121,14 @@ def _one(name: str, experiment: Experiment, where: Path, command: str, stop: Cal
                 return
     except Diverged as diverged:
         yield Event('diverged', str(diverged))
-        scores = {'loss': None}
+        row['held_out'] = None
     else:
-        scores = next(r['held_out'] for r in reversed(read_records(where)) if 'held_out' in r)
-    row.update(held_out=scores['loss'], **({'accuracy': scores['accuracy']} if 'accuracy' in scores else {}))
+        last = next(r for r in reversed(read_records(where)) if 'held_out' in r)
+        row['held_out'] = last['held_out']['loss']
+        if 'accuracy' in last['held_out']:
+            row['accuracy'] = last['held_out']['accuracy']
+        if 'judged' in last:
+            row['violation'] = last['judged']['violation']
     for cost in ('sent', 'seconds'):
         row[cost] = max(r.get(cost, 0) for r in read_records(where))
     if jax.process_index() == 0:

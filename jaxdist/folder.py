@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from jaxdist import cluster, registry, report
+from jaxdist.constraints.verdict import Verdict
 from jaxdist.experiment import to_json
 from jaxdist.train import Training
 
@@ -65,12 +66,21 @@ class Log:
             _replace(path, json.dumps(facts, indent=2) + '\n')
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
 
+    def conclude(self, verdicts: dict[str, Verdict]) -> None:
+        """Writes `verdict.json`, what became of each constraint, if there are any."""
+        if self.writes and verdicts:
+            text = json.dumps(_plain({name: verdict._asdict() for name, verdict in verdicts.items()}), indent=2)
+            _replace(self.folder / 'verdict.json', text + '\n')
+
     def plot(self, training: Training) -> str:
-        """Draws `loss.png`; returns why it could not, or nothing."""
+        """Draws `loss.png`, and `constraints.png` if there are any; returns why it could not, or nothing."""
         data = training.data
         try:
             if self.writes:
                 report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
+                if training.ascent is not None:
+                    tolerance = training.experiment.constraints.tolerance
+                    report.constraints_plot(self.records, self.folder / 'constraints.png', tolerance)
         except ImportError as missing:  # an optional extra; the run is none the worse for it
             return str(missing)
         return ''
@@ -138,14 +148,15 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def _line(record: dict[str, Any]) -> str:
-    """A record as a line of JSON, with null for a number that is not finite."""
+    """A record as a line of JSON."""
+    return json.dumps(_plain(record), allow_nan=False) + '\n'
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(entry) for name, entry in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(record), allow_nan=False) + '\n'
+def _plain(value: Any) -> Any:
+    """What JSON can say, with null for a number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _append(path: Path, text: str) -> None:

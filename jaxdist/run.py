@@ -11,8 +11,10 @@ import jax
 
 from jaxdist import cluster, workers
 from jaxdist.checkpoint import Checkpoints, Restored, lock
+from jaxdist.constraints.verdict import Verdict
 from jaxdist.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
 from jaxdist.folder import Log
+from jaxdist.held import Held
 from jaxdist.plan import sent_each_step, traffic
 from jaxdist.resize import changes, resized, saved_by
 from jaxdist.step import State, means
@@ -65,12 +67,16 @@ class Done(NamedTuple):
         taken: how many of them this start took; 0 if the run was at its end already.
         seconds: time trained, all starts together.
         problem: why there is no `loss.png`, or nothing.
+        verdicts: what became of each constraint, by name.
+        best: the step of the best state that held them all, which lies in the folder's `best`; None if none did.
     """
 
     step: int
     taken: int
     seconds: float
     problem: str
+    verdicts: dict[str, Verdict]
+    best: int | None
 
 
 def run(
@@ -81,7 +87,8 @@ def run(
     On another number of workers than a checkpoint was saved with, the run goes on as `jaxdist.resize` says.
 
     The folder gets `experiment.json`, `run.json` (versions, commit, devices, commands), `metrics.jsonl`, `checkpoints/`
-    and at the end `loss.png`. In several processes all call this; process 0 alone writes what is not a checkpoint.
+    and at the end `loss.png`; under constraints `best/` too, and at the end `verdict.json` and `constraints.png`. In
+    several processes all call this; process 0 alone writes what is not a checkpoint.
 
     Args:
         experiment: what to train.
@@ -128,6 +135,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
     """Trains from `state` on; saves, evaluates and records as the experiment says."""
     training, begin = ready.training, ready.step
     experiment = training.experiment
+    held = Held(training, log.folder) if training.ascent is not None else None
     meta = {'experiment': to_json(experiment)}
     step = finite = begin
     for step, after, metrics in train(training, state):
@@ -139,7 +147,8 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('trained', record)
             finite = _last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
-            record = log.write({'step': step, 'held_out': evaluate(training, after)})
+            judged = {'judged': held.look(step, after)} if held else {}
+            record = log.write({'step': step, 'held_out': evaluate(training, after), **judged})
             yield Event('held_out', record)
             _refuse_broken(record, finite)
         if last or ended or step % experiment.save_every == 0:
@@ -150,7 +159,10 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('stopped', step)
             return
     checkpoints.wait()
-    yield Event('done', Done(step, step - begin, log.seconds, log.plot(training) if step > begin else ''))
+    verdicts = held.verdicts(log.records) if held and step > begin else {}
+    log.conclude(verdicts)
+    plot = log.plot(training) if step > begin else ''
+    yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, held.best if held else None))
 
 
 def _sent_by(step: int, ready: Ready) -> Fraction:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line, mesh, workers
 from jaxdist.constraints.dual_ascent import DualAscent
+from jaxdist.constraints.judging import Parts, measuring
 from jaxdist.data import Data
 from jaxdist.experiment import Experiment
 from jaxdist.gradient import cast
@@ -34,6 +35,8 @@ class Training(NamedTuple):
         put: from a NumPy batch [B, ...] to arrays that lie where the workers are.
         params: from a state to one set of parameters for evaluation, jitted.
         score: `(params, batch) -> (sums, count)`, jitted.
+        ascent: the constraints, if there are any.
+        measure: what `jaxdist.held` needs of a batch under constraints, jitted.
     """
 
     experiment: Experiment
@@ -44,6 +47,8 @@ class Training(NamedTuple):
     put: Callable[[Batch], Batch]
     params: Callable[[State], Params]
     score: Callable[[Params, Batch], Any]
+    ascent: DualAscent | None = None
+    measure: Callable[[Params, Batch], Parts] | None = None
 
 
 class Moment(NamedTuple):
@@ -86,7 +91,11 @@ def prepare(experiment: Experiment) -> Training:
         lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole
     )
     params = jax.jit(lambda state: shared_params(state, program.layout))
-    return Training(experiment, data, model, where, program, _putter(where), params, score)
+    ascent = dual_ascent(experiment, model)
+    measure = None
+    if ascent is not None:
+        measure = jax.jit(measuring(ascent, model.loss, where.count, compute), out_shardings=whole)
+    return Training(experiment, data, model, where, program, _putter(where), params, score, ascent, measure)
 
 
 def make_program(experiment: Experiment, data: Data, model: Model, where: Workers) -> Program:

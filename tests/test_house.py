@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'pipeline'), 4),
     **dict.fromkeys(('step', 'experiment', 'checkpoint', 'cluster'), 5),
     **dict.fromkeys(('train', 'report', 'resize'), 6),
-    **dict.fromkeys(('plan', 'folder'), 7),
+    **dict.fromkeys(('plan', 'folder', 'held'), 7),
     'run': 8,
     'compare': 9,
     'commands': 10,

@@ -1,5 +1,6 @@
 """What `train` and `compare` show while they run: a live line in a terminal, plain lines elsewhere."""
 
+import math
 import os
 import signal
 import sys
@@ -121,6 +122,8 @@ class Progress:
         assert self.ready is not None
         training, step, rate = self.ready.training, record['step'], self.speed.rate
         parts = [f'step {step}/{training.experiment.steps}', f'loss {record["loss"]:.4f}']
+        for name, shown in record.get('constraints', {}).items():
+            parts.append(f'{name} {constraint_text(shown)}')
         if record['skipped']:
             parts.append(f'skipped by {record["skipped"]:.0%} of workers')
         if rate:
@@ -139,6 +142,12 @@ class Progress:
         data = self.ready.training.data
         scores = '  '.join(f'{name} {value:.4f}' for name, value in sorted(record['held_out'].items()))
         self.say(f'step {record["step"]}  held out: {scores}  ({data.baseline_name}: {data.baseline:.4f})')
+        if 'judged' in record:
+            judged = record['judged']
+            each = '  '.join(
+                f'{n} {v:+.4f} (held out {judged["held_out"][n]:+.4f})' for n, v in judged['training'].items()
+            )
+            self.say(f'step {record["step"]}  constraints {"hold" if judged["holds"] else "do not all hold"}: {each}')
         self.speed.rest(record['step'])
 
 
@@ -169,6 +178,17 @@ class Speed:
     def rest(self, step: int) -> None:
         """Something else than training was done at a step, and has ended just now."""
         self.last = (step, time.monotonic())
+
+
+def constraint_text(shown: dict[str, float]) -> str:
+    """A constraint's value and its multiplier, as a progress line has them.
+
+    >>> constraint_text({'value': 0.25, 'violation': 0.25, 'multiplier': 1.5})
+    '+0.2500 x 1.5'
+    """
+    multiplier = shown.get('multiplier')
+    value = f'{shown["value"]:+.4f}' if math.isfinite(shown['value']) else 'unknown'
+    return value if multiplier is None else f'{value} x {multiplier:.4g}'
 
 
 def time_text(seconds: float) -> str:

@@ -72,5 +72,10 @@ def _ending(done: Done, folder: Path, again: str) -> str:
     onward = f'Train on with:\n  {again} --steps {2 * done.step}'
     if not done.taken:
         return f'{folder} has taken its {done.step} steps already. {onward}'
-    plot = f'no loss.png ({done.problem})' if done.problem else 'loss.png'
-    return f'done in {seconds_text(done.seconds)}; in {folder}: metrics.jsonl, {plot}, checkpoints. {onward}'
+    words = ''.join(f'{verdict.words}\n' for verdict in done.verdicts.values())
+    if done.verdicts:
+        best = 'no state that was judged held all' if done.best is None else f'step {done.best}, in {folder}/best'
+        words += f'best that held the constraints: {best}\n'
+    drawn = 'loss.png, constraints.png, verdict.json' if done.verdicts else 'loss.png'
+    plot = f'no loss.png ({done.problem})' if done.problem else drawn
+    return f'{words}done in {seconds_text(done.seconds)}; in {folder}: metrics.jsonl, {plot}, checkpoints. {onward}'

@@ -1,5 +1,6 @@
 """Tables, plots and one HTML page, all from plain dicts of numbers."""
 
+from jaxdist.report.constraints import constraints_plot
 from jaxdist.report.curves import curves_plot, loss_plot
 from jaxdist.report.frontier import frontier_plot
 from jaxdist.report.page import page
@@ -13,6 +14,7 @@ __all__ = [
     'best',
     'bytes_text',
     'cells',
+    'constraints_plot',
     'curves_plot',
     'frontier_plot',
     'interval',

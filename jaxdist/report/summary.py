@@ -47,6 +47,7 @@ class Summary(NamedTuple):
         sent: median bytes that a worker sent in the whole run.
         held: median bytes that a device held.
         seconds: median time of a run.
+        violation: how far the constraint that is violated most is from holding; None without constraints.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Summary(NamedTuple):
     sent: float
     held: float
     seconds: float
+    violation: Interval | None = None
 
 
 class _Run(NamedTuple):
@@ -68,6 +70,7 @@ class _Run(NamedTuple):
     sent: float
     held: float
     seconds: float
+    violation: float | None
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -91,7 +94,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     """One `Summary` for each `update` among `rows`, in the order of first appearance.
 
     A row is one run: `name`, `update`, `seed`, `held_out` (final loss; NaN, infinity or null say that the run
-    diverged), `sent` and `held` (bytes), `seconds`, and `accuracy` (0 to 1) where there is one.
+    diverged), `sent` and `held` (bytes), `seconds`, and where there is one `accuracy` (0 to 1) and `violation` (of
+    constraints).
 
     Raises:
         ValueError: for no rows, a missing key, a value of the wrong kind, the same seed twice in a line, or a
@@ -161,7 +165,8 @@ def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
         raise ValueError(f'{where}: bytes and seconds cannot be negative: {dict(row)}')
     if accuracy is not None and not 0 <= accuracy <= 1 and not math.isnan(held_out):
         raise ValueError(f"{where}: 'accuracy' should be between 0 and 1, not {accuracy}")
-    return _Run(name, held_out, accuracy, *costs)
+    violation = number(row, 'violation', where, finite=False) if 'violation' in row else None
+    return _Run(name, held_out, accuracy, costs[0], costs[1], costs[2], violation)
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -173,10 +178,12 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) -> Summary:
     ended = [run for run in runs.values() if not math.isnan(run.held_out)]
-    costs = np.median([(run.sent, run.held, run.seconds) for run in ended or runs.values()], axis=0)
+    costs = [(run.sent, run.held, run.seconds) for run in ended or runs.values()]
+    sent, held, seconds = (float(cost) for cost in np.median(costs, axis=0))
     accuracies = [run.accuracy for run in ended if run.accuracy is not None]
     if len(accuracies) not in (0, len(ended)):
         raise ValueError(f'only {len(accuracies)} of {len(ended)} runs of {update!r} have an accuracy: all or none')
+    violations = [run.violation for run in ended if run.violation is not None]
     pairs = _differences(runs, first or {})
     return Summary(
         next(iter(runs.values())).name,
@@ -186,7 +193,10 @@ def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) 
         interval([run.held_out for run in ended]) if ended else None,
         interval(accuracies) if accuracies else None,
         interval(pairs) if pairs else None,
-        *map(float, costs),
+        sent,
+        held,
+        seconds,
+        interval(violations) if violations else None,
     )
 
 

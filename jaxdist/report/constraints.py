@@ -1,0 +1,65 @@
+"""Constraints while training: their values above, their multipliers below."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdist.report.canvas import COLOURS, INK, figure, save, tidy
+from jaxdist.report.fields import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLES = ('-', '--', ':', '-.')
+
+
+def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0.0) -> 'Figure':
+    """Draws each constraint's value and multiplier against steps, and as dots its value over the judged examples.
+
+    Args:
+        records: `{'step', 'constraints': {name: {'value', 'multiplier'}}}` of training, and
+            `{'step', 'judged': {'training': {name: value}}}` of evaluations, in any order.
+        path: ends in .png or .svg.
+        tolerance: drawn as a band around 0.
+
+    Returns:
+        The figure that was written.
+
+    Raises:
+        ValueError: no record has constraints, or another suffix.
+        ImportError: if matplotlib is not installed.
+
+    >>> from tempfile import mkdtemp
+    >>> shown = {'ball': {'value': 0.5, 'violation': 0.5, 'multiplier': 0.1}}
+    >>> drawing = constraints_plot([{'step': 1, 'constraints': shown}], Path(mkdtemp()) / 'constraints.png')
+    >>> [axes.get_ylabel() for axes in drawing.axes]
+    ['value (at most 0, or 0)', 'multiplier']
+    """
+    names = list(dict.fromkeys(name for record in records for name in record.get('constraints', {})))
+    if not names:
+        raise ValueError('no record has constraints: there is nothing to draw')
+    drawing = figure(9, 6)
+    above, below = drawing.subplots(2, 1, sharex=True)
+    for number, name in enumerate(names):
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+        told = [(record['step'], record['constraints'][name]) for record in records if 'constraints' in record]
+        for axes, what in ((above, 'value'), (below, 'multiplier')):
+            points = _points((step, shown.get(what)) for step, shown in told)
+            axes.plot(*points, color=colour, linestyle=style, linewidth=1.4, label=name if axes is above else None)
+        judged = _points((r['step'], r['judged']['training'][name]) for r in records if 'judged' in r)
+        above.plot(*judged, 'o', color=colour, markersize=5)
+    above.axhspan(-tolerance, tolerance, color=INK, alpha=0.12, linewidth=0)
+    for axes, label in ((above, 'value (at most 0, or 0)'), (below, 'multiplier')):
+        tidy(axes)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_ylabel(label)
+    below.set_xlabel('step')
+    drawing.legend(loc='outside lower center', ncols=3, frameon=False)
+    return save(drawing, path)
+
+
+def _points(pairs: Any) -> np.ndarray:
+    """Steps and values, [2, N]; NaN where there is no value."""
+    return np.array(list(pairs), float).reshape(-1, 2).T

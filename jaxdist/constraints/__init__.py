@@ -2,6 +2,7 @@
 
 from jaxdist.constraints.constraint import Constraint, equality, inequality
 from jaxdist.constraints.density import density
+from jaxdist.constraints.diagnostics import KKT, Best, better, duality_gap, first_best, kkt
 from jaxdist.constraints.dual_ascent import DualAscent, Duals
 from jaxdist.constraints.fairness import demographic_parity, equal_opportunity
 from jaxdist.constraints.lagrangian import (
@@ -21,18 +22,24 @@ from jaxdist.constraints.squared_norm import squared_norm
 from jaxdist.constraints.within import within
 
 __all__ = [
+    'KKT',
+    'Best',
     'Constraint',
     'DualAscent',
     'Duals',
     'Term',
     'augmented_lagrangian',
+    'better',
     'demographic_parity',
     'density',
+    'duality_gap',
     'effective_multiplier',
     'equal_opportunity',
     'equality',
+    'first_best',
     'growing',
     'inequality',
+    'kkt',
     'lagrangian',
     'linear',
     'nupi',

@@ -21,6 +21,7 @@ COMMANDS = {
     'laws': (laws.main, 'test algorithms and codecs, your own too, against their laws'),
     'algorithms': (listing.algorithms, 'list the algorithms of update lines, and what they send'),
     'codecs': (listing.codecs, 'list the codecs of what is sent, and their bytes'),
+    'constraints': (listing.constraints, 'list constraints, and what moves their multipliers'),
 }
 
 

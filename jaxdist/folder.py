@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
-from jaxdist import cluster, registry, report
+from jaxdist import cluster, line, registry, report
 from jaxdist.constraints.verdict import Verdict
-from jaxdist.experiment import to_json
+from jaxdist.experiment import Experiment, to_json
 from jaxdist.train import Training
 
 
@@ -119,17 +119,28 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
         'processes': jax.process_count(),
         'data': training.data.facts,
         'baseline': {training.data.baseline_name: training.data.baseline},
-        'scripts': scripts(training.experiment.update),
+        'scripts': scripts(*lines(training.experiment)),
     }
 
 
-def scripts(update: str) -> list[str]:
-    """The files outside of jaxdist that define what a line calls, relative to where we are if they lie below.
+def lines(experiment: Experiment) -> list[str]:
+    """Every line of an experiment: of updates, of multipliers, and the calls of its constraints.
+
+    >>> lines(Experiment(update='mean() | sgd(0.1)'))
+    ['mean() | sgd(0.1)', 'sgd(0.01)', '0.0']
+    """
+    asked = experiment.constraints
+    return [experiment.update, asked.dual, str(asked.penalty), *(line.check_constraint(text)[1] for text in asked.hold)]
+
+
+def scripts(*texts: str) -> list[str]:
+    """The files outside of jaxdist that define what lines call, relative to where we are if they lie below.
 
     >>> scripts('mean(codec=int8()) | sgd(0.1)')
     []
     """
-    calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(update, mode='eval')) if isinstance(node, ast.Call))
+    nodes = (node for text in texts for node in ast.walk(ast.parse(text, mode='eval')))
+    calls = (ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call))
     found = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
     files = {Path(inspect.getfile(entry.make)).resolve() for entry in found}
     own = Path(__file__).resolve().parent

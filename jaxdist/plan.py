@@ -23,7 +23,9 @@ class Plan:
         update: the line with every default written out.
         data: what is known of the data set.
         parameters: how many numbers the model has.
-        per_worker: the leaves of the parameters and the update's state that each worker has of its own.
+        per_worker: the leaves of the parameters, the update's state and the multipliers that each worker has of its
+            own.
+        constraints: the experiment's, by name, each as it was asked for.
         ledger: bytes sent and held.
         simulated: whether workers share one device: what is sent is then what a mesh of as many would send.
     """
@@ -32,12 +34,14 @@ class Plan:
     data: dict[str, Any]
     parameters: int
     per_worker: list[str]
+    constraints: dict[str, str]
     ledger: ledger.Ledger
     simulated: bool
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
-        rest = {name: getattr(self, name) for name in ('update', 'data', 'parameters', 'per_worker', 'simulated')}
+        names = ('update', 'data', 'parameters', 'per_worker', 'constraints', 'simulated')
+        rest = {name: getattr(self, name) for name in names}
         return {**rest, **self.ledger.to_json()}
 
 
@@ -54,10 +58,14 @@ def plan(training: Training) -> Plan:
     program = training.program
     batch = shapes(training.put(first_batch(training)))
     holds = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
+    if training.ascent is not None:
+        holds['multipliers'] = program.state.duals
     spelled = line.spell(training.experiment.update)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
     book = _simulated(training, batch, holds) if training.where.mesh is None else _placed(training, batch, holds)
-    return Plan(spelled, training.data.facts, sum(sizes), per_worker(program.layout), book, training.where.mesh is None)
+    held = dict(line.check_constraint(text) for text in training.experiment.constraints.hold)
+    own, simulated = per_worker(program.layout), training.where.mesh is None
+    return Plan(spelled, training.data.facts, sum(sizes), own, held, book, simulated)
 
 
 def traffic(training: Training) -> list[ledger.Row]:
@@ -105,12 +113,12 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
 
 
 def per_worker(layout: State) -> list[str]:
-    """The paths of the parameters and of the update's state that each worker has of its own.
+    """The paths of the parameters, of the update's state and of the multipliers that each worker has of its own.
 
     >>> per_worker(State(False, {'w': True, 'b': False}, (), False, False))
     ['params/w']
     """
-    parts = {'params': layout.params, 'opt_state': layout.opt_state}
+    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'duals': layout.duals}
     return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
 
 

@@ -60,12 +60,12 @@ def resized(state: State, program: Program) -> State:
 
 
 def changes(layout: State) -> tuple[list[str], list[str]]:
-    """The paths of the parameters and of the update's state that `resized` averages, and of those that it cuts anew.
+    """The paths of what each worker has of its own that `resized` averages, and of those that it cuts anew.
 
     >>> changes(State(False, {'w': True, 'b': False}, (), False, False))
     (['params/w'], [])
     """
-    parts = {'params': layout.params, 'opt_state': layout.opt_state}
+    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'duals': layout.duals}
     owned = [
         (*path, jax.tree_util.GetAttrKey(name))
         for path, node in jax.tree_util.tree_flatten_with_path(parts, is_leaf=_owns)[0]

@@ -178,27 +178,34 @@ def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bo
 
 
 def _last_finite(record: dict[str, Any], finite: int, experiment: Experiment) -> int:
-    """The newest step that is known to have had a finite loss; two records in a row without one end the run."""
-    if math.isfinite(record['loss']):
+    """The newest step that is known to have been taken, and finite; two records in a row without one end the run."""
+    if math.isfinite(record['loss']) and record['skipped'] < 1:
         return int(record['step'])
     if experiment.guard and record['step'] - finite < 2 * experiment.log_every:
         return finite
     guard = 'the guard left these steps out, and none came right' if experiment.guard else 'the guard is off'
-    raise _diverged('loss', record['step'], record['loss'], finite, guard)
+    raise _diverged(*_not_finite(record), record['step'], finite, guard)
 
 
 def _refuse_broken(record: dict[str, Any], finite: int) -> None:
     """The guard judges gradients; parameters that are past hope can still have one, and show in the held-out loss."""
     loss = record['held_out']['loss']
     if not math.isfinite(loss):
-        raise _diverged('held-out loss', record['step'], loss, finite, 'the parameters themselves have gone astray')
+        raise _diverged('held-out loss', loss, record['step'], finite, 'the parameters themselves have gone astray')
 
 
-def _diverged(what: str, step: int, loss: float, finite: int, why: str) -> Diverged:
+def _not_finite(record: dict[str, Any]) -> tuple[str, float]:
+    """What of a record is not finite, and what it is instead."""
+    values = {f'constraint {name}': shown['value'] for name, shown in record.get('constraints', {}).items()}
+    every = {'loss': record['loss'], **values, 'gradient': math.nan}
+    return next((what, x) for what, x in every.items() if not math.isfinite(x))
+
+
+def _diverged(what: str, value: float, step: int, finite: int, why: str) -> Diverged:
     seen = f'the training loss was last seen finite at step {finite}' if finite else 'it was never seen finite'
     return Diverged(
-        f'the {what} is {loss} at step {step}; {seen}; {why}. A smaller learning rate, clip_by_global_norm(1.0) in the '
-        'line, or a look at the data may help'
+        f'the {what} is {value} at step {step}; {seen}; {why}. A smaller learning rate, clip_by_global_norm(1.0) in '
+        'the line, or a look at the data may help'
     )
 
 
@@ -234,6 +241,12 @@ def _as_saved(meta: dict[str, Any], training: Training) -> State:
 def _brought_here(found: Restored, training: Training) -> State:
     """The state of a checkpoint, for as many workers as there are now."""
     same = _experiment(found.meta).mesh.workers == training.where.count
+    alone = [c.name for c in (training.ascent.constraints if training.ascent else ()) if c.over == 'example']
+    if alone and not same:
+        raise ExperimentError(
+            f'{alone[0]} has multipliers of single examples, which lie with the workers that own these: go on with '
+            f'{_experiment(found.meta).mesh.workers} workers'
+        )
     state: State = found.state if same else resized(found.state, training.program)
     return state
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdist import mesh as meshes
 from jaxdist import wire, workers
 from jaxdist.accord import Accord, local_parts
+from jaxdist.constraints.checking import check_shared
 from jaxdist.constraints.dual_ascent import DualAscent
 from jaxdist.constraints.stepping import Constrained, Plain
 from jaxdist.task import Batch, Loss, Params
@@ -140,6 +141,8 @@ def make_step(
         )
     if not alone:
         _refuse_drift(layout.params)
+    if constraints is not None:
+        check_shared(constraints.constraints, layout.duals.multipliers)
     layout = layout._replace(skipped=guard and alone)
     agreed = functools.partial(step, accord=Accord(layout, alone, guard, uneven and constraints is None, where.axis))
 

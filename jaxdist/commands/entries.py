@@ -1,4 +1,4 @@
-"""Which algorithms and codecs a command is about: names, or Python files that register some."""
+"""Which algorithms, codecs or constraints a command is about: names, or Python files that register some."""
 
 import inspect
 from pathlib import Path
@@ -25,8 +25,18 @@ def chosen(what: tuple[str, ...], known: dict[str, registry.Entry]) -> list[regi
     """
     found: list[registry.Entry] = []
     for name in what:
-        found += _of_file(Path(name)) if name.endswith('.py') else [_named(name, known)]
+        kinds = {entry.kind for entry in known.values()}
+        found += _of_file(Path(name), kinds) if name.endswith('.py') else [_named(name, known)]
     return found or list(known.values())
+
+
+def constraints() -> dict[str, registry.Entry]:
+    """All constraints, and what moves their multipliers.
+
+    >>> 'squared_norm' in constraints() and 'nupi' in constraints()
+    True
+    """
+    return {**registry.constraints(), **registry.duals()}
 
 
 def every() -> dict[str, registry.Entry]:
@@ -46,17 +56,17 @@ def _named(name: str, known: dict[str, registry.Entry]) -> registry.Entry:
     return known[name]
 
 
-def _of_file(path: Path) -> list[registry.Entry]:
-    """What a file registers; one of jaxdist's own has done so already."""
+def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
+    """What of these kinds a file registers; one of jaxdist's own has done so already."""
 
     def registered() -> list[registry.Entry]:
-        return [e for e in every().values() if Path(inspect.getfile(e.make)).resolve() == path.resolve()]
+        known = [entry for entry in {**every(), **constraints()}.values() if entry.kind in kinds]
+        return [entry for entry in known if Path(inspect.getfile(entry.make)).resolve() == path.resolve()]
 
     if not registered():
         load_script(path)
     found = registered()
     if not found:
-        raise ValueError(
-            f'{path} registers nothing: put @algorithm(...) or @codec(...) of jaxdist.registry on a function'
-        )
+        marks = ' or '.join(f'@{kind}(...)' for kind in sorted(kinds))
+        raise ValueError(f'{path} registers nothing: put {marks} of jaxdist.registry on a function')
     return found

@@ -1,4 +1,4 @@
-"""`jaxdist algorithms` and `jaxdist codecs`: what an update line can be made of, and what it sends."""
+"""`jaxdist algorithms`, `codecs` and `constraints`: what lines can be made of, and what an update line sends."""
 
 import inspect
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import optax
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +15,7 @@ from rich.padding import Padding
 
 from jaxdist import line, registry
 from jaxdist.commands import entries, options
+from jaxdist.line.calls import FILLED
 from jaxdist.plan import sent_each_step, update_traffic
 
 MATRIX = {'matrix': jax.ShapeDtypeStruct((1000, 1000), 'float32')}
@@ -44,6 +46,14 @@ class Codecs:
     """Of this config's model; without it, of one matrix of 1000 x 1000 numbers."""
 
 
+@dataclass(frozen=True)
+class Constraints:
+    """Lists constraints, and what moves their multipliers: parameters, papers and examples."""
+
+    what: entries.What = ()
+    """Names of constraints or of links of dual lines, or Python files that register some."""
+
+
 def algorithms(arguments: list[str]) -> None:
     """Runs `jaxdist algorithms`."""
     _show(options.parse(Algorithms(), arguments, 'algorithms'), registry.algorithms())
@@ -56,6 +66,31 @@ def codecs(arguments: list[str]) -> None:
     print('Any codec goes with any algorithm that averages, as in mean(codec=int8()).')
 
 
+def constraints(arguments: list[str]) -> None:
+    """Runs `jaxdist constraints`."""
+    console = Console(highlight=False)
+    for entry in entries.chosen(options.parse(Constraints(), arguments, 'constraints').what, entries.constraints()):
+        _head(console, entry, _field(entry))
+        console.print(Padding(escape(f'as in: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
+    print("A dual line can also hold optax's own optimisers, and a penalty its schedules, by their names.")
+
+
+def _field(entry: registry.Entry) -> str:
+    """The field of an experiment that it is for."""
+    if entry.kind == 'constraint':
+        return 'constraints.hold'
+    moves = issubclass(inspect.signature(entry.make).return_annotation, optax.GradientTransformation)
+    return 'constraints.dual' if moves else 'constraints.penalty'
+
+
+def _head(console: Console, entry: registry.Entry, where: str = '') -> None:
+    """How it is called, what it is, and its paper."""
+    console.print(Padding(f'[bold]{escape(_call(entry))}[/]{f"  ({where})" if where else ""}', (0, 0, 0, 2)))
+    for text in (entry.summary, entry.paper if entry.paper != 'none' else ''):
+        if text:
+            console.print(Padding(escape(text), (0, 0, 0, 6)))
+
+
 def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None:
     if chosen.workers is not None and chosen.workers < 1:
         raise ValueError(f'--workers {chosen.workers} must be 1 or more')
@@ -65,9 +100,8 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
     params = _params(chosen.config) if chosen.workers else None
     console = Console(highlight=False)
     for entry in found:
-        console.print(Padding(f'[bold]{escape(_call(entry))}[/]', (0, 0, 0, 2)))
-        for text in (entry.summary, entry.paper, f'claims: {", ".join(_claims(entry))}'):
-            console.print(Padding(escape(text), (0, 0, 0, 6)))
+        _head(console, entry)
+        console.print(Padding(escape(f'claims: {", ".join(_claims(entry))}'), (0, 0, 0, 6)))
         if chosen.workers:
             console.print(Padding(escape(_bytes(entry, params, chosen.workers)), (0, 0, 0, 6)))
         console.print()
@@ -102,7 +136,7 @@ def _bytes(entry: registry.Entry, params: Any, workers: int) -> str:
 def _call(entry: registry.Entry) -> str:
     """How a line calls it: every parameter, with its default."""
     parameters = inspect.signature(entry.make).parameters.values()
-    texts = [p.name if p.default is p.empty else f'{p.name}={p.default!r}' for p in parameters if p.name != 'axis']
+    texts = [p.name if p.default is p.empty else f'{p.name}={p.default!r}' for p in parameters if p.name not in FILLED]
     return f'{entry.name}({", ".join(texts)})'
 
 

@@ -53,6 +53,10 @@ def show(made: Plan, experiment: Experiment) -> None:
     say(f'devices     {mesh_text(experiment.mesh)}')
     say(f'parameters  {made.parameters:,}')
     say(f'data        {facts_text(made.data)}')
+    for name, call in made.constraints.items():
+        say(f'holds       {name}: {call}')
+    if made.constraints:
+        say(f'multipliers move by {experiment.constraints.dual}, {experiment.constraints.order}')
     own = made.per_worker
     listed = ', '.join(own[:2]) + (f' and {len(own) - 2} more' if len(own) > 2 else '')
     say(f'per worker  {listed or "nothing: all workers share the whole state"}')

@@ -1,5 +1,6 @@
 """What is wrong with constraints that cannot be had, said before anything is compiled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,27 @@ def check_examples(constraint: Constraint, batch: Batch, accumulate: int) -> Non
             'batch has no `row` [B] that says which they are. Data sets give it where each worker draws from its own '
             'part, as under Sizes or Dirichlet; rows=0 is for a batch that is the same at every step'
         )
+
+
+def check_shared(constraints: Sequence[Constraint], layout: Any) -> None:
+    """Says so if workers would not agree on a multiplier that all share.
+
+    Args:
+        constraints: whose multipliers they are.
+        layout: by name, which of the multipliers differ between workers, as bools.
+
+    Raises:
+        ValueError: they would not.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> check_shared([inequality('ball', lambda w: w @ w)], {'ball': False})
+    """
+    for constraint in constraints:
+        if constraint.shares and any(jax.tree.leaves(layout[constraint.name])):
+            raise ValueError(
+                f'the multiplier of {constraint.name!r}, which all share, would come out different on each worker: a '
+                'link of the dual line, as within(radius=...), mixes it with multipliers of which each has its own'
+            )
 
 
 def check_ascends(dual: optax.GradientTransformation, multipliers: dict[str, Any], penalty: Any) -> None:

@@ -184,9 +184,9 @@ class DualAscent:
         w = wire.size(axis)
         found = {}
         for c in self.constraints:
-            value, pull = jax.vjp(c.value, seen.sums[c.name])
+            value, pull = jax.vjp(c.value, wire.per_worker(seen.sums[c.name], axis))
             term = Term(c.kind, value, stores.read(c, duals.multipliers[c.name], batch))
-            (counts,) = pull(effective_multiplier(term, penalty).astype(value.dtype))
+            (counts,) = pull(wire.per_worker(effective_multiplier(term, penalty).astype(value.dtype), axis))
             if c.over == 'example':
                 counts = (counts[0] * seen.sums[c.name][1] * inverse(seen.examples), jnp.zeros_like(counts[1]))
             found[c.name] = counts if c.over == 'none' else tuple(w * x for x in counts)

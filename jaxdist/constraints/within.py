@@ -39,7 +39,9 @@ def within(most: float = math.inf, radius: float = math.inf) -> optax.GradientTr
         lower = jax.tree.map(lambda p: jnp.zeros_like(p), params) if least is None else least
         moved = jax.tree.map(lambda p, u, low: jnp.clip(p + u, jnp.maximum(low, -most), most), params, updates, lower)
         if math.isfinite(radius):
-            moved = projections.projection_l1_ball(moved, radius)
+            # Not projection_l1_ball, whose cond wants multipliers that are all of one type: shared, or each worker's.
+            near, inside = projections.projection_l1_sphere(moved, radius), optax.tree.norm(moved, ord=1) <= radius
+            moved = jax.tree.map(lambda m, n: jnp.where(inside, m, n), moved, near)
         return jax.tree.map(jnp.subtract, moved, params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -4,11 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxdist import line, registry
+from jaxdist.data import Digits
+from jaxdist.models import Perceptron
 
 DOCS = Path(__file__).parent.parent / 'docs'
 
@@ -64,3 +67,32 @@ def test_every_line_and_codec_of_the_tables_can_be_built() -> None:
         if '(' in text:
             known = text.partition('(')[0] in registry.codecs()
             (line.build_codec if known else line.build)(text.replace('...', 'int4()'))
+
+
+def test_the_pages_name_every_constraint_and_link_of_dual_lines() -> None:
+    page = (DOCS / 'constraints.md').read_text()
+    assert [name for name in {**registry.constraints(), **registry.duals()} if name not in page] == []
+
+
+def test_the_ten_lines_on_constraints_reach_the_closed_form() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('constraints.md')[0], space)
+    mean = np.arange(24.0).reshape(8, 3).mean(0) / 24  # the projection of the mean onto the plane
+    np.testing.assert_allclose(space['state'].params, mean + (1 - mean.sum()) / 3, atol=1e-5)
+    found = space['means'](space['metrics'])['constraints']['budget']
+    assert found == pytest.approx({'value': 0, 'violation': 0, 'multiplier': 2 * (mean.sum() - 1) / 3}, abs=1e-5)
+
+
+def test_the_constraint_of_ones_own_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
+    exec(blocks('constraints.md')[1], {})
+    task = Digits().load().task
+    made = line.build_constraint('calm: small_outputs(bound=0.5)', Perceptron(hidden=()).build(task))
+    assert (made.over, made.bound) == ('mean', 0.5)
+
+
+def test_every_link_of_the_tables_of_dual_lines_can_be_built() -> None:
+    texts = [text for text in in_first_column('constraints.md') if '(' in text]
+    assert 'scale_by_penalty() | sgd(1.0)' in texts
+    for text in texts:
+        line.build_dual(text)

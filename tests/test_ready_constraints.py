@@ -82,9 +82,6 @@ def test_density_counts_and_its_proxy_falls_with_the_weights() -> None:
     thin = density(bound=0.4, small=0.1, width=0.5)
     first, second = {'kernel': jnp.array([[0.5, -0.5], [0.05, 0.0]])}, {'kernel': jnp.array([1.0]), 'bias': jnp.ones(9)}
     weights = {'a': first, 'b': second}
-        'a': {'kernel': jnp.array([[0.5, -0.5], [0.05, 0.0]])},
-        'b': {'kernel': jnp.array([1.0]), 'bias': jnp.ones(9)},
-    }
     assert float(thin.value(thin.judged(weights, {}))) == pytest.approx(3 / 5 - 0.4)
     smooth = lambda w: thin.value(thin.sums(w, {}))  # noqa: E731
     expected = np.mean([0.5, 0.5, 0.0025 / 0.2525, 0, 1 / 1.25]) - 0.4

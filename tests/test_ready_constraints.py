@@ -10,8 +10,11 @@ import pytest
 from jaxdist import registry
 from jaxdist.constraints import (
     DualAscent,
+    Term,
+    augmented_lagrangian,
     demographic_parity,
     density,
+    effective_multiplier,
     equal_opportunity,
     equality,
     first_best,
@@ -88,6 +91,22 @@ def test_density_counts_and_its_proxy_falls_with_the_weights() -> None:
     assert float(smooth(weights)) == pytest.approx(expected, abs=1e-6)
     slope = jax.grad(smooth)(weights)
     assert (np.sign(slope['a']['kernel']) == np.sign(weights['a']['kernel'])).all()
+
+
+def test_the_slopes_of_the_augmented_lagrangian() -> None:
+    """By the value, the effective multiplier; by the multiplier, the larger of g and -l / c; at penalty 0 too."""
+    value, multiplier = jnp.array([-2.0, -0.1, 0.5, 0.5]), jnp.array([0.5, 0.5, 0.5, 0.0])
+    for kind in ('inequality', 'equality'):
+        for penalty in (0.0, 2.0):
+            of = lambda g, m, kind=kind, c=penalty: augmented_lagrangian(3.0, [Term(kind, g, m)], c)  # noqa: E731
+            by_value, by_multiplier = jax.grad(of, (0, 1))(value, multiplier)
+            np.testing.assert_allclose(by_value, effective_multiplier(Term(kind, value, multiplier), penalty))
+            bent = np.maximum(value, -multiplier / penalty) if kind == 'inequality' and penalty else value
+            np.testing.assert_allclose(by_multiplier, bent)
+            near = of(value, multiplier) if penalty else of(value, multiplier, c=1e-6)
+            np.testing.assert_allclose(of(value, multiplier), near, rtol=1e-5)
+            squares = np.square(value if kind == 'equality' else np.maximum(value, 0)).sum()
+            np.testing.assert_allclose(of(value, 0 * multiplier), 3 + penalty / 2 * squares, rtol=1e-6)
 
 
 def test_norms_of_each_tensor_and_of_all() -> None:

@@ -38,8 +38,8 @@ class Case(NamedTuple):
 
 
 CONTROLLED = (
-    [Nupi(0.1, 0.2, 0.5, 0.05), Within(0.15, 10.0)],
-    optax.chain(nupi(0.1, 0.2, 0.5, 0.05), within(0.15, 10.0)),
+    [Nupi(0.1, 0.2, 0.3, 0.05), Within(0.15, 10.0)],
+    optax.chain(nupi(0.1, 0.2, 0.3, 0.05), within(0.15, 10.0)),
 )
 BALL = ([Sgd(0.5), Within(radius=0.4)], optax.chain(optax.sgd(0.5), within(radius=0.4)))
 HEAVY = ([Sgd(0.1, 0.5), Restart()], optax.chain(optax.sgd(0.1, 0.5), restart()))
@@ -62,6 +62,8 @@ CASES = {
     'each worker and group': Case('each worker and group', *HEAVY, 'primal_first', penalty=0.5),
     'each example': Case('each example', penalty=0.5, weighted=True),
     'two vectors': Case('two vectors', *BALL, 'alternating', 2, 0.5),
+    'two vectors, again from 0': Case('two vectors', *HEAVY, 'simultaneous'),
+    'each example, growing': Case('each example', penalty=GROWS[0], ours=GROWS[1]),
     'two vectors, ahead': Case('two vectors', *CONTROLLED, 'extragradient'),
 }
 

@@ -111,10 +111,13 @@ class Constraint:
         return jnp.where(known, value, 0)
 
     def known(self, sums: Sums) -> jax.Array:
-        """Whether there are examples that tell the value: a rate of nobody is unknown, and what is made of it."""
-        if self.over not in ('mean', 'ratio'):
+        """Whether there are examples that tell the value: a rate of nobody is unknown, and what is made of it.
+
+        Of single examples, those are known that count.
+        """
+        if self.over in ('none', 'sum'):
             return jnp.bool(True)
-        return sums[1] != 0 if self.then is None else jnp.all(sums[1] != 0)
+        return sums[1] != 0 if self.then is None or self.over == 'example' else jnp.all(sums[1] != 0)
 
 
 def inequality(name: str, measure: Measure, **how: Any) -> Constraint:

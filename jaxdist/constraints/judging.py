@@ -99,5 +99,5 @@ def _values(constraint: Constraint, parts: list[Any]) -> np.ndarray:
 
 def _known(constraint: Constraint, sums: Any) -> np.ndarray:
     arrays = tuple(jnp.asarray(x) for x in sums)
-    known = arrays[1] != 0 if constraint.over == 'example' else constraint.known(arrays)
-    return np.asarray(jnp.where(known, constraint.value(arrays), jnp.nan), np.float64).reshape(-1)
+    value = jnp.where(constraint.known(arrays), constraint.value(arrays), jnp.nan)
+    return np.asarray(value, np.float64).reshape(-1)

@@ -23,8 +23,6 @@ def shown(constraint: Constraint, multipliers: Any, sums: Sums, judged: Sums) ->
     {'value': 2.0, 'violation': 2.0, 'multiplier': 0.5}
     """
     value = jnp.where(constraint.known(judged), constraint.value(judged), jnp.nan).reshape(-1)
-    if constraint.over == 'example':
-        value = jnp.where(judged[1] != 0, value, jnp.nan)
     far = value if constraint.kind == 'inequality' else jnp.abs(value)
     at = jnp.argmax(jnp.where(jnp.isnan(far), -jnp.inf, far))
     found = {'value': value[at], 'violation': violation(Term(constraint.kind, value[at], 0.0))}

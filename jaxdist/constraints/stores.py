@@ -73,13 +73,12 @@ def feed(
     value, model = constraint.value(sums), constraint.multiplier
     if constraint.over != 'example':
         return value, True
-    counts = sums[1] != 0
     if model is None:
-        value = jnp.where(counts, value, 0)
+        counts = constraint.known(sums)
         if not constraint.rows:
             return value, counts
         none, rows = jnp.zeros_like(store), batch['row']
         return none.at[rows].set(value), none.astype(bool).at[rows].set(counts)
     _, pull = jax.vjp(lambda own: model.apply(own, batch), wire.per_worker(store, axis))
-    share = jnp.where(counts, value * sums[1], 0) * inverse(examples)
+    share = value * sums[1] * inverse(examples)
     return wire.total(pull(wire.per_worker(share, axis))[0], axis), True

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxdist.constraints.dual_ascent import Order
-from jaxdist.data import Digits, FashionMNIST, Table, Text
+from jaxdist.data import Census, Digits, FashionMNIST, Table, Text
 from jaxdist.models import ConvNet, Perceptron, Transformer
 from jaxdist.script import blame, load_script
 
@@ -60,7 +60,7 @@ class Experiment:
     update: str = 'mean() | adamw(learning_rate=1e-3)'
     """The update line: algorithms and optax transformations in the order in which they work."""
     model: Transformer | ConvNet | Perceptron = field(default_factory=Transformer)
-    data: Text | Digits | Table | FashionMNIST = field(default_factory=Text)
+    data: Text | Digits | Table | FashionMNIST | Census = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
     batch: int = 64
     """Examples a step, of all workers together."""

@@ -11,7 +11,9 @@ Params = Any
 Batch = dict[str, Any]
 """Arrays with a leading batch dim. Tokens: `tokens` [B, T+1]. Else `x` [B, ...] and `y` [B].
 
-`weight` [B] is there only where examples count unequally; without it every example counts as one.
+`weight` [B] is there only where examples count unequally; without it every example counts as one. Models look at these
+alone. For constraints there may be `group` [B], 0 or 1, by which a fair model is judged; and, in training where each
+worker draws from its own part of the examples, `row` [B], the number of the example within that part, from 0 on.
 """
 
 Loss = Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], jax.Array]]

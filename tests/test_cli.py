@@ -34,6 +34,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'laws': ['--workers', '--seed'],
         'algorithms': ['--workers', '--config'],
         'codecs': ['--workers', '--config'],
+        'constraints': [],
     }
     for option in options[command]:
         assert f' {option}' in out

@@ -190,6 +190,14 @@ def test_what_is_not_finite_only_after_the_parameters_moved_changes_no_multiplie
     assert (told['skipped'], bits(state.duals)) == (0, bits(made.init(jax.random.key(0)).duals))
 
 
+def test_a_row_that_has_no_multiplier_is_left_out_loudly() -> None:
+    """Of more examples than `rows`: nobody else's multiplier is taken in its place."""
+    few = inequality('few', lambda p, b: b['x'] @ p['w'], over='example', rows=2)
+    for rows, skipped in (([0, 1] * 4, 0), ([0, 1, 0, 2, 0, 1, 0, 1], 1)):
+        _, told = after(program(few, batch=(batch := {**BATCH, 'row': np.array(rows)})), 1, batch)
+        assert told['skipped'] == skipped
+
+
 def test_a_worker_without_anybody_of_a_group_matters_not() -> None:
     apart = {**BATCH, 'group': np.array([0, 0, 1, 1, 1, 1, 0, 0])}  # each of four workers has one group alone
     mixed = {name: array[[0, 2, 1, 3, 4, 6, 5, 7]] for name, array in apart.items()}

@@ -116,7 +116,7 @@ def test_weights_make_the_mean_over_workers_that_over_all_examples(sizes: list[i
     parts: Parts = tuple(np.split(np.arange(total), np.cumsum(sizes)[:-1]))
     values = np.random.default_rng(seed).normal(size=total)
     each = math.lcm(*sizes)  # whole epochs of every worker
-    rows, weight = sampler(lambda w: parts, in_epochs)(seed, 0, each * workers, workers)
+    rows, weight, _ = sampler(lambda w: parts, in_epochs)(seed, 0, each * workers, workers)
     assert (weight is None) == (len(set(sizes)) == 1)
     weight = np.ones(each * workers) if weight is None else weight
     by_worker = (weight * values[rows]).reshape(workers, each).mean(1)
@@ -167,7 +167,7 @@ def test_sizes_are_relative():
 
 
 def test_without_unequal_parts_there_is_no_weight():
-    assert set(Table(name='iris', division=Sizes((1, 1))).load().batch(0, 0, 4, 2)) == {'x', 'y'}
+    assert set(Table(name='iris', division=Sizes((1, 1))).load().batch(0, 0, 4, 2)) == {'x', 'y', 'row'}
     assert set(Table(name='iris').load().batch(0, 0, 6, 3)) == {'x', 'y'}
 
 

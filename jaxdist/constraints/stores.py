@@ -45,7 +45,8 @@ def read(constraint: Constraint, store: Any, batch: Batch) -> jax.Array:
     """
     if constraint.multiplier is not None:
         return constraint.multiplier.apply(store, batch)
-    return store[batch['row']] if constraint.rows else jnp.asarray(store)
+    # A row that the store has no place for would get another one's multiplier: NaN has the step left out instead.
+    return store.at[batch['row']].get(mode='fill', fill_value=jnp.nan) if constraint.rows else jnp.asarray(store)
 
 
 def feed(

@@ -1,16 +1,18 @@
 """Real data sets, and ways to divide them among workers."""
 
+from jaxdist.data.census import Census
 from jaxdist.data.dataset import Data, Draw
 from jaxdist.data.division import ByLabel, Dirichlet, Division, Even, Sizes
 from jaxdist.data.images import FashionMNIST
 from jaxdist.data.tables import Digits, Table
 from jaxdist.data.text import Text
 
-Dataset = Text | Digits | Table | FashionMNIST
+Dataset = Text | Digits | Table | FashionMNIST | Census
 """The settings of a data set; `.load()` reads it."""
 
 __all__ = [
     'ByLabel',
+    'Census',
     'Data',
     'Dataset',
     'Digits',

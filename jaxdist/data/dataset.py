@@ -9,6 +9,9 @@ import numpy as np
 from jaxdist.data.sampling import Rows
 from jaxdist.task import Batch, Task
 
+Facts = dict[str, str | int | float]
+"""What is to be known of a data set, by name."""
+
 Fetch = Callable[[np.ndarray], Batch]
 """Numbers of examples [B] to the batch that they make."""
 
@@ -26,7 +29,7 @@ class Data(NamedTuple):
     Attributes:
         task: what is to be predicted.
         batch: `(seed, step, size, workers) -> Batch`, a pure function: the same whatever the number of
-            processes and devices. `weight` [size] is there only if workers own unequal parts.
+            processes and devices. See `jaxdist.task.Batch` for what is in it.
         held_out: `size -> batches` over all held-out examples, in order. Each has `size` rows and a `weight`
             [size]; the last is filled up with rows of weight 0.
         facts: name, sizes, digest: what a reader needs to know that it is the same data.
@@ -37,24 +40,33 @@ class Data(NamedTuple):
     task: Task
     batch: Draw
     held_out: Callable[[int], Iterator[Batch]]
-    facts: dict[str, str | int | float]
+    facts: Facts
     baseline: float
     baseline_name: str
 
 
-def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch) -> Draw:
+def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch, numbered: bool = False) -> Draw:
     """The training batches: rows drawn, then fetched; with a weight if they count unequally.
 
+    Args:
+        draw: the rows of a step.
+        fetch: what is in them.
+        numbered: also tell the rows' numbers within the part that they are drawn from, as `row`.
+
     >>> from jaxdist.data.sampling import Rows
-    >>> draw = lambda seed, step, size, workers: Rows(np.arange(size) + step, None)
+    >>> draw = lambda seed, step, size, workers: Rows(np.arange(size) + step, None, np.arange(size))
     >>> batches(draw, lambda rows: {'x': rows})(seed=0, step=5, size=2, workers=1)
     {'x': array([5, 6])}
     """
 
     def batch(seed: int, step: int, size: int, workers: int) -> Batch:
-        rows, weight = draw(seed, step, size, workers)
-        fetched = fetch(rows)
-        return fetched if weight is None else {**fetched, 'weight': weight}
+        rows = draw(seed, step, size, workers)
+        fetched = dict(fetch(rows.numbers))
+        if numbered:
+            fetched['row'] = rows.own.astype(np.int32)
+        if rows.weight is not None:
+            fetched['weight'] = rows.weight
+        return fetched
 
     return batch
 

@@ -24,10 +24,12 @@ class Rows(NamedTuple):
     Attributes:
         numbers: [size], those of the examples, worker by worker.
         weight: [size], what each row counts, or None if all count one.
+        own: [size], the same rows numbered within the part that they are drawn from, from 0 on.
     """
 
     numbers: np.ndarray
     weight: np.ndarray | None
+    own: np.ndarray
 
 
 def sampler(parts: Callable[[int], Parts], choose: Choose, places: int = 1) -> Callable[[int, int, int, int], Rows]:
@@ -45,6 +47,8 @@ def sampler(parts: Callable[[int], Parts], choose: Choose, places: int = 1) -> C
     >>> draw = sampler(lambda workers: (np.array([0]), np.array([1, 2, 3])), in_epochs)
     >>> draw(0, 0, 4, 2).weight.tolist()
     [0.5, 0.5, 1.5, 1.5]
+    >>> draw(0, 0, 6, 2).own.tolist()  # example 0 again and again, and the three others
+    [0, 0, 0, 2, 1, 0]
     """
     divided = lru_cache(parts)
 
@@ -52,14 +56,12 @@ def sampler(parts: Callable[[int], Parts], choose: Choose, places: int = 1) -> C
         check_batch(seed, step, size, workers)
         owned = divided(workers)
         each = size // len(owned)
-        chosen = [
-            _rows(part, choose(len(part) * places, seed, stream, step, each), places)
-            for stream, part in enumerate(owned)
-        ]
+        own = [choose(len(part) * places, seed, stream, step, each) for stream, part in enumerate(owned)]
+        numbers = [_rows(part, chosen, places) for part, chosen in zip(owned, own, strict=True)]
         sizes = np.array([len(p) for p in owned])
         equal = (sizes == sizes[0]).all()
         weight = None if equal else np.repeat(sizes / sizes.mean(), each).astype(np.float32)
-        return Rows(np.concatenate(chosen), weight)
+        return Rows(np.concatenate(numbers), weight, np.concatenate(own))
 
     return draw
 

@@ -4,16 +4,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
-import numpy as np
-
-from jaxdist.data.dataset import Data, held_out_count
+from jaxdist.data.dataset import Data, Facts
 from jaxdist.data.division import Division, Even
-from jaxdist.data.examples import Examples, divided, standardiser
-from jaxdist.data.sampling import permutation
-
-HELD_OUT = 0.2
-SPLIT_SEED = 0
-"""The split into training and held-out rows is the same for every run."""
+from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Digits:
         Task(kind='classes', shape=(8, 8, 1), classes=10)
         """
         raw = _sklearn().load_digits()
-        train, held = _split(raw.images[..., None], raw.target, self.held_out)
+        train, held = split(raw.images[..., None], raw.target, self.held_out)
         facts = _facts('digits', self.held_out)
         scale = standardiser(train.x)
         return divided(train, held, kind='classes', classes=10, scale=scale, division=self.division, facts=facts)
@@ -51,24 +44,34 @@ class Table:
     """Fraction of the rows that is kept from training."""
     division: Division = field(default_factory=Even)
     """How the rows are divided among workers."""
+    group: str = ''
+    """Feature by which examples are in group 0 or 1, for fairness; 'sex' of diabetes. Above the midpoint of its two
+    values is 1, or of more than two above the median."""
 
     def load(self) -> Data:
         """Rows [features], each feature (and a real number to predict) of mean 0 and deviation 1 over the
         training rows.
 
+        With a `group`, batches have `group` [B], 0 or 1: is the feature above a line or not? The line is the midpoint
+        of its smallest and largest value for a feature of exactly two values, else its median, both over the training
+        rows. The feature stays among the inputs.
+
         Raises:
             ImportError: scikit-learn is missing.
+            ValueError: the table has no such feature for `group`, or one of the two groups is empty.
 
         >>> Table(name='iris').load().task
         Task(kind='classes', shape=(4,), classes=3)
+        >>> Table(name='diabetes', group='sex').load().batch(seed=0, step=0, size=4, workers=1)['group']
+        array([0, 1, 0, 0], dtype=int32)
         """
         raw = getattr(_sklearn(), f'load_{self.name}')()
-        train, held = _split(raw.data, raw.target, self.held_out)
-        facts = _facts(self.name, self.held_out)
+        train, held, groups = grouped(*split(raw.data, raw.target, self.held_out), self.group, list(raw.feature_names))
+        facts = _facts(self.name, self.held_out) | groups
         if self.name == 'diabetes':
             facts |= {'target_mean': float(train.y.mean()), 'target_deviation': float(train.y.std())}
             scale_y = standardiser(train.y)
-            train, held = (Examples(part.x, scale_y(part.y)) for part in (train, held))
+            train, held = (part._replace(y=scale_y(part.y)) for part in (train, held))
         scale = standardiser(train.x, dims=(0,))
         kind: Literal['classes', 'values'] = 'values' if self.name == 'diabetes' else 'classes'
         classes = 1 if kind == 'values' else int(raw.target.max()) + 1
@@ -86,14 +89,7 @@ def _sklearn() -> ModuleType:
     return datasets
 
 
-def _split(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[Examples, Examples]:
-    """Training and held-out rows, in one fixed random order."""
-    order = permutation(len(y), SPLIT_SEED)
-    held = held_out_count(len(y), fraction, 'rows')
-    return Examples(x[order[held:]], y[order[held:]]), Examples(x[order[:held]], y[order[:held]])
-
-
-def _facts(name: str, fraction: float) -> dict[str, str | int | float]:
+def _facts(name: str, fraction: float) -> Facts:
     return {
         'name': name,
         'source': f'scikit-learn, load_{name}',

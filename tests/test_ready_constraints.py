@@ -9,6 +9,7 @@ import pytest
 
 from jaxdist import registry
 from jaxdist.constraints import (
+    Constraint,
     DualAscent,
     Term,
     augmented_lagrangian,
@@ -25,6 +26,7 @@ from jaxdist.constraints import (
 )
 from jaxdist.constraints import better as keep
 from jaxdist.constraints.judging import judge, measuring
+from jaxdist.constraints.shown import shown
 from jaxdist.line import build_constraint, build_dual, build_value
 from jaxdist.models import Perceptron
 from jaxdist.task import Model, Task
@@ -163,6 +165,13 @@ def test_judged_over_batches_as_over_all_at_once() -> None:
     assert found.loss == pytest.approx(2.0)
     assert not found.holds(1.0)
     assert found.holds(1e3)
+
+
+def test_of_several_values_the_worst_is_shown() -> None:
+    for kind, expected in (('inequality', (1.0, 1.0, 5.0)), ('equality', (-2.0, 2.0, 4.0))):
+        two = Constraint('two', kind, lambda p: p)
+        found = shown(two, jnp.array([4.0, 5.0]), *[(jnp.array([-2.0, 1.0]),)] * 2)
+        assert (found['value'], found['violation'], found['multiplier']) == expected
 
 
 def test_what_no_example_tells_does_not_hold() -> None:

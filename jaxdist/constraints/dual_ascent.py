@@ -108,13 +108,13 @@ class DualAscent:
         """The constraints' names, in order."""
         return tuple(constraint.name for constraint in self.constraints)
 
-    def begin(self, params: Params, batch: Batch, axis: str) -> Duals:
+    def begin(self, params: Params, batch: Batch) -> Duals:
         """Multipliers of 0, for a worker's part of the batch; of both shapes will do.
 
         Raises:
             ValueError: a measure gives another shape than its constraint says.
         """
-        multipliers = {c.name: stores.start(c, params, batch, axis) for c in self.constraints}
+        multipliers = {c.name: stores.start(c, params, batch) for c in self.constraints}
         state = self.dual.init(multipliers)
         return Duals(multipliers, state, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
 
@@ -134,7 +134,7 @@ class DualAscent:
         for c in self.constraints:
             check_examples(c, batch, accumulate)
         part = lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype)  # noqa: E731
-        duals = jax.eval_shape(lambda: self.begin(params, jax.tree.map(part, batch), where.axis))
+        duals = jax.eval_shape(lambda: self.begin(params, jax.tree.map(part, batch)))
         now = penalties.current(self.penalty, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
         check_ascends(self.dual, duals.multipliers, now)
 

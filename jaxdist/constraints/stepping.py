@@ -88,7 +88,7 @@ class Constrained(NamedTuple):
 
     def begin(self, params: Params, batch: Batch) -> Duals:
         """The dual side before the first step; the batch is this worker's part, or its shapes."""
-        return self.ascent.begin(params, batch, self.axis)
+        return self.ascent.begin(params, batch)
 
     def gradient(self, state: Any, batch: Batch, key: jax.Array, ahead: Ahead) -> Found:
         """The gradient at parameters that all workers share, and the dual side after the step.

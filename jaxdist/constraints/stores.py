@@ -15,24 +15,22 @@ from jaxdist.gradient import inverse
 from jaxdist.task import Batch, Params
 
 
-def start(constraint: Constraint, params: Params, batch: Batch, axis: str) -> Any:
+def start(constraint: Constraint, params: Params, batch: Batch) -> Any:
     """The multipliers before the first step: 0, or what a function of features starts from.
 
     Args:
         constraint: whose.
         params: the parameters, or shapes.
         batch: this worker's part, or shapes.
-        axis: the worker axis.
 
     >>> from jaxdist.constraints.constraint import inequality
-    >>> start(inequality('each', lambda p, b: b['x'], over='example', rows=3), {}, {'x': jnp.ones(2)}, 'workers')
+    >>> start(inequality('each', lambda p, b: b['x'], over='example', rows=3), {}, {'x': jnp.ones(2)})
     Array([0., 0., 0.], dtype=float32)
     """
     if constraint.multiplier is not None:
         return constraint.multiplier.start()
     value = jax.eval_shape(lambda p, b: constraint.value(constraint.sums(p, b)), params, batch)
-    zeros = jnp.zeros((constraint.rows,) if constraint.rows else value.shape, value.dtype)
-    return zeros if constraint.shares else wire.per_worker(zeros, axis)
+    return jnp.zeros((constraint.rows,) if constraint.rows else value.shape, value.dtype)
 
 
 def read(constraint: Constraint, store: Any, batch: Batch) -> jax.Array:

@@ -34,7 +34,7 @@ class KKT(NamedTuple):
 def kkt(
     objective: Objective, constraints: Sequence[Constraint], params: Params, multipliers: dict[str, Any], batch: Batch
 ) -> KKT:
-    """The residuals at parameters and multipliers, with all examples in one batch.
+    """The residuals at parameters and multipliers, with all examples in one batch; under `jax.jit` it is quick.
 
     >>> from jaxdist.constraints.constraint import equality
     >>> line = equality('line', lambda x: x.sum(), bound=1.0)

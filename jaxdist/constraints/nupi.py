@@ -26,8 +26,8 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
 
     So nu = 0 and kd = 0 is a PI controller, and takes parameters where the augmented Lagrangian of penalty kp takes
     them beside plain ascent of rate ki; kp = kd = 0 is plain ascent. Momentum, `sgd(a, momentum=b)`, is a negative
-    gain: ki = a / (1 - b), kp = -a b / (1 - b)^2, nu = b. The paper starts from xi_0 = e_0 or from a given xi_{-1}; here
-    xi_{-1} = 0, so that the first step has kp (1 - nu) e_0 in it, which optax's `scale_by_optimistic_gradient` has not.
+    gain: ki = a / (1 - b), kp = -a b / (1 - b)^2, nu = b. The paper starts from xi_0 = e_0 or from a given xi_{-1};
+    here xi_{-1} = 0, so that the first step has kp (1 - nu) e_0 in it; optax's `scale_by_optimistic_gradient` has not.
 
     Args:
         ki: the integral gain, which is the rate of plain ascent.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import linear_model
 
 from jaxdist import line, registry
 from jaxdist.data import Digits
@@ -95,4 +96,14 @@ def test_every_link_of_the_tables_of_dual_lines_can_be_built() -> None:
     texts = [text for text in in_first_column('constraints.md') if '(' in text]
     assert 'scale_by_penalty() | sgd(1.0)' in texts
     for text in texts:
-        line.build_dual(text)
+        (line.build if text.startswith('fed_admm') else line.build_dual)(text)
+
+
+def test_the_lines_on_consensus_reach_the_lasso_of_all_rows() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('constraints.md')[2], space)
+    data = space['data']
+    x, y = (data[name].astype(float) for name in 'xy')
+    expected = linear_model.Lasso(alpha=0.1, fit_intercept=False, tol=1e-12).fit(x, y).coef_
+    assert space['found'].converged
+    np.testing.assert_allclose(space['found'].state.z, expected, atol=2e-3)

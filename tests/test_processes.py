@@ -44,7 +44,8 @@ def alone(folder: Path) -> Experiment:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    first, second = outputs(start_two(tmp_path))
+    held = 'small: squared_norm(bound=1.0)', 'easy: squared_norm(bound=1e4)'
+    first, second = outputs(start_two(tmp_path, '--constraints.hold', *held))
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert first[1][0] == 'runs/small-1: mean() | sgd(0.1)'
     assert second[1] == []
@@ -56,6 +57,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     experiment = alone(tmp_path)
     assert list(losses(folder)) == [2, 4]
     assert losses(folder) == pytest.approx(losses(tmp_path / 'alone'), rel=1e-6)
+    ours, theirs = (json.loads((where / 'verdict.json').read_text()) for where in (folder, tmp_path / 'alone'))
+    for name, verdict in theirs.items():
+        assert ours[name]['words'] == verdict['words']
+        assert ours[name]['value'] == pytest.approx(verdict['value'], rel=1e-6)
     onward = dataclasses.replace(experiment, steps=6)
     assert finish(onward, folder)[0].value.step == 4
     finish(onward, tmp_path / 'alone')

@@ -15,6 +15,7 @@ from run_toys import CONFIG, SMALL, Jaxdist, finish, losses, saved, train_until
 from jaxdist import registry
 from jaxdist.checkpoint import Checkpoints
 from jaxdist.constraints import Constraint, inequality
+from jaxdist.constraints.penalties import current
 from jaxdist.experiment import Constraints, Experiment, ExperimentError, Mesh, from_json, to_json
 from jaxdist.folder import read_records
 from jaxdist.line import LineError
@@ -171,6 +172,13 @@ def test_bad_constraints_are_answered(hold: Any, how: Any, error: type[Exception
 def test_links_of_multipliers_are_refused_among_updates() -> None:
     with pytest.raises(LineError, match='nupi moves multipliers: it belongs into the dual line of constraints'):
         prepare(dataclasses.replace(SMALL, update='mean() | nupi(ki=0.1, kp=0.1) | sgd(0.1)'))
+
+
+def test_a_penalty_is_a_number_or_the_text_of_a_schedule() -> None:
+    for penalty, at_5 in ((2.0, 2.0), ('3.0', 3.0), ('linear_schedule(0.0, 1.0, 10)', 0.5)):
+        ascent = prepare(held(NORM, penalty=penalty, dual='MultiSteps(sgd(0.1), 4)')).ascent
+        assert ascent is not None
+        assert float(current(ascent.penalty, (), jnp.int32(5))) == at_5
 
 
 def test_constraints_come_back_from_json() -> None:

@@ -11,6 +11,7 @@ from jaxdist.algorithms.des_loc import des_loc as des_loc
 from jaxdist.algorithms.diloco import diloco as diloco
 from jaxdist.algorithms.eager_diloco import eager_diloco as eager_diloco
 from jaxdist.algorithms.easgd import easgd as easgd
+from jaxdist.algorithms.fed_admm import fed_admm as fed_admm
 from jaxdist.algorithms.mean import mean as mean
 from jaxdist.algorithms.parameter_server import parameter_server as parameter_server
 from jaxdist.algorithms.slowmo import slowmo as slowmo

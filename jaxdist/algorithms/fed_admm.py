@@ -1,0 +1,171 @@
+"""FedADMM: workers train alone on augmented Lagrangians, each with a multiplier of its own (Gong, Li and Freris 2022,
+arXiv 2204.03529).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxdist import laws, meetings, wire
+from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs.int8 import int8
+from jaxdist.registry import algorithm
+
+
+class FedAdmmState(NamedTuple):
+    """Where the workers last met, and what pulls them apart.
+
+    Attributes:
+        clock: steps taken, and those since the last meeting.
+        anchor: z, where all last met, which all share (the paper's theta).
+        dual: each worker's own multiplier of x = z, divided by rho (the paper's y / rho).
+        known: with a codec, each worker's x + dual of the last meeting, by which the others know it; else ().
+        inner: the optimiser's state, each worker's own.
+        memory: what the codec remembers.
+    """
+
+    clock: meetings.Clock
+    anchor: optax.Params
+    dual: optax.Params
+    known: Any
+    inner: optax.OptState
+    memory: Memory
+
+    @property
+    def works_locally(self) -> bool:
+        """Workers differ on purpose between meetings."""
+        return True
+
+
+def _rounds(puts: np.ndarray, start: np.ndarray, every: int, rho: float, rate: float) -> np.ndarray:
+    """The same with plain descent in a plain loop, for a law: from [T, W, ...], what each worker moves by."""
+    x, z, moves = np.repeat(start[None], puts.shape[1], 0), start, []
+    y = np.zeros_like(x)
+    for t, gradient in enumerate(puts, 1):
+        there = x - rate * (gradient + y + rho * (x - z))
+        if t % every == 0:
+            y = y + rho * (there - z)
+            z = (there + y / rho).mean(0)
+            there = np.repeat(z[None], len(x), 0)
+        moves.append(there - x)
+        x = there
+    return np.stack(moves)
+
+
+@algorithm(
+    paper='Gong, Li and Freris 2022, FedADMM, arXiv 2204.03529',
+    examples={
+        'fed_admm(every=4, optimizer=sgd(0.1), rho=0.5)': (
+            laws.walks(lambda puts, start: _rounds(puts, start, every=4, rho=0.5, rate=0.1)),
+            laws.one_when_alike(),
+            laws.sends(bytes_sent(), every=4),
+        ),
+        'fed_admm(every=1, optimizer=sgd(0.2), rho=0.1)': (
+            laws.walks(lambda puts, start: _rounds(puts, start, every=1, rho=0.1, rate=0.2)),
+            laws.meets(1),
+            laws.sends(bytes_sent()),
+        ),
+        'fed_admm(every=2, optimizer=sgd(0.1, momentum=0.9), codec=int8(), feedback=True)': (
+            laws.sends(bytes_sent(int8()), every=2),
+        ),
+    },
+    meets='parameters',
+)
+def fed_admm(
+    every: meetings.Every,
+    optimizer: optax.GradientTransformation,
+    rho: float = 0.01,
+    codec: AnyCodec | None = None,
+    feedback: Feedback = False,
+    exchange: ExchangeName | None = None,
+    seed: int = 0,
+    axis: str = wire.AXIS,
+) -> optax.GradientTransformationExtraArgs:
+    """Takes gradients, and adds to each worker's what its own multiplier y_i says before an optimiser steps with it.
+
+    What goes in are gradients: the optimiser is inside, and is given gradient + y_i + rho (x_i - z), that of worker i's
+    augmented Lagrangian. Every `every` steps y_i <- y_i + rho (x_i - z), then z <- mean of x_i + y_i / rho, and all go
+    on from z. As the multipliers come to stand for how the workers' gradients differ, workers with unlike data agree on
+    the minimum of all, where `average` stops beside it. Between two meetings nothing crosses the worker axis; at a
+    meeting, one model does. A worker that the step's guard has made `idle` does not move by itself.
+
+    Three papers have the name. This is Gong, Li and Freris's with everybody taking part in every round: their server's
+    step is 1 then, and what a worker sends, the change of x_i + y_i / rho, adds up to the mean of these. Local training
+    starts from z, as in their code. That takes z for the old x_i in the message too; here it is x_i, since else the
+    multipliers do not cancel at rest. The optimiser's state goes on from round to round, where theirs starts afresh; of
+    plain descent that is the same. Zhou and Li (2022, arXiv 2204.10607) have the same round with a local
+    solver that stops by a tolerance of its own, and a rho for each worker; Wang, Marella and Anderson (2022, arXiv
+    2203.15104) with a regulariser, whose proximal operator makes z of the mean. All move y before z, where consensus
+    ADMM moves z before y (`jaxdist.constraints.consensus_admm`): the multipliers sum to 0 at rest, not on the way.
+
+    On another number of workers a run goes on from the anchor as it is, with all workers at the mean of where they
+    were, and all multipliers at their mean, to be found anew.
+
+    Args:
+        every: steps from one meeting to the next, or a schedule of them.
+        optimizer: any optax optimiser; the papers' is `sgd`.
+        rho: how strongly workers are pulled to z, above 0; 0.01 in their code.
+        codec: how the change of x_i + y_i / rho is sent, or None for float32 as it is.
+        feedback: whether, or what part of, what a message leaves out is added to the next one.
+        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
+        seed: of the codec's random rounding.
+        axis: the worker axis.
+
+    Raises:
+        ValueError: `every` below 1, `optimizer` is none, rho that is not above 0, feedback or an exchange without a
+            codec, or no parameters given to `update`.
+
+    >>> update = fed_admm(every=1, optimizer=optax.sgd(1.0), rho=0.5)
+    >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
+    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
+    Array([-6., -6., -6.], dtype=float32)
+    """
+    meetings.check_every('fed_admm', every)
+    optimizer = meetings.check_optimizer('fed_admm', optimizer, 'optimizer')
+    if not 0 < rho < float('inf'):
+        raise ValueError(f'fed_admm: rho={rho} must be more than 0, and finite')
+    channel = Channel(axis, codec, feedback, exchange, seed)
+
+    def init(params: optax.Params) -> FedAdmmState:
+        dual = wire.per_worker(jax.tree.map(jnp.zeros_like, params), axis)
+        known = wire.per_worker(params, axis) if codec is not None else ()
+        memory = remember(params, channel)
+        return FedAdmmState(meetings.start(), params, dual, known, optimizer.init(params), memory)
+
+    def update(
+        updates: optax.Updates, state: FedAdmmState, params: Any = None, *, idle: Any = False, **extra: Any
+    ) -> tuple[optax.Updates, FedAdmmState]:
+        meetings.check_given('fed_admm', params)
+        pull = jax.tree.map(lambda x, z, u: x - z + u, params, state.anchor, state.dual)
+        gradient = jax.tree.map(lambda g, d: (g + rho * d).astype(g.dtype), updates, pull)
+        moves, inner = optimizer.update(gradient, state.inner, params, **extra)
+        moves = meetings.still(moves, idle)
+        # The guard leaves the state of what works locally to it: a step that is not taken must not count.
+        inner = jax.tree.map(lambda new, old: jnp.where(idle, old, new), inner, state.inner)
+
+        def meet() -> tuple[Any, ...]:
+            x = optax.apply_updates(params, moves)
+            dual = jax.tree.map(lambda u, x, z: u + x - z, state.dual, x, state.anchor)
+            here = optax.tree.add(x, dual)
+            # The mean of what is known of all is z.
+            mean, memory = average(
+                meetings.way(here, state.anchor if codec is None else state.known, axis), state.memory, channel
+            )
+            anchor = optax.apply_updates(state.anchor, mean)
+            known = () if codec is None else here
+            return meetings.way(anchor, params, axis), anchor, *wire.per_worker((dual, known), axis), memory
+
+        def stay() -> tuple[Any, ...]:
+            return wire.per_worker(moves, axis), state.anchor, state.dual, state.known, state.memory
+
+        due, clock = meetings.tick(state.clock, every)
+        moves, anchor, dual, known, memory = lax.cond(due, meet, stay)
+        return moves, FedAdmmState(clock, anchor, dual, known, inner, memory)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,9 +1,11 @@
 """Constraints, held by multipliers that all workers agree on. The signs are stated in `lagrangian.py`."""
 
+from jaxdist.constraints.consensus_admm import Balance, by_steps, consensus_admm, least_squares
 from jaxdist.constraints.constraint import Constraint, equality, inequality
 from jaxdist.constraints.density import density
 from jaxdist.constraints.diagnostics import KKT, Best, better, duality_gap, first_best, kkt
 from jaxdist.constraints.dual_ascent import DualAscent, Duals
+from jaxdist.constraints.dual_decomposition import dual_decomposition
 from jaxdist.constraints.fairness import demographic_parity, equal_opportunity
 from jaxdist.constraints.lagrangian import (
     Term,
@@ -13,9 +15,11 @@ from jaxdist.constraints.lagrangian import (
     quadratic_penalty,
     violation,
 )
+from jaxdist.constraints.linearized_admm import linearized_admm
 from jaxdist.constraints.nupi import nupi
 from jaxdist.constraints.of_features import linear
 from jaxdist.constraints.penalties import growing
+from jaxdist.constraints.primal_dual import primal_dual
 from jaxdist.constraints.restart import restart
 from jaxdist.constraints.scale_by_penalty import scale_by_penalty
 from jaxdist.constraints.squared_norm import squared_norm
@@ -23,6 +27,7 @@ from jaxdist.constraints.within import within
 
 __all__ = [
     'KKT',
+    'Balance',
     'Best',
     'Constraint',
     'DualAscent',
@@ -30,8 +35,11 @@ __all__ = [
     'Term',
     'augmented_lagrangian',
     'better',
+    'by_steps',
+    'consensus_admm',
     'demographic_parity',
     'density',
+    'dual_decomposition',
     'duality_gap',
     'effective_multiplier',
     'equal_opportunity',
@@ -41,8 +49,11 @@ __all__ = [
     'inequality',
     'kkt',
     'lagrangian',
+    'least_squares',
     'linear',
+    'linearized_admm',
     'nupi',
+    'primal_dual',
     'quadratic_penalty',
     'restart',
     'scale_by_penalty',

@@ -52,8 +52,8 @@ class Held:
 
     def look(self, step: int, state: State) -> dict[str, Any]:
         """Judges the state after so many steps, and keeps it if it is the best; returns what a record has of it."""
-        self.last = judged(self.training, state, training_batches(self.training))
-        away = judged(self.training, state, self.training.data.held_out(self.training.experiment.batch))
+        self.last = _judged(self.training, state, _training_batches(self.training))
+        away = _judged(self.training, state, self.training.data.held_out(self.training.experiment.batch))
         holds = self.last.holds(self.tolerance)
         if holds and self.last.loss < self.loss:
             self.best, self.loss = step, self.last.loss
@@ -73,37 +73,16 @@ class Held:
         return verdicts(self.last.values, self.last.violations, told, self.tolerance)
 
 
-def judged(training: Training, state: State, batches: Iterable[Batch]) -> Judgement:
-    """The experiment's constraints over batches of NumPy arrays, by their true measures.
-
-    >>> from jaxdist.experiment import Constraints, Digits, Experiment, Mesh, Perceptron
-    >>> from jaxdist.train import first_batch, first_state, prepare
-    >>> small = Experiment(
-    ...     model=Perceptron(hidden=(4,)),
-    ...     data=Digits(),
-    ...     mesh=Mesh(workers=2, simulate=True),
-    ...     batch=8,
-    ...     constraints=Constraints(hold=('squared_norm(bound=1e4)',)),
-    ... )
-    >>> training = prepare(small)
-    >>> judged(training, first_state(training), [first_batch(training)]).violations
-    {'squared_norm': 0.0}
-    """
+def _judged(training: Training, state: State, batches: Iterable[Batch]) -> Judgement:
+    """The experiment's constraints over batches of NumPy arrays, by their true measures."""
     assert training.ascent is not None
     assert training.measure is not None
     params = jax.block_until_ready(training.params(state))
     return judge(training.ascent, [jax.device_get(training.measure(params, training.put(b))) for b in batches])
 
 
-def training_batches(training: Training) -> Iterator[Batch]:
-    """The batches in which every training example is once, or `JUDGED` of them if that would take more.
-
-    >>> from jaxdist.experiment import Digits, Experiment, Mesh, Perceptron
-    >>> from jaxdist.train import prepare
-    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=512)
-    >>> len(list(training_batches(prepare(small))))  # of 1438 examples
-    3
-    """
+def _training_batches(training: Training) -> Iterator[Batch]:
+    """The batches in which every training example is once, or `JUDGED` of them if that would take more."""
     experiment = training.experiment
     all_of_them = -(-int(training.data.facts.get('examples', JUDGED * experiment.batch)) // experiment.batch)
     for step in range(min(all_of_them, JUDGED)):

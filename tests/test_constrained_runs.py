@@ -18,9 +18,10 @@ from jaxdist.constraints import Constraint, inequality
 from jaxdist.constraints.penalties import current
 from jaxdist.experiment import Constraints, Experiment, ExperimentError, Mesh, from_json, to_json
 from jaxdist.folder import read_records
+from jaxdist.held import Held
 from jaxdist.line import LineError
 from jaxdist.run import Diverged
-from jaxdist.train import prepare
+from jaxdist.train import first_state, prepare
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 NORM = "squared_norm(bound=2.0, path='.*kernel')"
@@ -84,6 +85,16 @@ def test_the_best_state_that_held_is_kept(tmp_path: Path) -> None:
     found = Checkpoints(tmp_path / 'best', 1).restore(prepare(experiment).program.state)
     assert found is not None
     assert (found.step, found.meta['loss']) == (done.best, judged[done.best]['loss'])
+
+
+@pytest.mark.parametrize('size, batches', [(512, 3), (16, 64)])
+def test_all_training_examples_are_judged_or_those_of_64_batches(tmp_path: Path, size: int, batches: int) -> None:
+    training = prepare(held('squared_norm(bound=1e4)', changes={'batch': size}))
+    state = first_state(training)
+    told = Held(training, tmp_path).look(1, state)
+    drawn = (training.put(training.data.batch(0, step, size, 4)) for step in range(batches))
+    sums, counts = zip(*(training.score(state.params, batch) for batch in drawn), strict=True)
+    assert told['loss'] == pytest.approx(float(sum(one['loss'] for one in sums) / sum(counts)), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,23 +1,49 @@
-"""A network whose norm is bounded by a multiplier, on a small table: training under a constraint.
+"""A network whose tensors have bounded norms, and few examples to learn from: training under a constraint.
 
 jaxdist train configs/norm.py
+jaxdist compare configs/norm.py --seeds 3        (the sweep below)
 """
 
-from jaxdist.data import Table
+import dataclasses
+from collections.abc import Iterator
+
+from jaxdist.data import Digits
 from jaxdist.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
+
+ALL = 'all: squared_norm({})'
+EACH = 'squared_norm({}, each=True)'
+DUAL = 'nupi(ki=2e-4, kp=1e-3)'
+FREE = ALL.format(1000)
+"""A bound that binds nothing, and has the norm measured."""
 
 
 def experiment() -> Experiment:
     return Experiment(
-        update='mean() | sgd(0.5)',
-        model=Perceptron(hidden=()),
-        data=Table('breast_cancer'),
+        update='mean() | sgd(0.2)',
+        model=Perceptron(hidden=(64,)),
+        data=Digits(held_out=0.9),
         mesh=Mesh(workers=4, simulate=True),
-        batch=456,
-        steps=400,
-        constraints=Constraints(hold=("squared_norm(bound=1.0, path='.*kernel')",), dual='nupi(ki=0.02, kp=0.1)'),
-        log_every=40,
+        batch=180,  # all of the training images, so that nothing is random but the initial weights
+        steps=800,
+        constraints=Constraints(hold=(EACH.format(20),), dual=DUAL),
+        log_every=20,
         evaluate_every=200,
-        save_every=200,
+        save_every=800,
     )
+
+
+def sweep() -> Iterator[Experiment]:
+    """No bound; bounds on the norm of all parameters, or of each tensor; weight decay that comes to the same norms."""
+    for hold in (
+        (FREE,),
+        *((ALL.format(bound),) for bound in (80, 40, 20)),
+        *((FREE, EACH.format(bound)) for bound in (40, 20, 10)),
+    ):
+        yield dataclasses.replace(experiment(), constraints=Constraints(hold, DUAL))
+    for decay in (0.0025, 0.01, 0.058):
+        yield dataclasses.replace(
+            experiment(),
+            update=f'mean() | add_decayed_weights({decay}) | sgd(0.2)',
+            constraints=Constraints((FREE,), DUAL),
+        )

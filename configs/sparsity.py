@@ -1,0 +1,36 @@
+"""A network of which at most a part of the weights may be larger than nothing: sparsity as a constraint, on digits.
+
+jaxdist train configs/sparsity.py
+jaxdist compare configs/sparsity.py --seeds 3        (the sweep below)
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from jaxdist.data import Digits
+from jaxdist.experiment import Constraints, Experiment, Mesh
+from jaxdist.models import Perceptron
+
+BOUNDS = (0.5, 0.2, 0.1)
+DUAL = 'sgd(0.02)'
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        update='mean() | adam(3e-3)',
+        model=Perceptron(hidden=(64,)),
+        data=Digits(),
+        mesh=Mesh(workers=4, simulate=True),
+        batch=256,
+        steps=1000,
+        constraints=Constraints(('density(bound=0.2)',), DUAL),
+        log_every=10,
+        evaluate_every=200,
+        save_every=1000,
+    )
+
+
+def sweep() -> Iterator[Experiment]:
+    """No bound (all but a thousandth may be large), then three."""
+    for bound in (0.999, *BOUNDS):
+        yield dataclasses.replace(experiment(), constraints=Constraints((f'density(bound={bound})',), DUAL))

@@ -40,6 +40,9 @@ Penalty = float | Callable[[jax.Array], Any] | Growing
 def growing(start: float, factor: float = 2.0, shrink: float = 0.9, most: float = 1e4) -> Growing:
     """A penalty that grows when a dual step finds violations that have not shrunk enough since the one before.
 
+    Descent of a fixed rate is not stable under any penalty: choose `most` by the rate, or take many primal steps to a
+    dual step, so that violations have had the time to shrink.
+
     Args:
         start: the first penalty, above 0.
         factor: what it is multiplied with, above 1.

@@ -1,5 +1,6 @@
 """The constraints that can be named, and how they are judged, against plain NumPy."""
 
+import re
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jaxdist.constraints import (
 from jaxdist.constraints import better as keep
 from jaxdist.constraints.judging import judge, measuring
 from jaxdist.constraints.shown import shown
+from jaxdist.constraints.verdict import Told, verdicts
 from jaxdist.line import build_constraint, build_dual, build_value
 from jaxdist.models import Perceptron
 from jaxdist.task import Model, Task
@@ -168,10 +170,37 @@ def test_judged_over_batches_as_over_all_at_once() -> None:
 
 
 def test_of_several_values_the_worst_is_shown() -> None:
-    for kind, expected in (('inequality', (1.0, 1.0, 5.0)), ('equality', (-2.0, 2.0, 4.0))):
+    for kind, expected in (('inequality', (1.0, 1.0, -5.0)), ('equality', (-2.0, 2.0, -5.0))):
         two = Constraint('two', kind, lambda p: p)
-        found = shown(two, jnp.array([4.0, 5.0]), *[(jnp.array([-2.0, 1.0]),)] * 2)
+        found = shown(two, jnp.array([4.0, -5.0]), *[(jnp.array([-2.0, 1.0]),)] * 2)
         assert (found['value'], found['violation'], found['multiplier']) == expected
+
+
+@pytest.mark.parametrize(
+    'value, told, expected',
+    [
+        (-3.0, [Told(0.0, 0.0)], 'it holds, with 3 to spare; it costs nothing'),
+        (0.005, [Told(0.1, 2.0)], 'it holds; a bound looser by 1 would lower the loss at the rate of 2'),
+        (-3.0, [Told(0.0, 2.0)], 'it holds, with 3 to spare; its multiplier, 2, has not settled yet, and is no price'),
+        (float('nan'), [Told(None, 0.0)], 'it is unknown: no example tells it'),
+        (0.5, [Told(0.5, 0.1)], 'it does not hold: 0.5 too much .* Too little was recorded to say why'),
+        (
+            0.5,
+            [Told(0.5, t) for t in range(10)],
+            'grew from 4 halfway to 9, and the violation did not shrink .*infeasible',
+        ),
+        (0.5, [Told(5 - 0.5 * t, t) for t in range(10)], r'the violation still shrinks \(3.25, then 0.75\): train on'),
+        (
+            0.5,
+            [Told(t % 2, 3.0) for t in range(10)],
+            r'is 3, and the violation swings \(0.5, then 0.5\): a smaller dual',
+        ),
+    ],
+)
+def test_a_verdict_says_what_became_of_a_constraint(value: float, told: list[Told], expected: str) -> None:
+    found = verdicts({'it': value}, {'it': max(value, 0.0)}, {'it': told}, 0.01)['it']
+    assert re.search(expected, found.words), found.words
+    assert found.holds == found.words.startswith('it holds')
 
 
 def test_what_no_example_tells_does_not_hold() -> None:

@@ -23,7 +23,8 @@ def measured(run: Run) -> dict[str, float]:
     for where in ('training', 'held_out'):
         found |= {f'{name}, {where}': last['judged'][where][name] + bounds(run)[name] for name in GAPS}
     for name in GAPS:
-        found[f'multiplier of {name}'] = float(np.mean(run.shown(name, 'multiplier')[-10:]))
+        # Shown is that of the worse side, which by chance of a batch may be the idle one: not the mean, nor the last.
+        found[f'multiplier of {name}'] = float(np.median(run.shown(name, 'multiplier')[-10:]))
     return found
 
 

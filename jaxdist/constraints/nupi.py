@@ -29,6 +29,9 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
     gain: ki = a / (1 - b), kp = -a b / (1 - b)^2, nu = b. The paper starts from xi_0 = e_0 or from a given xi_{-1};
     here xi_{-1} = 0, so that the first step has kp (1 - nu) e_0 in it; optax's `scale_by_optimistic_gradient` has not.
 
+    Of a noisy inequality that is idle, kp keeps a small multiplier above 0: it follows every rise of the value, and
+    the projection cuts off the falls.
+
     Args:
         ki: the integral gain, which is the rate of plain ascent.
         kp: the proportional gain: it damps oscillations, and too much of it makes others. Both gains are as in the

@@ -12,9 +12,10 @@ from jaxdist.constraints.lagrangian import Term, violation
 def shown(constraint: Constraint, multipliers: Any, sums: Sums, judged: Sums) -> dict[str, jax.Array]:
     """Scalars: `value` (of the true measure; NaN where no example tells it), its `violation`, and its `multiplier`.
 
-    Where a constraint has several values, these are of the one that is violated most, or nearest to it. If it has a
-    true measure, the value of its proxy is there too, as `proxy`. The multipliers of all of a worker's examples are
-    shown by the largest; a function of features has none to show.
+    Where a constraint has several values, the one is shown that is violated most, or nearest to it; and of several
+    multipliers the largest in size, which need not be that one's: of a gap bounded from both sides, the value changes
+    sides from batch to batch. If it has a true measure, the value of its proxy is there too, as `proxy`. A function of
+    features has no multiplier to show.
 
     >>> from jaxdist.constraints.constraint import inequality
     >>> two = inequality('two', lambda params: params)
@@ -28,7 +29,7 @@ def shown(constraint: Constraint, multipliers: Any, sums: Sums, judged: Sums) ->
     found = {'value': value[at], 'violation': violation(Term(constraint.kind, value[at], 0.0))}
     if constraint.multiplier is None:
         each = multipliers.reshape(-1)
-        found['multiplier'] = jnp.max(jnp.abs(each)) if constraint.rows else each[at]
+        found['multiplier'] = each[jnp.argmax(jnp.abs(each))]
     if constraint.true is not None:
         found['proxy'] = constraint.value(sums).reshape(-1)[at]
     return found

@@ -64,14 +64,17 @@ def _one(name: str, value: float, violation: float, told: Sequence[Told], tolera
     if value != value:  # NaN: no example, of a group perhaps
         return Verdict(False, value, violation, multiplier, f'{name} is unknown: no example tells it')
     if violation <= tolerance:
-        return Verdict(True, value, violation, multiplier, f'{name} holds{_price(value, multiplier)}')
+        return Verdict(True, value, violation, multiplier, f'{name} holds{_price(value, multiplier, tolerance)}')
     words = f'{name} does not hold: {violation:.3g} too much (tolerance {tolerance:g}). {_why(told)}'
     return Verdict(False, value, violation, multiplier, words)
 
 
-def _price(value: float, multiplier: float | None) -> str:
+def _price(value: float, multiplier: float | None, tolerance: float) -> str:
+    """What a constraint costs that holds; an inequality alone can be far below 0 and hold."""
     if not multiplier:
         return f', with {-value:.3g} to spare; it costs nothing' if value < 0 else ''
+    if value < -tolerance:
+        return f', with {-value:.3g} to spare; its multiplier, {multiplier:.3g}, has not settled yet, and is no price'
     return f'; a bound looser by 1 would lower the loss at the rate of {abs(multiplier):.3g}'
 
 

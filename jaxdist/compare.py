@@ -49,10 +49,17 @@ def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
             raise ExperimentError(f'{twice!r} would be compared with itself: seeds are given with --seeds')
     differ = list(dict.fromkeys(name for f in fields for name in f if any(g.get(name) != f[name] for g in fields)))
     names = [
-        ', '.join([*([text] if text else []), *(f'{n}={f[n]}' for n in differ if n in f)])
+        ', '.join([*([text] if text else []), *(_setting(n, f[n]) for n in differ if n in f)])
         for text, f in zip(_short_lines([e.update for e in experiments]), fields, strict=True)
     ]
     return [Contender(name or e.update, e) for name, e in zip(names, experiments, strict=True)]
+
+
+def _setting(name: str, value: Any) -> str:
+    """One setting in a label."""
+    if name == 'constraints.hold':
+        return ', '.join(value) or 'no constraint'
+    return f'{name}={value}'
 
 
 def _short_lines(updates: list[str]) -> list[str]:

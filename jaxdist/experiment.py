@@ -101,7 +101,7 @@ class Experiment:
             raise ExperimentError('simulated workers share one device: mesh.model must be 1 with --simulate')
 
 
-FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep')
+FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
 """Fields in which a run may differ from the one whose checkpoint it goes on from."""
 
 
@@ -152,7 +152,7 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     ['seed: 1 here, 2 there']
     """
     here, there = flat(ours), flat(theirs)
-    names = [name for name in {**here, **there} if name.split('.')[0] not in FREE]
+    names = [name for name in {**here, **there} if name not in FREE and name.split('.')[0] not in FREE]
     return [
         f'{name}: {here.get(name, "nothing")} here, {there.get(name, "nothing")} there'
         for name in names

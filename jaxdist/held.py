@@ -70,7 +70,8 @@ class Held:
         for record in records:
             for name, shown in record.get('constraints', {}).items():
                 told[name].append(Told(shown.get('violation'), shown.get('multiplier')))
-        return verdicts(self.last.values, self.last.violations, told, self.tolerance)
+        priced = {name for name, count in self.last.counts.items() if count == 1}
+        return verdicts(self.last.values, self.last.violations, told, self.tolerance, priced)
 
 
 def _judged(training: Training, state: State, batches: Iterable[Batch]) -> Judgement:

@@ -21,7 +21,8 @@ class Entry:
     """One registered function: its name, its kind, the function, its paper, its examples and a summary.
 
     `examples` maps update lines to the claims that hold for them. The claims are laws, which live on a
-    higher floor: here they are only kept. `meets` says what workers come to agree on through it, if anything.
+    higher floor: here they are only kept. `meets` says what workers come to agree on through it, if anything, and
+    `settles` whether a link of a dual line says where multipliers are to be.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     examples: Mapping[str, tuple[Any, ...]]
     summary: str
     meets: Meets = ''
+    settles: bool = False
 
 
 def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets = '') -> Callable[[Make], Make]:
@@ -75,8 +77,10 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     return _register('codec', paper, examples, '')
 
 
-def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], settles: bool = False) -> Callable[[Make], Make]:
     """Registers a function that returns a link of a dual line, or its penalty; rules as for `algorithm`.
+
+    With `settles`, it says where multipliers are to be, and comes last in a line.
 
     >>> from unittest import mock
     >>> with mock.patch.dict('jaxdist.registry._ENTRIES'):  # leaves no trace of this example
@@ -89,7 +93,7 @@ def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Ma
     ...     'halve' in duals(), 'halve' in algorithms()
     (True, False)
     """
-    return _register('dual', paper, examples, '')
+    return _register('dual', paper, examples, '', settles)
 
 
 def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -191,7 +195,9 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
     return {name: entry for name, entry in sorted(_ENTRIES.items()) if entry.kind == kind}
 
 
-def _register(kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets) -> Callable[[Make], Make]:
+def _register(
+    kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets, settles: bool = False
+) -> Callable[[Make], Make]:
     def keep(make: Make) -> Make:
         name = make.__name__
         if not examples:
@@ -200,7 +206,7 @@ def _register(kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], m
         for parameter in inspect.signature(make).parameters.values():
             _check_parameter(name, parameter)
         summary = (inspect.getdoc(make) or '').partition('\n')[0]
-        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, meets)
+        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, meets, settles)
         return make
 
     return keep

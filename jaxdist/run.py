@@ -197,7 +197,8 @@ def _refuse_broken(record: dict[str, Any], finite: int) -> None:
 def _not_finite(record: dict[str, Any]) -> tuple[str, float]:
     """What of a record is not finite, and what it is instead."""
     values = {f'constraint {name}': shown['value'] for name, shown in record.get('constraints', {}).items()}
-    every = {'loss': record['loss'], **values, 'gradient': math.nan}
+    of = f' of the loss, or of {", ".join(record["constraints"])}' if values else ''
+    every = {'loss': record['loss'], **values, f'gradient{of}': math.nan}
     return next((what, x) for what, x in every.items() if not math.isfinite(x))
 
 

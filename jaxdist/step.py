@@ -64,7 +64,7 @@ def make_step(
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.task.Loss`.
         init: `key -> params`, float32.
-        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `registry.build(line)`.
+        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.line.build(text)`.
         batch: the whole batch of all workers, or its shapes: [B, ...].
         where: the workers.
         rules: how parameters are cut over the mesh's other axes.

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line, mesh, workers
+from jaxdist.constraints.constraint import Constraint
 from jaxdist.constraints.dual_ascent import DualAscent
 from jaxdist.constraints.judging import Parts, measuring
 from jaxdist.data import Data
@@ -136,7 +137,11 @@ def dual_ascent(experiment: Experiment, model: Model) -> DualAscent | None:
     asked = experiment.constraints
     if not asked.hold:
         return None
-    held = [replace(line.build_constraint(text, model), name=line.check_constraint(text)[0]) for text in asked.hold]
+    made = [(line.check_constraint(text)[0], line.build_constraint(text, model)) for text in asked.hold]
+    for name, constraint in made:
+        if not isinstance(constraint, Constraint):
+            raise ValueError(f'{name} must give a Constraint, of inequality(...) or equality(...), not {constraint!r}')
+    held = [replace(constraint, name=name) for name, constraint in made]
     penalty = line.build_value(asked.penalty) if isinstance(asked.penalty, str) else asked.penalty
     return DualAscent(tuple(held), line.build_dual(asked.dual), penalty, asked.order, asked.every)
 

@@ -38,6 +38,11 @@ def nowhere() -> Constraint:
     return inequality('nowhere', lambda p: jnp.log(-sum(jnp.sum(x**2) for x in jax.tree.leaves(p))))
 
 
+def not_one() -> int:
+    """No constraint at all."""
+    return 3
+
+
 def of_nobody() -> Constraint:
     """A rate over no example."""
     return inequality('of_nobody', lambda p, b: (jnp.zeros(()), jnp.zeros(())), over='ratio', bound=1.0)
@@ -47,7 +52,7 @@ def of_nobody() -> Constraint:
 def named() -> Iterator[None]:
     """The constraints of this file by name, forgotten after the test."""
     with mock.patch.dict('jaxdist.registry._ENTRIES'):
-        for make in (at_least, nowhere, of_nobody):
+        for make in (at_least, nowhere, not_one, of_nobody):
             registry.constraint(paper='none', examples={f'{make.__name__}()': ()})(make)
         yield
 
@@ -164,6 +169,14 @@ def test_a_run_of_other_constraints_is_refused(tmp_path: Path) -> None:
         ((NORM,), {'dual': 'scale(0.1)'}, ValueError, "lowers the multiplier of 'squared_norm'"),
         ((NORM,), {'dual': 'growing(start=1.0)'}, LineError, 'this gives Growing, not an update'),
         ((NORM,), {'penalty': 'growing(start=0.0)'}, LineError, 'needs 0 < start'),
+        (
+            (NORM,),
+            {'dual': 'within(most=1.0) | sgd(0.1)'},
+            LineError,
+            'within settles .* and sgd moves them: put within last',
+        ),
+        (('a b: ' + NORM,), {}, LineError, "'a b' cannot name a constraint"),
+        (('not_one()',), {}, ValueError, r'not_one must give a Constraint, .* not 3'),
         ((NORM,), {'penalty': -1.0}, ValueError, r'penalty=-1.0 must be 0 or more'),
         ((NORM,), {'tolerance': -1.0}, ExperimentError, r'tolerance=-1.0 must be 0 or more'),
         (
@@ -172,7 +185,7 @@ def test_a_run_of_other_constraints_is_refused(tmp_path: Path) -> None:
             ValueError,
             "no parameter has a path like 'w'; they are head/bias",
         ),
-        (('demographic_parity()',), {}, LineError, 'in a task of two classes or of values; .* classes of 10 classes'),
+        (('demographic_parity()',), {}, LineError, 'in a task of two classes or of values; the model has 10 classes'),
     ],
 )
 def test_bad_constraints_are_answered(hold: Any, how: Any, error: type[Exception], message: str) -> None:
@@ -190,6 +203,11 @@ def test_a_penalty_is_a_number_or_the_text_of_a_schedule() -> None:
         ascent = prepare(held(NORM, penalty=penalty, dual='MultiSteps(sgd(0.1), 4)')).ascent
         assert ascent is not None
         assert float(current(ascent.penalty, (), jnp.int32(5))) == at_5
+
+
+def test_how_a_run_judges_may_change_on_the_way(tmp_path: Path) -> None:
+    finish(held(NORM, changes={'steps': 1}), tmp_path)
+    assert finish(held(NORM, tolerance=1e3, changes={'steps': 2}), tmp_path)[-1].value.verdicts['squared_norm'].holds
 
 
 def test_constraints_come_back_from_json() -> None:

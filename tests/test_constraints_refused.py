@@ -10,7 +10,7 @@ from constrained_toys import BALL, EVERY, SMALL, SMALL_EACH, program
 
 from jaxdist import average
 from jaxdist.checkpoint import CheckpointError, Checkpoints
-from jaxdist.constraints import DualAscent, inequality, nupi, within
+from jaxdist.constraints import DualAscent, equality, inequality, linear, nupi, within
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,23 @@ def test_no_constraints_and_names_that_are_none() -> None:
         inequality('a b', lambda p: p)
 
 
-@pytest.mark.parametrize('numbers', [{'nu': 1.0}, {'ki': 0.0, 'kp': 0.0}])
+def test_what_is_no_tuple_no_transformation_no_number_or_not_finite_is_refused() -> None:
+    with pytest.raises(TypeError, match=r'constraints come in a tuple, as in DualAscent\(\(ball,\)'):
+        DualAscent(BALL)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"dual='sgd\(0.1\)' must be an optax transformation"):
+        DualAscent((BALL,), 'sgd(0.1)')  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"penalty='1.0' must be a number, a schedule or growing"):
+        DualAscent((BALL,), penalty='1.0')  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bound=nan of 'far' must be finite"):
+        inequality('far', lambda p: p, bound=float('nan'))
+
+
+def test_equalities_need_multipliers_of_both_signs() -> None:
+    with pytest.raises(ValueError, match="'even' is an equality, and needs multipliers of both signs"):
+        equality('even', lambda p, b: b['y'], over='example', multiplier=linear(lambda b: b['x'], 3))
+
+
+@pytest.mark.parametrize('numbers', [{'nu': 1.0}, {'ki': -1.0}, {'ki': 0.0, 'kp': 0.0}])
 def test_a_controller_that_cannot_work_is_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(ValueError, match='nupi'):
         nupi(**{'ki': 0.1, 'kp': 0.1, **numbers})

@@ -75,7 +75,7 @@ def test_parity_of_real_numbers_is_of_the_mean_predictions() -> None:
 
 @pytest.mark.parametrize('task', [Task('classes', (3,), 3), Task('tokens', (3,), 2)])
 def test_groups_are_compared_in_two_classes_or_values_alone(task: Task) -> None:
-    with pytest.raises(ValueError, match=rf'the model has {task.kind} of {task.classes} classes'):
+    with pytest.raises(ValueError, match=rf'the model has {task.classes} {task.kind}'):
         demographic_parity(Model(lambda key: {}, lambda p, b, key: ({}, jnp.ones(())), (), None, task))
 
 
@@ -187,8 +187,10 @@ def test_of_several_values_the_worst_is_shown() -> None:
         (
             0.5,
             [Told(0.5, t) for t in range(10)],
-            'grew from 4 halfway to 9, and .* did not shrink .*infeasible',
+            'grew from 5 halfway to 9, and .* did not shrink .*infeasible',
         ),
+        (0.5, [Told(0.5, (-1) ** t * (1 + 0.2 * t)) for t in range(10)], 'the violation swings'),
+        (0.5, [Told(0.5, 0.0) for t in range(10)], 'Its multiplier never moved from 0: nothing holds it'),
         (0.5, [Told(5 - 0.5 * t, t) for t in range(10)], r'the violation still shrinks \(3.25, then 0.75\): train on'),
         (
             0.5,
@@ -198,9 +200,15 @@ def test_of_several_values_the_worst_is_shown() -> None:
     ],
 )
 def test_a_verdict_says_what_became_of_a_constraint(value: float, told: list[Told], expected: str) -> None:
-    found = verdicts({'it': value}, {'it': max(value, 0.0)}, {'it': told}, 0.01)['it']
+    found = verdicts({'it': value}, {'it': max(value, 0.0)}, {'it': told}, 0.01, ['it'])['it']
     assert re.search(expected, found.words), found.words
     assert found.holds == found.words.startswith('it holds')
+
+
+def test_one_of_several_multipliers_is_no_price() -> None:
+    assert verdicts({'it': 0.0}, {'it': 0.0}, {'it': [Told(0.0, 2.0)]}, 0.01)['it'].words == (
+        'it holds; the largest of its multipliers is 2'
+    )
 
 
 def test_what_no_example_tells_does_not_hold() -> None:

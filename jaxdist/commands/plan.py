@@ -56,7 +56,8 @@ def show(made: Plan, experiment: Experiment) -> None:
     for name, call in made.constraints.items():
         say(f'holds       {name}: {call}')
     if made.constraints:
-        say(f'multipliers move by {experiment.constraints.dual}, {experiment.constraints.order}')
+        asked = experiment.constraints
+        say(f'multipliers {asked.dual}, {asked.order}, every={asked.every}, penalty={asked.penalty}')
     own = made.per_worker
     listed = ', '.join(own[:2]) + (f' and {len(own) - 2} more' if len(own) > 2 else '')
     say(f'per worker  {listed or "nothing: all workers share the whole state"}')

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdist.constraints.of_features import OfFeatures
 from jaxdist.task import Batch, Params
@@ -67,6 +68,11 @@ class Constraint:
             )
         if (self.multiplier or self.rows) and self.over != 'example':
             raise ValueError(f"{self.name!r}: multiplier and rows are for over='example', not {self.over!r}")
+        if self.multiplier is not None and self.multiplier.signed != (self.kind == 'equality'):
+            signs = 'of both signs' if self.kind == 'equality' else 'of 0 or more'
+            raise ValueError(f'{self.name!r} is an {self.kind}, and needs multipliers {signs}: see OfFeatures.signed')
+        if not np.isfinite(np.asarray(self.bound)).all():
+            raise ValueError(f'bound={self.bound} of {self.name!r} must be finite')
         for measure in (self.measure, *([self.true] if self.true else [])):
             _check_takes(self, measure)
 
@@ -87,7 +93,7 @@ class Constraint:
             ValueError: the measure gives another shape than `over` asks for.
         """
         given = self.measure(params) if self.over == 'none' else self.measure(params, batch)
-        parts = given if self.over == 'ratio' and isinstance(given, tuple) else (given,)
+        parts = given if self.over == 'ratio' and isinstance(given, tuple | list) else (given,)
         arrays = tuple(_real(self, part) for part in parts)
         if len(arrays) != (2 if self.over == 'ratio' else 1) or arrays[0].shape != arrays[-1].shape:
             raise _misfit(self, [x.shape for x in arrays])

@@ -92,6 +92,12 @@ class DualAscent:
     every: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.constraints, Constraint):
+            raise TypeError(f'constraints come in a tuple, as in DualAscent(({self.constraints.name},), ...)')
+        if not isinstance(self.dual, optax.GradientTransformation):
+            raise TypeError(
+                f'dual={self.dual!r} must be an optax transformation; jaxdist.line.build_dual makes one of text'
+            )
         object.__setattr__(self, 'constraints', tuple(self.constraints))
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice or not self.names:

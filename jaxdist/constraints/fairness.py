@@ -69,7 +69,7 @@ def _gap(name: str, model: Model, gap: float, counted: Counted) -> Constraint:
     if gap < 0:
         raise ValueError(f'gap={gap} of {name} must be 0 or more')
     if task is None or not (task.kind == 'values' or (task.kind == 'classes' and task.classes == 2)):
-        what = 'an unknown task' if task is None else f'{task.kind} of {task.classes} classes'
+        what = 'an unknown task' if task is None else f'{task.classes} {task.kind}'
         raise ValueError(f'{name} compares two groups in a task of two classes or of values; the model has {what}')
 
     def rates(positive: Callable[[jax.Array], jax.Array]) -> Measure:

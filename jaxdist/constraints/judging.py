@@ -24,11 +24,13 @@ class Judgement(NamedTuple):
         loss: the mean loss over the same examples.
         values: by name, where it is violated most; NaN where no example tells it.
         violations: by how much.
+        counts: by name, how many values there are.
     """
 
     loss: float
     values: dict[str, float]
     violations: dict[str, float]
+    counts: dict[str, int]
 
     def holds(self, tolerance: float) -> bool:
         """Whether no violation exceeds the tolerance, and none is unknown."""
@@ -71,17 +73,18 @@ def judge(ascent: DualAscent, parts: Iterable[Parts]) -> Judgement:
     >>> from jaxdist.constraints.constraint import inequality
     >>> ascent = DualAscent((inequality('large', lambda p, b: b['x'], over='mean', bound=2.0),))
     >>> judge(ascent, [{'': (1.0, 2.0), 'large': (np.array([1.0, 5.0]), np.array([1.0, 1.0]))}])
-    Judgement(loss=0.5, values={'large': 1.0}, violations={'large': 1.0})
+    Judgement(loss=0.5, values={'large': 1.0}, violations={'large': 1.0}, counts={'large': 1})
     """
     every = [jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(part)) for part in parts]
     loss, count = (sum(part[''][i] for part in every) for i in (0, 1))
-    values, violations = {}, {}
+    values, violations, counts = {}, {}, {}
     for c in ascent.constraints:
         told = _values(c, [part[c.name] for part in every])
         far = np.nan_to_num(np.where(c.kind == 'equality', np.abs(told), told), nan=-np.inf)
         values[c.name] = float(told[np.argmax(far)])
+        counts[c.name] = told.size
         violations[c.name] = float(violation(Term(c.kind, values[c.name], 0.0)))
-    return Judgement(float(loss / count), values, violations)
+    return Judgement(float(loss / count), values, violations, counts)
 
 
 def _values(constraint: Constraint, parts: list[Any]) -> np.ndarray:

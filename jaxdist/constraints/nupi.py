@@ -52,6 +52,8 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
     """
     if not 0 <= nu < 1:
         raise ValueError(f'nu={nu} of nupi must be from 0 to below 1')
+    if ki < 0:
+        raise ValueError(f'ki={ki} of nupi must be 0 or more: below, a violation that lasts lowers its multiplier')
     if ki == kp == kd == 0:
         raise ValueError('nupi with gains ki, kp and kd of 0 moves no multiplier')
 

@@ -14,11 +14,13 @@ class OfFeatures(NamedTuple):
 
     Attributes:
         start: makes the function's own parameters, which all workers share.
-        apply: `(parameters, batch) -> [B]`, one multiplier for each example; of inequalities not negative.
+        apply: `(parameters, batch) -> [B]`, one multiplier for each example.
+        signed: whether it can be negative, which those of equalities must and those of inequalities must not.
     """
 
     start: Callable[[], Any]
     apply: Callable[[Any, Batch], jax.Array]
+    signed: bool = False
 
 
 def linear(features: Callable[[Batch], jax.Array], size: int) -> OfFeatures:

@@ -74,6 +74,10 @@ def begin(penalty: Penalty) -> Any:
     """
     if isinstance(penalty, Growing):
         return Grown(jnp.asarray(penalty.start, float), jnp.asarray(jnp.inf, float))
+    if isinstance(penalty, str):
+        raise TypeError(
+            f'penalty={penalty!r} must be a number, a schedule or growing(...); jaxdist.line.build_value reads text'
+        )
     if not callable(penalty) and not penalty >= 0:
         raise ValueError(f'penalty={penalty} must be 0 or more')
     return ()

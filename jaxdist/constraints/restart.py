@@ -9,7 +9,7 @@ import optax
 from jaxdist.registry import dual
 
 
-@dual(paper='Gallego-Posada et al. 2022, arXiv 2208.04425', examples={'restart()': ()})
+@dual(paper='Gallego-Posada et al. 2022, arXiv 2208.04425', examples={'sgd(0.01) | restart()': ()}, settles=True)
 def restart() -> optax.GradientTransformationExtraArgs:
     """Sets the multiplier of an inequality that holds, with room to spare, to 0; it comes last in a dual line.
 

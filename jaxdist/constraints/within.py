@@ -11,7 +11,11 @@ from optax import projections
 from jaxdist.registry import dual
 
 
-@dual(paper='Duchi et al. 2008, Efficient projections onto the l1-ball', examples={'within(radius=10.0)': ()})
+@dual(
+    paper='Duchi et al. 2008, Efficient projections onto the l1-ball',
+    examples={'sgd(0.01) | within(radius=10.0)': ()},
+    settles=True,
+)
 def within(most: float = math.inf, radius: float = math.inf) -> optax.GradientTransformationExtraArgs:
     """Projects multipliers, as moved so far, onto a box and then onto a ball; it comes last in a dual line.
 

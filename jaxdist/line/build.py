@@ -7,8 +7,8 @@ from typing import Any
 import optax
 
 from jaxdist.line.calls import dotted, kind_of, links
-from jaxdist.line.order import check_order
-from jaxdist.line.reader import Reader
+from jaxdist.line.order import check_last, check_order
+from jaxdist.line.reader import LineError, Reader
 from jaxdist.wire import AXIS
 
 
@@ -66,6 +66,7 @@ def build_dual(line: str) -> optax.GradientTransformationExtraArgs:
     """
     reader = Reader(line, 'dual')
     reader.check_links(reader.body)
+    check_last(reader)
     return _Builder(reader, AXIS).chain(reader.body)
 
 
@@ -96,7 +97,10 @@ def check_constraint(text: str) -> tuple[str, str]:
         sgd(0.1)
         ^^^
     """
-    named = re.fullmatch(r'\s*(?P<name>[A-Za-z_]\w*)\s*:(?P<call>.*)', text, re.DOTALL)
+    named = re.fullmatch(r'\s*(?P<name>[^():]*?)\s*:(?P<call>.*)', text, re.DOTALL)
+    if named and not named['name'].isidentifier():
+        problem = f'{named["name"]!r} cannot name a constraint: use letters, digits and _'
+        raise LineError(problem, text, 0, max(len(named['name']), 1))
     reader = Reader(named['call'] if named else text)
     reader.check_value(reader.body)
     if kind_of(reader.body) != 'constraint':
@@ -152,10 +156,12 @@ class _Builder:
 
     def _result(self, node: ast.Call) -> Any:
         call = self.reader.call(node)
-        args = [self.value(arg) for arg in node.args]
-        keywords = {str(keyword.arg): self.value(keyword.value) for keyword in node.keywords}
-        if call.registered:
+        if call.registered:  # by name alone, for what is filled in may stand before what the line gives
+            args, keywords = [], {name: self.value(given) for name, given in call.given.items()}
             keywords |= {n: x for n, x in self.filled.items() if n in call.parameters and n not in call.given}
+        else:
+            args = [self.value(arg) for arg in node.args]
+            keywords = {str(keyword.arg): self.value(keyword.value) for keyword in node.keywords}
         try:
             return call.make(*args, **keywords)
         except Exception as error:

@@ -42,7 +42,10 @@ class Call:
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         self.parameters = {name: p for name, p in every.items() if p.kind not in variadic}
         self._any_keyword = Parameter.VAR_KEYWORD in kinds
-        self.by_position = [n for n, p in self.parameters.items() if p.kind != Parameter.KEYWORD_ONLY]
+        taken = FILLED if self.registered else ()
+        self.by_position = [
+            n for n, p in self.parameters.items() if p.kind != Parameter.KEYWORD_ONLY and n not in taken
+        ]
         self.surplus = [] if Parameter.VAR_POSITIONAL in kinds else node.args[len(self.by_position) :]
         by_keyword = {str(keyword.arg): keyword.value for keyword in node.keywords}
         self.given = dict(zip(self.by_position, node.args, strict=False)) | by_keyword

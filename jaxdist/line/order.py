@@ -33,6 +33,26 @@ def check_order(reader: Reader) -> None:
             met = link
 
 
+def check_last(reader: Reader) -> None:
+    """Says which link of a checked dual line must come later: one that settles where multipliers are to be.
+
+    Raises:
+        LineError: a link that moves multipliers comes after one that settles them.
+
+    >>> check_last(Reader('sgd(0.1) | within(most=1.0)', 'dual'))
+    """
+    settled: ast.Call | None = None
+    for link in links(reader.body):
+        assert isinstance(link, ast.Call)  # the line has been checked
+        found = find(dotted(link.func))
+        if isinstance(found, Entry) and found.settles:
+            settled = link
+        elif settled is not None:
+            name = dotted(settled.func)
+            why = f'settles where multipliers are to be, and {dotted(link.func)} moves them: put {name} last'
+            raise reader.error(f'{name} {why}', settled)
+
+
 def check_fits(line: str, steps: int) -> None:
     """Says which algorithm of a line, if any, takes longer than the run.
 

@@ -30,7 +30,7 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
         'held-out loss': lambda s: _interval_text(s.held_out) if s.held_out else 'diverged',
         f'less {first.name}': lambda s: _interval_text(s.difference, sign='+'),
         'accuracy': lambda s: _interval_text(s.accuracy, scale=100, unit=' %'),
-        'violation': lambda s: _interval_text(s.violation),
+        'violation in training': lambda s: _interval_text(s.violation),
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
         'held per device': lambda s: _against(s.held, first.held, s is first),
         'time': lambda s: seconds_text(s.seconds),

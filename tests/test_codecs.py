@@ -68,7 +68,7 @@ def vector(blocks: int, block: int, size: float, seed: int) -> np.ndarray:
 
 
 @slow
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.integers(1, 6), st.integers(1, 70), st.floats(1e-25, 1e25), st.integers(0, 2**32 - 1))
 def test_int8_is_that_of_numpy(blocks: int, block: int, size: float, seed: int) -> None:
     """Scales are the largest magnitudes over 127, codes the nearest integers, and the rest of the message is zeros."""

@@ -55,8 +55,8 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
         tidy(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_ylabel(label)
-    told = "lines: the step's batch; dots: all judged examples; grey: the tolerance"
-    above.set_title(told, fontsize=9, loc='left')
+    words = "lines: the step's batch; dots: all judged examples; grey: the tolerance"
+    above.set_title(words, fontsize=9, loc='left')
     below.set_xlabel('step')
     drawing.legend(loc='outside lower center', ncols=3, frameon=False)
     return save(drawing, path)

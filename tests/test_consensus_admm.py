@@ -19,6 +19,8 @@ from jaxdist.constraints.iteration import Iteration, Outcome, Residuals, program
 from jaxdist.constraints.proximal import soft_threshold
 from jaxdist.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 FOUR = workers.simulated(4)
 ALPHA, EXACT = 5.0, (1e-13, 0.0)
 BALANCED = {'balance': Balance()}
@@ -120,7 +122,6 @@ def test_relaxed_and_balanced_it_reaches_the_same(how: dict[str, Any]) -> None:
     near(outcome.state.z, lasso(), 1e-10)
 
 
-@pytest.mark.slow
 def test_relaxing_and_balancing_help() -> None:
     """The latter from a rho that is far off."""
     assert len(solved(relax=1.6).history.small) < 0.75 * len(solved().history.small)
@@ -191,7 +192,6 @@ def test_it_stops_at_the_first_iteration_within_the_tolerances_or_after_the_last
     assert (stopped.converged, len(stopped.history.small)) == (False, 3)
 
 
-@pytest.mark.slow
 def test_the_published_example_takes_some_fifteen_iterations() -> None:
     """Boyd et al. section 11.1: 15, of random data, and so about as many of these; to the letter with one worker."""
     rng = np.random.default_rng(0)

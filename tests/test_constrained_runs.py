@@ -23,7 +23,7 @@ from jaxdist.line import LineError
 from jaxdist.run import Diverged
 from jaxdist.train import first_state, prepare
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
 NORM = "squared_norm(bound=2.0, path='.*kernel')"
 CONTROLLED = {'dual': 'nupi(ki=0.1, kp=0.1)', 'penalty': 'growing(start=0.01)'}
 
@@ -102,7 +102,6 @@ def test_all_training_examples_are_judged_or_those_of_64_batches(tmp_path: Path,
     assert told['loss'] == pytest.approx(float(sum(one['loss'] for one in sums) / sum(counts)), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     experiment = held(NORM, 'at_least(bound=1.0)', **CONTROLLED, changes={'mesh': Mesh(workers=4)})
     finish(experiment, tmp_path / 'whole')
@@ -116,7 +115,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> N
     assert halves == whole
 
 
-@pytest.mark.slow
 def test_multipliers_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
     whole, moved = tmp_path / 'whole', tmp_path / 'moved'
     finish(held(NORM, **CONTROLLED), whole)

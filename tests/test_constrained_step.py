@@ -20,6 +20,7 @@ from jaxdist.step import make_step, means
 # What it costs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'constraints, order, numbers',
     [
@@ -53,6 +54,7 @@ def test_the_step_is_compiled_once() -> None:
 # What is the same.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('order', ['alternating', 'primal_first', 'extragradient'])
 def test_a_batch_taken_in_parts_gives_the_same(order: str) -> None:
     with jax.enable_x64(True):
@@ -77,6 +79,7 @@ def test_parameters_cut_over_a_model_axis_change_nothing() -> None:
     assert ours_after.params['w'].sharding.spec == jax.P('model')
 
 
+@pytest.mark.slow
 def test_gradients_through_a_codec_reach_the_same_multiplier() -> None:
     coded = optax.chain(mean(codec=int8(block=4), feedback=True), optax.sgd(0.1))
     exact, rough = after(program(BALL), 300)[1], after(program(BALL, update=coded), 300)[1]
@@ -85,12 +88,14 @@ def test_gradients_through_a_codec_reach_the_same_multiplier() -> None:
     assert found['multiplier'] == pytest.approx(expected['multiplier'], rel=0.05)
 
 
+@pytest.mark.slow
 def test_short_floats_for_the_loss_leave_multipliers_long() -> None:
     state, told = after(program(BALL, SMALL, GAP, compute=jnp.bfloat16), 5)
     assert {x.dtype for x in jax.tree.leaves(state.duals.multipliers)} == {jnp.dtype('float32')}
     assert all(math.isfinite(shown['value']) for shown in told['constraints'].values())
 
 
+@pytest.mark.slow
 def test_a_function_of_features_learns_by_the_derivative_of_the_lagrangian() -> None:
     of = linear(lambda b: b['x'], 3)
     every = inequality('every', lambda p, b: jnp.abs(b['x'] @ p['w']), over='example', bound=0.2, multiplier=of)
@@ -111,6 +116,7 @@ def test_a_function_of_features_learns_by_the_derivative_of_the_lagrangian() -> 
 # What is not finite, and what is unknown.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('order', ['alternating', 'simultaneous', 'primal_first', 'extragradient'])
 def test_a_step_that_is_not_finite_changes_no_multiplier(order: Any) -> None:
     """The loss does not see what the constraint does."""
@@ -126,6 +132,7 @@ def test_a_step_that_is_not_finite_changes_no_multiplier(order: Any) -> None:
     assert bits(state.duals) != before[1:]
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_only_after_the_parameters_moved_changes_no_multiplier() -> None:
     edge = inequality('edge', lambda p: jnp.sqrt(jnp.sum(p['w']) - 0.9))  # of parameters that the first step leaves
     made = program(edge, BALL, update=optax.chain(mean(), optax.sgd(-0.5)), made={'order': 'primal_first'})
@@ -134,6 +141,7 @@ def test_what_is_not_finite_only_after_the_parameters_moved_changes_no_multiplie
     assert (told['skipped'], bits(state.duals)) == (0, bits(made.init(jax.random.key(0)).duals))
 
 
+@pytest.mark.slow
 def test_an_example_that_is_not_in_the_batch_keeps_its_multiplier_under_momentum_too() -> None:
     far = inequality('far', lambda p, b: 1.0 + jnp.abs(b['x'] @ p['w']), over='example', rows=4)
     batches = [{**BATCH, 'row': np.array(rows)} for rows in ([0, 1] * 4, [0, 2] * 4)]
@@ -153,6 +161,7 @@ def test_a_true_measure_that_is_not_finite_has_the_step_left_out() -> None:
     assert float(state.duals.multipliers['lost']) == 0
 
 
+@pytest.mark.slow
 def test_a_row_that_has_no_multiplier_is_left_out_loudly() -> None:
     """Of more examples than `rows`: nobody else's multiplier is taken in its place."""
     few = inequality('few', lambda p, b: b['x'] @ p['w'], over='example', rows=2)
@@ -161,6 +170,7 @@ def test_a_row_that_has_no_multiplier_is_left_out_loudly() -> None:
         assert told['skipped'] == skipped
 
 
+@pytest.mark.slow
 def test_a_worker_without_anybody_of_a_group_matters_not() -> None:
     apart = {**BATCH, 'group': np.array([0, 0, 1, 1, 1, 1, 0, 0])}  # each of four workers has one group alone
     mixed = {name: array[[0, 2, 1, 3, 4, 6, 5, 7]] for name, array in apart.items()}

@@ -15,6 +15,8 @@ from jaxdist import mesh, workers
 from jaxdist.constraints import Constraint, Term, augmented_lagrangian, equality, inequality, nupi, quadratic_penalty
 from jaxdist.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 STEPS, CLOSE = 40, 1e-12
 RATE = optax.sgd(0.05)
 START = np.array([0.5, -0.25, 1.0])

@@ -16,6 +16,8 @@ from jaxdist import mesh, workers
 from jaxdist.constraints import duality_gap, equality, inequality, nupi, scale_by_penalty
 from jaxdist.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 ON_MESH = workers.on_mesh(mesh.make({'workers': 4}))
 PLACES = pytest.mark.parametrize('where', [FOUR, ON_MESH], ids=['simulated', 'mesh'])
 HESTENES: dict[str, Any] = {'dual': optax.chain(scale_by_penalty(), optax.sgd(1.0)), 'order': 'primal_first'}

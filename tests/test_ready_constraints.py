@@ -135,6 +135,7 @@ def test_every_example_of_the_registry_can_be_built(entry: registry.Entry) -> No
             (build_value if entry.name == 'growing' else build_dual)(text)
 
 
+@pytest.mark.slow
 def test_judged_over_batches_as_over_all_at_once() -> None:
     """Of all together, of each worker, of each example, of the parameters; by the true measure."""
     size = lambda p, b: jnp.abs(b['x'][:, 0]) * p  # noqa: E731
@@ -219,6 +220,7 @@ def test_what_no_example_tells_does_not_hold() -> None:
     assert not found.holds(1e9)
 
 
+@pytest.mark.slow
 def test_residuals_tell_each_condition_apart() -> None:
     """At x = (2, 0): f = |x|^2, g = x0 - 1 <= 0, h = x1 - 0.5 = 0, and examples z_b x0 - 1 <= 0."""
     constraints = [

@@ -21,6 +21,7 @@ from jaxdist.constraints.proximal import PartProx, Prox, soft_threshold, squared
 from jaxdist.step import make_step
 from jaxdist.workers import Workers
 
+pytestmark = pytest.mark.slow
 FOUR, MESH = workers.simulated(4), workers.on_mesh(mesh.make({'workers': 4}))
 X, Y = datasets.load_diabetes(return_X_y=True)
 X, Y = np.pad((X - X.mean(0)) / X.std(0), ((0, 6), (0, 0))), np.pad(Y - Y.mean(), (0, 6))  # 6 rows of zeros
@@ -268,7 +269,6 @@ def test_fed_admm_reaches_the_best_of_all_where_averages_stop_beside_it() -> Non
 
 
 def test_fed_admm_through_eight_bits_gets_there_too() -> None:
-    """What is sent are changes, which end."""
     text = 'fed_admm(every=8, optimizer=sgd(0.01), rho=20.0, codec=int8(block=3), feedback=True)'
     assert federated(text, 4000)[1] < 1e-5
 

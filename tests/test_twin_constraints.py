@@ -68,6 +68,10 @@ CASES = {
 }
 
 
+QUICK = ('norm ball', 'rate gap, ahead')
+"""Those that the quick run tries."""
+
+
 def constraints(problem: problems.Problem, rows: int = 0) -> tuple[Constraint, ...]:
     """The problem's constraints in our words."""
     return tuple(
@@ -121,7 +125,9 @@ def compare(path: Path, states: list[Any], case: Case) -> None:
                 np.testing.assert_allclose(ours, multipliers[step], atol=CLOSE)
 
 
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    'case', [pytest.param(c, id=n, marks=[] if n in QUICK else pytest.mark.slow) for n, c in CASES.items()]
+)
 def test_simulated_workers_walk_as_the_twin(case: Case) -> None:
     with jax.enable_x64(True):
         shards = problems.shards((7, 4, 6), weighted=case.weighted)
@@ -133,6 +139,7 @@ def test_simulated_workers_walk_as_the_twin(case: Case) -> None:
         assert moved > 0.01, 'the case tests nothing: no multiplier moves'
 
 
+@pytest.mark.slow
 def test_multipliers_of_examples_stay_with_them() -> None:
     """Other examples in every batch, of each worker's own."""
     case = CASES['each example']._replace(weighted=False)

@@ -66,6 +66,7 @@ def state_of(seed: int = 0) -> State:
     return State(jnp.int32(seed), params, (moments, (), [*keys, jax.random.key(1, impl='unsafe_rbg')]), keys[0])
 
 
+@pytest.mark.slow
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     state = state_of(7)
     with Checkpoints(tmp_path) as checkpoints:

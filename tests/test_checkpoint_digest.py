@@ -41,6 +41,7 @@ def digest_by_numpy(x: np.ndarray) -> list[int]:
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), shapes, st.integers(0, 99))
 def test_the_digest_is_what_numpy_computes(dtype: str, shape: tuple[int, ...], seed: int) -> None:

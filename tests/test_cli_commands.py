@@ -72,6 +72,7 @@ def test_options_change_the_experiment(jaxdist: Jaxdist) -> None:
     assert made.model.hidden == (4, 4)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_on_the_screen(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py')
     Path('runs/small-1/checkpoints/4/manifest.json').write_text('{}')

@@ -85,6 +85,7 @@ def test_int8_is_that_of_numpy(shape: tuple[int, int], size: float, seed: int) -
     np.testing.assert_allclose(back, codes.astype(np.float64) * scales, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_rounding_takes_one_of_two_neighbours() -> None:
     """And takes the upper one as often as the entry is near to it."""
     x = np.tile(np.float32([127, 10.25, -10.25, 0.75]), (1, 16))
@@ -95,6 +96,7 @@ def test_random_rounding_takes_one_of_two_neighbours() -> None:
         assert abs(np.mean(codes[:, i] - low) - share) < 0.04  # 5 standard errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('rounding', ['nearest', 'stochastic'])
 def test_what_is_not_finite_spoils_its_block_alone(rounding: Any, bad: float) -> None:

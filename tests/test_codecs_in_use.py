@@ -107,6 +107,7 @@ def test_more_layers_are_not_more_collectives(parts: str, collectives: int) -> N
     assert [len(sent(parts, 4, layers)) for layers in (2, 9)] == [collectives] * 2
 
 
+@pytest.mark.slow
 def test_the_least_is_taken() -> None:
     for count, kinds in ((2, {'all_gather'}), (8, {'all_gather', 'all_to_all'})):
         assert {entry.kind for entry in sent('codec=int8()', count, 9)} == kinds

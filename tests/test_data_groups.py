@@ -162,6 +162,7 @@ def test_models_look_at_neither_group_nor_row(model: Perceptron | ConvNet):
     assert told == plain
 
 
+@pytest.mark.slow
 def test_a_run_takes_batches_with_group_and_row_to_the_workers():
     data = Table('breast_cancer', group='mean radius', division=Sizes((1, 2)))
     mesh = Mesh(workers=2)

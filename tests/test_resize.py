@@ -55,6 +55,7 @@ def held(name: str, memory: Any, put_in: Any) -> Any:
     return {key: 0.0 if of[key] is None else np.asarray(of[key], np.float64).mean(0) for key in put_in}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['ef14', pytest.param('low rank', marks=SLOW), pytest.param('queue', marks=SLOW)])
 @pytest.mark.parametrize(
     'counts, where',

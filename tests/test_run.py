@@ -103,6 +103,7 @@ def test_what_was_recorded_after_the_checkpoint_is_recorded_again(tmp_path: Path
     assert [r['step'] for r in read_records(tmp_path) if 'loss' in r] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_with_a_shorter_one(trained: Path, tmp_path: Path) -> None:
     short = small(SMALL.update, steps=4)
     assert kinds(finish(short, tmp_path))[-1] == 'done'
@@ -206,6 +207,7 @@ def test_a_short_run_that_diverged_shows_in_the_held_out_loss(tmp_path: Path) ->
         finish(small('mean() | sgd(1e38)', log_every=10, steps=2), tmp_path)
 
 
+@pytest.mark.slow
 def test_one_bad_step_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
     experiment = small(SMALL.update, simulate=True, data=Poisoned(steps=(3,)))
     assert finish(experiment, tmp_path)[-1].kind == 'done'

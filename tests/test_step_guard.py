@@ -107,6 +107,7 @@ def test_a_bad_part_of_an_accumulation_is_a_bad_step() -> None:
     assert metrics['skipped'].tolist() == [1] * 4
 
 
+@pytest.mark.slow
 def test_one_worker_alone() -> None:
     for where in PLACES:
         made, data = program(INT8, where, 1), batches(2)
@@ -159,6 +160,7 @@ def test_at_a_meeting_the_others_meet_where_numpy_does() -> None:
     jax.tree.map(close, host(state.params), want)
 
 
+@pytest.mark.slow
 def test_everybody_sits_out_at_a_meeting() -> None:
     """They meet all the same, where they stand."""
     for line, close in ((LOCAL, 1e-6), (LOCAL_INT8, 1e-2)):
@@ -203,6 +205,7 @@ def test_without_a_guard_a_meeting_spreads_it() -> None:
     assert np.isnan(host(met.params)['b']).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('line', [INT8, LOCAL])
 def test_the_guard_changes_no_good_step(line: str) -> None:
     data = batches(3)

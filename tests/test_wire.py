@@ -199,6 +199,7 @@ def test_bytes_are_the_numbers_own_and_give_them_back(name: str, lead: tuple[int
 SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(SHAPES, st.sampled_from(['float32', 'bfloat16', 'int8']))
 def test_flatten_is_numpys_concatenate_and_unflatten_its_inverse(shapes: list[tuple[int, ...]], name: str) -> None:

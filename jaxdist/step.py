@@ -102,7 +102,7 @@ def make_step(
     if constraints is not None:
         constraints.check(params, batch, where, accumulate)
         primal = Constrained(constraints, loss, accumulate, compute, uneven, where.axis)
-    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype), batch)
+    own = workers.part_shapes(batch, where.count)
 
     def first(key: jax.Array) -> State:
         params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice

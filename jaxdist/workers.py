@@ -80,6 +80,16 @@ def imagined(count: int, axis: str = wire.AXIS, others: Mapping[str, int] | None
     )
 
 
+def part_shapes(data: Any, count: int) -> Any:
+    """The shapes of one worker's part of arrays [rows, ...] that so many workers divide, in dtypes that JAX has.
+
+    >>> part_shapes({'x': jnp.zeros((8, 3))}, 4)
+    {'x': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+    """
+    dtype = jax.dtypes.canonicalize_dtype
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // count, *x.shape[1:]), dtype(x.dtype)), data)
+
+
 class Program(NamedTuple):
     """Compiled per-worker code.
 

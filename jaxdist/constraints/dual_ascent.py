@@ -28,7 +28,7 @@ from jaxdist.constraints.lagrangian import Term, effective_multiplier, violation
 from jaxdist.constraints.shown import shown
 from jaxdist.gradient import inverse
 from jaxdist.task import Batch, Params
-from jaxdist.workers import Workers
+from jaxdist.workers import Workers, part_shapes
 
 Order = Literal['alternating', 'simultaneous', 'primal_first', 'extragradient']
 
@@ -139,8 +139,7 @@ class DualAscent:
         """
         for c in self.constraints:
             check_examples(c, batch, accumulate)
-        part = lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype)  # noqa: E731
-        duals = jax.eval_shape(lambda: self.begin(params, jax.tree.map(part, batch)))
+        duals = jax.eval_shape(lambda: self.begin(params, part_shapes(batch, where.count)))
         now = penalties.current(self.penalty, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
         check_ascends(self.dual, duals.multipliers, now)
 

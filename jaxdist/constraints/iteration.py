@@ -117,7 +117,7 @@ def program(iteration: Iteration, start: Any, data: Any, where: Workers) -> Prog
                 f'data{jax.tree_util.keystr(path)} has shape {x.shape}, whose first dim must be a multiple of '
                 f'{where.count}, the number of workers; fill up with examples of weight 0'
             )
-    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // where.count, *x.shape[1:]), x.dtype), data)
+    part = workers.part_shapes(data, where.count)
 
     def init(start: Any) -> Any:
         return iteration.init(start, part)

@@ -55,7 +55,8 @@ class Held:
         self.last = _judged(self.training, state, _training_batches(self.training))
         away = _judged(self.training, state, self.training.data.held_out(self.training.experiment.batch))
         holds = self.last.holds(self.tolerance)
-        if holds and self.last.loss < self.loss:
+        # Gone back to a step before the best, a run does not save what it saved already.
+        if holds and self.last.loss < self.loss and step > (self.best or 0):
             self.best, self.loss = step, self.last.loss
             with self.checkpoints:
                 self.checkpoints.save(step, state, {'step': step, 'loss': self.loss})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from constrained_toys import BALL, BATCH, EVERY, GAP, SMALL, SMALL_EACH, after, bits, loss, program, start
+from constrained_step_toys import BALL, BATCH, EVERY, GAP, SMALL, SMALL_EACH, after, bits, loss, program, start
 
 from jaxdist import int8, mean, mesh, workers
 from jaxdist.constraints import Constraint, DualAscent, growing, inequality, linear, nupi

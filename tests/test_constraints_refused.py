@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 import pytest
-from constrained_toys import BALL, EVERY, SMALL, SMALL_EACH, program
+from constrained_step_toys import BALL, EVERY, SMALL, SMALL_EACH, program
 
 from jaxdist import average
 from jaxdist.checkpoint import CheckpointError, Checkpoints

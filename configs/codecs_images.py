@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import FashionMNIST
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import ConvNet
 
 SGD = 'sgd(learning_rate=0.05, momentum=0.9, nesterov=True)'

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Table
-from jaxdist.experiment import Constraints, Experiment, Mesh
+from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
 
 HOLD = ("squared_norm(bound=1.0, path='.*kernel')",)

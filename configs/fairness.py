@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Census
-from jaxdist.experiment import Constraints, Experiment, Mesh
+from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Digits, Dirichlet
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Perceptron
 
 

@@ -5,7 +5,7 @@
 """
 
 from jaxdist.data import Text
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Transformer
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Digits
-from jaxdist.experiment import Constraints, Experiment, Mesh
+from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
 
 BOUNDS = (0.5, 0.2, 0.1)

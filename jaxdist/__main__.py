@@ -1,6 +1,6 @@
 """`python -m jaxdist`."""
 
-from jaxdist.cli import main
+from jaxdist.cli.main import main
 
 if __name__ == '__main__':
     main()

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import line, registry
+from jaxdist import line
+from jaxdist.core import registry
 from jaxdist.codecs.codec import Codec
-from jaxdist.codecs.exchange import EXCHANGES
+from jaxdist.codecs._exchange import EXCHANGES
 
 CODECS = [next(iter(entry.examples)) for entry in registry.codecs().values()]
 """The first example of every registered codec."""

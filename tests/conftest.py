@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from run_toys import CONFIG, Ended, Jaxdist
 
-from jaxdist import cli
+from jaxdist.cli.main import main as cli
 
 
 @pytest.fixture

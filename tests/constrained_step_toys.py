@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import mean, workers
+from jaxdist import mean
+from jaxdist.core import workers
 from jaxdist.constraints import Constraint, DualAscent, equality, inequality
-from jaxdist.step import make_step, means
-from jaxdist.workers import Program, Workers
+from jaxdist.training.step import make_step, means
+from jaxdist.core.workers import Program, Workers
 
 BATCH = {
     'x': np.linspace(-1, 1, 24).reshape(8, 3).astype(np.float32) + np.eye(8, 3, dtype=np.float32),

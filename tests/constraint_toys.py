@@ -10,12 +10,13 @@ import optax
 from jax import lax
 from sklearn import datasets
 
-from jaxdist import mean, workers
+from jaxdist import mean
+from jaxdist.core import workers
 from jaxdist.constraints import Constraint, DualAscent, equality, inequality, kkt
-from jaxdist.constraints.fairness import demographic_parity
-from jaxdist.step import make_step
-from jaxdist.task import Model, Task
-from jaxdist.workers import Workers
+from jaxdist.constraints.library import demographic_parity
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Model, Task
+from jaxdist.core.workers import Workers
 
 FOUR = workers.simulated(4)
 ALONE = {'weight': np.array([1.0, 2.0, 0.0, 5.0])}

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from jaxdist.line import LineError, build
-from jaxdist.registry import algorithm, codec
-from jaxdist.wire import AXIS
+from jaxdist.core.registry import algorithm, codec
+from jaxdist.core.collectives import AXIS
 
 SEEN: list[Any] = []
 Update = optax.GradientTransformation
@@ -44,7 +44,7 @@ def bytes8(block: int = 256, rounding: str = 'nearest', limit: float = float('in
 @contextmanager
 def registered() -> Iterator[None]:
     """Instead of what is registered: four algorithms and a codec."""
-    with mock.patch.dict('jaxdist.registry._ENTRIES', clear=True):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES', clear=True):
         for function in (keep, halve, careful, number):
             algorithm(paper='none', examples={f'{function.__name__}()': ('claim',)})(function)
         codec(paper='none', examples={'bytes8()': ()})(bytes8)

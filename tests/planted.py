@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from planted_toys import compressed, dither, eight_bits, exact, late, local, two_phases
 
-from jaxdist import wire
+from jaxdist.core import collectives
 from jaxdist.codecs.int8 import int8
 
 EXACT = 'mean()'
@@ -71,16 +71,16 @@ def all_but_the_tail(tree: Any) -> Any:
     """The mean of as many rows as the workers divide; a worker keeps its own of the rest."""
 
     def one(x: jax.Array) -> jax.Array:
-        own = wire.per_worker(x.reshape(-1))
-        n = own.size // wire.size() * wire.size()
-        return jnp.concatenate([wire.per_worker(wire.mean(own[:n])), own[n:]]).reshape(x.shape)
+        own = collectives.per_worker(x.reshape(-1))
+        n = own.size // collectives.size() * collectives.size()
+        return jnp.concatenate([collectives.per_worker(collectives.mean(own[:n])), own[n:]]).reshape(x.shape)
 
     return jax.tree.map(one, tree)
 
 
 def of_worker_0(tree: Any) -> Any:
     """Worker 0's values, for all."""
-    return wire.total(jax.tree.map(lambda x: jnp.where(wire.index() == 0, x, 0), tree))
+    return collectives.total(jax.tree.map(lambda x: jnp.where(collectives.index() == 0, x, 0), tree))
 
 
 def calls() -> Callable[[Any], float]:
@@ -98,7 +98,7 @@ def numpy_noise() -> Callable[[Any], np.ndarray]:
 def own_scales(messages: jax.Array, decode: Callable[..., Any]) -> jax.Array:
     """Received codes times the receiver's scales: the last 4 bytes of each block are taken from its own message."""
     is_scale = jnp.arange(messages.shape[1]) % 260 >= 256
-    return decode(jnp.where(is_scale, messages[wire.index()], wire.exchange(messages)))
+    return decode(jnp.where(is_scale, messages[collectives.index()], collectives.exchange(messages)))
 
 
 def down(steps: jax.Array, key: jax.Array) -> jax.Array:
@@ -131,12 +131,12 @@ MEETS, CONSERVES = 'meets every 4', 'conserves the mean'
 ERROR = 'error at most 0.003937 of the block'
 
 ALGORITHMS = (
-    Defect('sum for mean', EXACT, 'exact mean', _parts(mean=wire.total)),
+    Defect('sum for mean', EXACT, 'exact mean', _parts(mean=collectives.total)),
     Defect(
         'mean over W - 1',
         EXACT,
         'exact mean',
-        _parts(mean=lambda u: jax.tree.map(lambda x: x / (wire.size() - 1), wire.total(u))),
+        _parts(mean=lambda u: jax.tree.map(lambda x: x / (collectives.size() - 1), collectives.total(u))),
     ),
     Defect('own gradient kept', EXACT, 'exact mean', _parts(mean=lambda u: u)),
     Defect("worker 0's gradient for all", EXACT, 'exact mean', _parts(mean=of_worker_0)),
@@ -155,14 +155,14 @@ ALGORITHMS = (
         'floats sent where int8 is claimed',
         NEAREST,
         'sends the bytes of its formula',
-        _phases(receive=lambda messages, decode: wire.exchange(decode(messages))),
+        _phases(receive=lambda messages, decode: collectives.exchange(decode(messages))),
     ),
     Defect("scale not sent, the receiver's taken", NEAREST, 'within 0.007874 of the mean', _phases(receive=own_scales)),
     Defect(
         'own part of the mean not rounded',
         NEAREST,
         'agrees',
-        _phases(finish=lambda parts, mean: wire.per_worker(parts).at[wire.index()].set(mean)),
+        _phases(finish=lambda parts, mean: collectives.per_worker(parts).at[collectives.index()].set(mean)),
     ),
     Defect('residual not carried', FEEDBACK, LOSES, _parts(carry=jnp.zeros_like)),
     Defect('residual added twice', FEEDBACK, LOSES, _parts(add=lambda x, e: x + 2 * e)),
@@ -194,7 +194,7 @@ ALGORITHMS = (
     Defect('meets once', LOCAL, MEETS, _parts(after=lambda since, every: since)),
     Defect("worker 0's parameters for all", LOCAL, CONSERVES, _parts(average=of_worker_0)),
     Defect('parameters of before the step averaged', LOCAL, CONSERVES, _parts(place=lambda params, moved: params)),
-    Defect('sum of parameters for their mean', LOCAL, CONSERVES, _parts(average=wire.total)),
+    Defect('sum of parameters for their mean', LOCAL, CONSERVES, _parts(average=collectives.total)),
     Defect('anchor stays behind', LOCAL_CODED, 'meets every 2 within 0.009449', _parts(anchor=lambda old, new: old)),
     Defect(
         'residual of a meeting dropped',

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import meetings, wire
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.core.bits import flatten, from_bytes, to_bytes, unflatten
 from jaxdist.algorithms.average import AverageState
 from jaxdist.algorithms.mean import MeanState
-from jaxdist.arrivals import Queue
-from jaxdist.codecs.average import Channel, remember
-from jaxdist.codecs.average import average as through
+from jaxdist.algorithms._delay_queue import Queue
+from jaxdist.codecs._compressed_mean import Channel, remember
+from jaxdist.codecs._compressed_mean import average as through
 from jaxdist.codecs.codec import LANES, Codec, padded
 
 Part = Callable[..., Any]
@@ -21,7 +23,7 @@ Update = optax.GradientTransformation
 
 
 def exact(
-    mean: Part = wire.mean,
+    mean: Part = collectives.mean,
     start: Part = lambda: jnp.zeros((), jnp.int32),
     count: Part = lambda n: n + 1,
     scale: Part = lambda n: 1,
@@ -45,21 +47,21 @@ def two_phases(
     x: jax.Array,
     codec: Codec,
     key: jax.Array,
-    receive: Part = lambda messages, decode: decode(wire.exchange(messages)),
+    receive: Part = lambda messages, decode: decode(collectives.exchange(messages)),
     keep: Part = owner_keeps,
     finish: Part = lambda parts, mean: parts,
 ) -> tuple[jax.Array, jax.Array]:
     """The mean over workers of `x` [n] through a codec, and what this worker's messages left out, both [n]."""
-    w, me = wire.size(), wire.index()
+    w, me = collectives.size(), collectives.index()
     chunk = padded(-(-x.size // w), codec.block)
     parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
     keys = jax.random.split(key, w + 1)
     messages = jax.vmap(codec.encode)(parts, keys[:w])
     decode = jax.vmap(lambda message: codec.decode(message, chunk))
-    mean = wire.sum_rows(receive(messages, decode)) / w
+    mean = collectives.sum_rows(receive(messages, decode)) / w
     answer = codec.encode(mean, keys[w])
     left = keep(parts - decode(messages), me, mean - codec.decode(answer, chunk), w)
-    whole = finish(decode(wire.gather(answer)), mean)
+    whole = finish(decode(collectives.gather(answer)), mean)
     return whole.reshape(-1)[: x.size], left.reshape(-1)[: x.size]
 
 
@@ -70,7 +72,7 @@ def compressed(
     add: Part = lambda x, e: x + e,
     carry: Part = lambda e: e,
     advance: Part = lambda key: jax.random.split(key)[0],
-    noise: Part = lambda key: jax.random.fold_in(key, wire.index()),
+    noise: Part = lambda key: jax.random.fold_in(key, collectives.index()),
 ) -> Update:
     """The mean through a codec, with error feedback or without."""
 
@@ -78,13 +80,13 @@ def compressed(
         del params
         leaves, treedef = jax.tree.flatten(updates)
         held, key = state.memory.residual, state.memory.key
-        x = wire.flatten(leaves)
+        x = flatten(leaves)
         if feedback:
-            x = add(x, wire.flatten(jax.tree.leaves(held)))
+            x = add(x, flatten(jax.tree.leaves(held)))
         mean, rest = phases(x, codec, noise(jax.random.split(key)[1]))
         if feedback:
-            held = treedef.unflatten(wire.unflatten(carry(rest), leaves))
-        means = [m.astype(u.dtype) for m, u in zip(wire.unflatten(mean, leaves), leaves, strict=True)]
+            held = treedef.unflatten(unflatten(carry(rest), leaves))
+        means = [m.astype(u.dtype) for m, u in zip(unflatten(mean, leaves), leaves, strict=True)]
         return treedef.unflatten(means), MeanState(state.memory._replace(residual=held, key=advance(key)))
 
     return optax.GradientTransformation(
@@ -120,7 +122,7 @@ def local(
     start: int = 0,
     due: Part = lambda since, every: since == every,
     after: Part = lambda since, every: since % every,
-    average: Part = wire.mean,
+    average: Part = collectives.mean,
     place: Part = lambda params, moved: moved,
     anchor: Part = lambda old, new: new,
     carry: Part = lambda memory: memory,
@@ -129,11 +131,11 @@ def local(
 
     def init(params: Any) -> AverageState:
         memory = remember(params, Channel(codec=codec, feedback=codec is not None))
-        clock = meetings.start()._replace(since=jnp.full((), start, jnp.int32))
+        clock = periodic.start()._replace(since=jnp.full((), start, jnp.int32))
         return AverageState(clock, params if codec else (), memory)
 
     def update(updates: Any, state: AverageState, params: Any) -> Any:
-        moved = wire.per_worker(place(params, optax.apply_updates(params, updates)))
+        moved = collectives.per_worker(place(params, optax.apply_updates(params, updates)))
 
         def meet() -> Any:
             there, memory = average(moved), state.memory
@@ -141,11 +143,11 @@ def local(
                 way = jax.tree.map(jnp.subtract, moved, state.anchor)
                 step, memory = through(way, state.memory, Channel(codec=codec, feedback=True))
                 there = optax.apply_updates(state.anchor, step)
-            to = wire.per_worker(jax.tree.map(jnp.subtract, there, params))
+            to = collectives.per_worker(jax.tree.map(jnp.subtract, there, params))
             return to, anchor(state.anchor, there) if codec else (), carry(memory)
 
         since = state.clock.since + 1
-        stay = lambda: (wire.per_worker(updates), state.anchor, state.memory)  # noqa: E731
+        stay = lambda: (collectives.per_worker(updates), state.anchor, state.memory)  # noqa: E731
         updates, place_of_meeting, memory = lax.cond(due(since, every), meet, stay)
         clock = state.clock._replace(since=after(since, every))
         return updates, AverageState(clock, place_of_meeting, memory)
@@ -180,12 +182,12 @@ def eight_bits(
         blocks = clean(x).reshape(-1, block)
         scale = magnitude(blocks) / levels
         codes = fit(rounded(blocks / jnp.where(scale == 0, 1, scale), key)).astype(jnp.int8)
-        message = jnp.concatenate([wire.to_bytes(codes), wire.to_bytes(sent(scale))], axis=1).reshape(-1)
+        message = jnp.concatenate([to_bytes(codes), to_bytes(sent(scale))], axis=1).reshape(-1)
         return jnp.pad(message, (0, padded(message.size, LANES) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
         rows = message[: n // block * (block + 4)].reshape(-1, block + 4)
-        codes, scale = wire.from_bytes(rows[:, :block], jnp.int8), wire.from_bytes(rows[:, block:], jnp.float32)
+        codes, scale = from_bytes(rows[:, :block], jnp.int8), from_bytes(rows[:, block:], jnp.float32)
         return (codes * scale).reshape(-1)
 
     return Codec(block, lambda n: size(n, block), encode, decode)

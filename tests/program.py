@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROGRAM = 'import sys; from jaxdist.cli import main; sys.argv[0] = "jaxdist"; main()'
+PROGRAM = 'import sys; from jaxdist.cli.main import main; sys.argv[0] = "jaxdist"; main()'
 PATIENCE = 120
 
 

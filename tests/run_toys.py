@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdist.checkpoint import Checkpoints
+from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.data import Data, Digits
-from jaxdist.experiment import Experiment, Mesh
-from jaxdist.folder import read_records
+from jaxdist.training.experiment import Experiment, Mesh
+from jaxdist.training.run_folder import read_records
 from jaxdist.models import Perceptron
-from jaxdist.run import Event, run
-from jaxdist.task import Batch
-from jaxdist.train import prepare
+from jaxdist.training.run import Event, run
+from jaxdist.core.types import Batch
+from jaxdist.training.train import prepare
 
 SMALL = Experiment(
     update='mean() | sgd(0.1)',
@@ -31,7 +31,7 @@ SMALL = Experiment(
 
 CONFIG = """
 from jaxdist.data import Digits
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Perceptron
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist import mesh, workers
+from jaxdist.core import mesh, workers
 from jaxdist.ledger import Entry, compiled
 from jaxdist.line import build
-from jaxdist.step import State, make_step
-from jaxdist.workers import Program, Workers
+from jaxdist.training.step import State, make_step
+from jaxdist.core.workers import Program, Workers
 
 ROWS = 240  # 1, 3, 4, 5 and 8 workers divide it, and 4 workers in 4 parts each
 RATE = 0.1

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdist import laws, line, registry
+from jaxdist import laws, line
+from jaxdist.core import registry
 from jaxdist.algorithms.mean import held
 from jaxdist.laws import Law, LawBroken, Trial, Verdict, check
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdist.checkpoint import CheckpointError, Checkpoints, MismatchError, manifest
+from jaxdist.training.checkpoint import CheckpointError, Checkpoints, MismatchError, manifest
 
 DTYPES = ['bool', 'int8', 'int16', 'int32', 'uint8', 'uint16', 'uint32']
 DTYPES += ['float16', 'bfloat16', 'float32', 'float8_e4m3fn', 'float8_e5m2']

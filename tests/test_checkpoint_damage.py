@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist.checkpoint import CheckpointError, Checkpoints, manifest
+from jaxdist.training.checkpoint import CheckpointError, Checkpoints, manifest
 
 
 def state_at(step: int) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdist.checkpoint.digests import _compiled, digest, digests
+from jaxdist.training.checkpoint.digests import _compiled, digest, digests
 
 DTYPES = ['bool', 'int8', 'int16', 'int32', 'uint8', 'uint16', 'uint32', 'int64', 'uint64']
 DTYPES += ['float8_e4m3fn', 'float16', 'bfloat16', 'float32', 'float64']

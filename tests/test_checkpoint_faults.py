@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist.checkpoint import CheckpointError, Checkpoints, InUseError, lock
+from jaxdist.training.checkpoint import CheckpointError, Checkpoints, InUseError, lock
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import jax.numpy as jnp
-from jaxdist.checkpoint import Checkpoints, manifest
+from jaxdist.training.checkpoint import Checkpoints, manifest
 
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with Checkpoints(Path(sys.argv[1])) as checkpoints:
@@ -135,7 +135,7 @@ def test_a_folder_that_went_away(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxdist.checkpoint import lock
+from jaxdist.training.checkpoint import lock
 
 with lock(Path(sys.argv[1])):
     print('held', flush=True)
@@ -164,8 +164,8 @@ import jax
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[3]))
 import jax.numpy as jnp, numpy as np
-from jaxdist.checkpoint import Checkpoints, manifest
-from jaxdist.checkpoint.errors import DamageError
+from jaxdist.training.checkpoint import Checkpoints, manifest
+from jaxdist.training.checkpoint.errors import DamageError
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('workers',))
 split, same = (jax.NamedSharding(mesh, spec) for spec in (jax.P('workers'), jax.P()))
 make = jax.jit(lambda n: {'w': n + jnp.arange(8.0), 'key': jax.random.key(n), 'empty': jnp.zeros((4, 0))},

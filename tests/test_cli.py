@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 from run_toys import CONFIG, Jaxdist
 
-from jaxdist import cli
-from jaxdist.commands.options import train_command
+from jaxdist.cli.main import main as cli
+from jaxdist.cli.options import train_command
 
 
 def test_without_a_command_it_says_what_there_is(jaxdist: Jaxdist) -> None:
@@ -147,7 +147,7 @@ def test_a_config_that_cannot_be_trained(jaxdist: Jaxdist, config: str, part: st
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(jaxdist: Jaxdist) -> None:
-    broken = mock.patch('jaxdist.commands.train.shlex', mock.Mock(quote=int))
+    broken = mock.patch('jaxdist.cli.train.shlex', mock.Mock(quote=int))
     with broken, pytest.raises(ValueError, match='invalid literal for int'):
         jaxdist('train', 'small.py')
 

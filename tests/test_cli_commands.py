@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 from run_toys import CONFIG, Jaxdist, losses
 
-from jaxdist import cli
-from jaxdist.experiment import load
+from jaxdist.cli.main import main as cli
+from jaxdist.training.experiment import load
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -100,7 +100,7 @@ def test_a_loss_that_turns_nan_ends_with_1_and_advice(jaxdist: Jaxdist) -> None:
 OWN = """
 import optax
 from jaxdist import laws
-from jaxdist.registry import algorithm
+from jaxdist.core.registry import algorithm
 
 
 @algorithm(paper='none', examples={{'twice()': (laws.sends_nothing(),)}})
@@ -114,10 +114,10 @@ def twice():
 def test_an_algorithm_of_the_users_own(jaxdist: Jaxdist) -> None:
     own = OWN.format(factor=2.0) + CONFIG.replace('| sgd(0.1)', '| twice() | sgd(0.05)')
     Path('own.py').write_text(own)
-    with mock.patch.dict('jaxdist.registry._ENTRIES'):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
         jaxdist('train', 'small.py')
         assert jaxdist('train', 'own.py', '--steps', '2').code == 0
-    with mock.patch.dict('jaxdist.registry._ENTRIES'):  # as in a new process, which knows of no such algorithm
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # as in a new process, which knows of no such algorithm
         assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
     Path('own.py').unlink()
     assert (
@@ -132,21 +132,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxdist import laws, wire
-from jaxdist.registry import algorithm
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.core.registry import algorithm
 
 
 @algorithm(paper='none', examples={'summed()': (laws.agrees(), laws.exact_mean())})
-def summed(axis=wire.AXIS):
+def summed(axis=collectives.AXIS):
     'Adds where it should average.'
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: wire.total(u, axis), updates))
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: collectives.total(u, axis), updates))
 """
 
 
 def test_laws_of_a_file(jaxdist: Jaxdist) -> None:
     Path('good.py').write_text(OWN.format(factor=2.0))
     Path('bad.py').write_text(BROKEN)
-    with mock.patch.dict('jaxdist.registry._ENTRIES'):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
         code, out, _ = jaxdist('laws', 'good.py', '--workers', '2')
         assert code == 0
         assert out.splitlines()[0] == 'twice()'

@@ -42,7 +42,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Sig
 
 TWICE = """
 import os, signal, time
-from jaxdist.commands.stopping import asked_to_stop
+from jaxdist.cli.stopping import asked_to_stop
 
 with asked_to_stop() as stop:
     os.kill(os.getpid(), signal.SIGINT)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdist import line, registry
-from jaxdist.codecs.average import bytes_sent
+from jaxdist import line
+from jaxdist.core import registry
+from jaxdist.codecs._compressed_mean import bytes_sent
 from jaxdist.codecs.codec import LANES, Averager, PerTensor, padded
 from jaxdist.codecs.int8 import int8
 from jaxdist.laws import CodecTrial, LawBroken, judge, universal_codec

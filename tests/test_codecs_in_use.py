@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from codec_toys import CODECS, QUICK, feeds_back, travels_by
 
-from jaxdist import laws, ledger, line, mesh, workers
-from jaxdist.codecs.average import bytes_sent
+from jaxdist import laws, ledger, line
+from jaxdist.core import mesh, workers
+from jaxdist.codecs._compressed_mean import bytes_sent
 from jaxdist.laws.trial import SHAPES as SHAPES_ON_TRIAL
 
 SLOW = pytest.mark.slow

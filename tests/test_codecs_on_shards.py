@@ -10,9 +10,10 @@ import pytest
 from codec_toys import told_gradients, told_loss
 from step_toys import sent
 
-from jaxdist import laws, ledger, mesh, workers
+from jaxdist import laws, ledger
+from jaxdist.core import mesh, workers
 from jaxdist.line import build
-from jaxdist.step import make_step
+from jaxdist.training.step import make_step
 
 W, SHARDS, STEPS = 4, 2, 4
 SHAPES = {'b': (5,), 'v': (16, 6), 'w': (24, 16), 'x': (3, 8, 7)}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from run_toys import SMALL, small
 
-from jaxdist.compare import Contender, compare, contenders, rows, run_folder, write_report
-from jaxdist.experiment import Experiment, ExperimentError, Mesh
+from jaxdist.training.compare import Contender, compare, contenders, rows, run_folder, write_report
+from jaxdist.training.experiment import Experiment, ExperimentError, Mesh
 from jaxdist.report import Summary
 
 LINES = ('mean() | sgd(0.1)', 'mean(codec=int8()) | sgd(0.1)')

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist import ledger, line, mesh, registry, workers
+from jaxdist import ledger, line
+from jaxdist.core import mesh, registry, workers
 from jaxdist.laws.universal import reloaded
-from jaxdist.resize import resized
-from jaxdist.step import make_step, shared_params
-from jaxdist.workers import Program, Workers
+from jaxdist.training.resize import resized
+from jaxdist.training.step import make_step, shared_params
+from jaxdist.core.workers import Program, Workers
 
 PAGE = Path(__file__).parent.parent / 'docs' / 'composition.md'
 SLOW = pytest.mark.slow

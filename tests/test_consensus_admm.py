@@ -12,12 +12,13 @@ import optax
 import pytest
 from sklearn import datasets, linear_model
 
-from jaxdist import ledger, mesh, workers
+from jaxdist import ledger
+from jaxdist.core import mesh, workers
 from jaxdist.codecs.int8 import int8
-from jaxdist.constraints.consensus_admm import Balance, ConsensusState, by_steps, consensus_admm, least_squares
-from jaxdist.constraints.iteration import Iteration, Outcome, Residuals, program, run
-from jaxdist.constraints.proximal import soft_threshold
-from jaxdist.workers import Workers
+from jaxdist.constraints.solvers.consensus_admm import Balance, ConsensusState, by_steps, consensus_admm, least_squares
+from jaxdist.constraints.solvers.iteration import Iteration, Outcome, Residuals, program, run
+from jaxdist.constraints.solvers.proximal import soft_threshold
+from jaxdist.core.workers import Workers
 
 pytestmark = pytest.mark.slow
 

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import pytest
 from run_toys import CONFIG, SMALL, Jaxdist, finish, losses, saved, train_until
 
-from jaxdist import registry
-from jaxdist.checkpoint import Checkpoints
+from jaxdist.core import registry
+from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.constraints import Constraint, inequality
 from jaxdist.constraints.penalties import current
-from jaxdist.experiment import Constraints, Experiment, ExperimentError, Mesh, from_json, to_json
-from jaxdist.folder import read_records
-from jaxdist.held import Held
+from jaxdist.training.experiment import Constraints, Experiment, ExperimentError, Mesh, from_json, to_json
+from jaxdist.training.run_folder import read_records
+from jaxdist.training.constraint_monitor import Held
 from jaxdist.line import LineError
-from jaxdist.run import Diverged
-from jaxdist.train import first_state, prepare
+from jaxdist.training.run import Diverged
+from jaxdist.training.train import first_state, prepare
 
 pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
 NORM = "squared_norm(bound=2.0, path='.*kernel')"
@@ -51,7 +51,7 @@ def of_nobody() -> Constraint:
 @pytest.fixture(autouse=True)
 def named() -> Iterator[None]:
     """The constraints of this file by name, forgotten after the test."""
-    with mock.patch.dict('jaxdist.registry._ENTRIES'):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
         for make in (at_least, nowhere, not_one, of_nobody):
             registry.constraint(paper='none', examples={f'{make.__name__}()': ()})(make)
         yield
@@ -216,7 +216,7 @@ def test_constraints_come_back_from_json() -> None:
 OWN = """
 import jax.numpy as jnp
 from jaxdist.constraints import inequality
-from jaxdist.registry import constraint
+from jaxdist.core.registry import constraint
 
 
 @constraint(paper='none', examples={'small_head(bound=1.0)': ()})

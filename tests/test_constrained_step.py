@@ -12,10 +12,11 @@ import optax
 import pytest
 from constrained_step_toys import BALL, BATCH, EVERY, GAP, SMALL, SMALL_EACH, after, bits, loss, program, start
 
-from jaxdist import int8, mean, mesh, workers
+from jaxdist import int8, mean
+from jaxdist.core import mesh, workers
 from jaxdist.constraints import Constraint, DualAscent, growing, inequality, linear, nupi
 from jaxdist.ledger import traced_step
-from jaxdist.step import make_step, means
+from jaxdist.training.step import make_step, means
 
 # What it costs.
 

@@ -11,9 +11,9 @@ import optax
 import pytest
 from constraint_toys import FOUR, Problem, Walk, walk
 
-from jaxdist import mesh, workers
+from jaxdist.core import mesh, workers
 from jaxdist.constraints import Constraint, Term, augmented_lagrangian, equality, inequality, nupi, quadratic_penalty
-from jaxdist.workers import Workers
+from jaxdist.core.workers import Workers
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import optax
 import pytest
 from constraint_toys import FOUR, Problem, Walk, newton, of_parameters, residual, walk
 
-from jaxdist import mesh, workers
+from jaxdist.core import mesh, workers
 from jaxdist.constraints import duality_gap, equality, inequality, nupi, scale_by_penalty
-from jaxdist.workers import Workers
+from jaxdist.core.workers import Workers
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from constrained_step_toys import BALL, EVERY, SMALL, SMALL_EACH, program
 
 from jaxdist import average
-from jaxdist.checkpoint import CheckpointError, Checkpoints
+from jaxdist.training.checkpoint import CheckpointError, Checkpoints
 from jaxdist.constraints import DualAscent, equality, inequality, linear, nupi, within
 
 

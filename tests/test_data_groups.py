@@ -11,9 +11,9 @@ from sklearn import datasets
 
 from jaxdist.data import ByLabel, Census, Data, Dataset, Digits, Dirichlet, Division, Even, Sizes, Table, Text
 from jaxdist.data.examples import Examples, divided, grouped, split
-from jaxdist.experiment import Experiment, Mesh, from_json, to_json
+from jaxdist.training.experiment import Experiment, Mesh, from_json, to_json
 from jaxdist.models import ConvNet, Perceptron
-from jaxdist.train import first_state, prepare, train
+from jaxdist.training.train import first_state, prepare, train
 
 HEADER = (
     'age,fnlwgt,education-num,workclass_Private,workclass_State-gov,race_Black,race_Other,race_White,'

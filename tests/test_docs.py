@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from jaxdist import line, registry
+from jaxdist import line
+from jaxdist.core import registry
 from jaxdist.data import Digits
 from jaxdist.models import Perceptron
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdist.data import ByLabel, Digits, Dirichlet, Even, FashionMNIST, Sizes, Table, Text
-from jaxdist.experiment import (
+from jaxdist.training.experiment import (
     Experiment,
     ExperimentError,
     Mesh,
@@ -22,7 +22,7 @@ from jaxdist.experiment import (
     to_json,
 )
 from jaxdist.models import ConvNet, Perceptron, Transformer
-from jaxdist.script import ScriptError
+from jaxdist.training.user_code import ScriptError
 
 SIZES = st.integers(1, 10**6)
 FRACTIONS = st.floats(0, 1)
@@ -138,7 +138,7 @@ def test_simulated_workers_have_no_model_axis() -> None:
         Experiment(mesh=Mesh(model=2, simulate=True))
 
 
-HEAD = 'from jaxdist.experiment import Experiment\n'
+HEAD = 'from jaxdist.training.experiment import Experiment\n'
 
 
 def config(folder: Path, text: str, name: str = 'mine.py') -> Path:

@@ -191,18 +191,18 @@ def test_this_project(rule: Rule) -> None:
 
 def test_the_files_of_this_project_are_seen() -> None:
     seen = {str(path.relative_to(ROOT)) for path in files(ROOT)}
-    assert {'pyproject.toml', 'scripts/setup.sh', 'jaxdist/wire.py', 'tests/test_house.py'} <= seen
+    assert {'pyproject.toml', 'scripts/setup.sh', 'jaxdist/core/collectives.py', 'tests/test_house.py'} <= seen
     assert not any(path.startswith(('.git/', '.venv/')) for path in seen)
 
 
 BAD: tuple[tuple[Rule, str, str, str], ...] = (
-    (floors, 'jaxdist/wire.py', 'import jaxdist.step', r'wire \(floor 0\) may .*; step is on floor 5'),
-    (floors, 'jaxdist/wire.py', 'from jaxdist import train', 'jaxdist/wire.py:2 imports jaxdist.train'),
-    (floors, 'jaxdist/wire.py', 'from jaxdist import mean', 'not from the top'),
-    (floors, 'jaxdist/wire.py', 'import jaxdist', 'not from the top'),
-    (floors, 'jaxdist/wire.py', 'def f(): import jaxdist.cli', 'cli is on floor 11'),
-    (floors, 'jaxdist/wire.py', 'from . import laws', 'laws is on floor 2'),
-    (floors, 'jaxdist/wire.py', 'from jaxdist.registry import codec', 'registry is on floor 0'),
+    (floors, 'jaxdist/core/collectives.py', 'import jaxdist.training.step', r'wire \(floor 0\) may .*; step is on floor 5'),
+    (floors, 'jaxdist/core/collectives.py', 'from jaxdist import train', 'jaxdist/core/collectives.py:2 imports jaxdist.training.train'),
+    (floors, 'jaxdist/core/collectives.py', 'from jaxdist import mean', 'not from the top'),
+    (floors, 'jaxdist/core/collectives.py', 'import jaxdist', 'not from the top'),
+    (floors, 'jaxdist/core/collectives.py', 'def f(): import jaxdist.cli.main', 'cli is on floor 11'),
+    (floors, 'jaxdist/core/collectives.py', 'from . import laws', 'laws is on floor 2'),
+    (floors, 'jaxdist/core/collectives.py', 'from jaxdist.core.registry import codec', 'registry is on floor 0'),
     (floors, 'jaxdist/models/mlp.py', 'from jaxdist.data.text import batches', 'data is on floor 1'),
     (floors, 'jaxdist/codecs/int8.py', 'from ..algorithms import mean', 'algorithms is on floor 4'),
     (floors, 'jaxdist/codecs/__init__.py', 'from ..step import init', 'step is on floor 5'),
@@ -210,35 +210,35 @@ BAD: tuple[tuple[Rule, str, str, str], ...] = (
     (floors, 'jaxdist/algorithms/local.py', 'from .mean import mean', 'each other'),
     (floors, 'jaxdist/attic.py', '', "jaxdist/attic.py has no floor: give 'attic' one in FLOORS"),
     (floors, 'jaxdist/attic/chest.py', '', "jaxdist/attic/chest.py has no floor: give 'attic' one"),
-    (late_imports, 'jaxdist/wire.py', 'def f():\n    if 1: import os', ':3 imports os inside a function'),
+    (late_imports, 'jaxdist/core/collectives.py', 'def f():\n    if 1: import os', ':3 imports os inside a function'),
     (
         late_imports,
         'jaxdist/report.py',
         'import matplotlib.pyplot',
         'imports matplotlib, an extra, at',
     ),
-    (sizes_and_names, 'jaxdist/wire.py', 'x = 1\n' * 300, 'jaxdist/wire.py has 301 lines'),
+    (sizes_and_names, 'jaxdist/core/collectives.py', 'x = 1\n' * 300, 'jaxdist/core/collectives.py has 301 lines'),
     (sizes_and_names, 'tests/utils.py', '', 'tests/utils.py is called utils'),
     (sizes_and_names, 'jaxdist/models/utils/trees.py', '', 'is called utils'),
     (machine_paths, 'docs/a.md', 'see `/' + 'home/ann/x`', 'docs/a.md:2 names'),
     (machine_paths, 'run.json', '{"out": "/' + 'tmp/x"}', 'run.json:2 names'),
     (machine_paths, 'README.md', 'cd /' + 'work', 'README.md:2 names'),
-    (docstrings, 'jaxdist/wire.py', 'def mean(x): ...', 'jaxdist/wire.py:2 mean has no docstring'),
-    (docstrings, 'jaxdist/wire.py', 'def mean(x): "A mean."', 'mean has no example'),
-    (docstrings, 'jaxdist/wire.py', 'class State(NamedTuple):\n    x: int', 'State has no docstring'),
+    (docstrings, 'jaxdist/core/collectives.py', 'def mean(x): ...', 'jaxdist/core/collectives.py:2 mean has no docstring'),
+    (docstrings, 'jaxdist/core/collectives.py', 'def mean(x): "A mean."', 'mean has no example'),
+    (docstrings, 'jaxdist/core/collectives.py', 'class State(NamedTuple):\n    x: int', 'State has no docstring'),
 )
 
 GOOD: tuple[tuple[Rule, str, str], ...] = (
     (floors, 'jaxdist/__init__.py', 'from jaxdist.algorithms.mean import mean'),
-    (floors, 'jaxdist/step.py', 'import jax\nfrom jaxdist import wire\nfrom jaxdist.wire import AXIS'),
-    (floors, 'jaxdist/registry.py', 'from .wire import AXIS'),
+    (floors, 'jaxdist/training/step.py', 'import jax\nfrom jaxdist import wire\nfrom jaxdist.core.collectives import AXIS'),
+    (floors, 'jaxdist/core/registry.py', 'from .wire import AXIS'),
     (floors, 'jaxdist/algorithms/__init__.py', 'from .mean import mean'),
-    (floors, 'jaxdist/codecs/int8.py', 'from jaxdist.codecs.blocks import scale'),
+    (floors, 'jaxdist/codecs/int8.py', 'from jaxdist.codecs._blocks import scale'),
     (late_imports, 'jaxdist/report.py', 'def plot(): import matplotlib.pyplot'),
-    (sizes_and_names, 'jaxdist/wire.py', 'x = 1\n' * 299),
+    (sizes_and_names, 'jaxdist/core/collectives.py', 'x = 1\n' * 299),
     (machine_paths, 'README.md', 'all /workers in src/work, ~/home, https://a.org/home, /dev/null'),
-    (docstrings, 'jaxdist/wire.py', 'def mean(x): ">>> mean(1)"\ndef _sum(x): ...'),
-    (docstrings, 'jaxdist/cli.py', 'def main(): "Starts."'),
+    (docstrings, 'jaxdist/core/collectives.py', 'def mean(x): ">>> mean(1)"\ndef _sum(x): ...'),
+    (docstrings, 'jaxdist/cli/main.py', 'def main(): "Starts."'),
 )
 
 

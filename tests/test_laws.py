@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdist import laws, registry, wire
+from jaxdist import laws
+from jaxdist.core import registry, collectives
 from jaxdist.codecs.codec import Codec
 from jaxdist.laws import CodecTrial, Law, LawBroken, Path, Trial, Verdict, check, check_entry, judge
 
@@ -108,15 +109,15 @@ def rounding(noise: Callable[[jax.Array], jax.Array], advance: bool = True, bias
     def update(u: Any, state: Any) -> Any:
         key, now = jax.random.split(state[1])
         up = jax.random.uniform(noise(now), u['w'].shape) + bias
-        new = {'w': wire.mean(jnp.floor(u['w'] * 10 + up) / 10)}
-        left = {'w': wire.per_worker(u['w'] - jnp.floor(u['w'] * 10 + up) / 10)}
+        new = {'w': collectives.mean(jnp.floor(u['w'] * 10 + up) / 10)}
+        left = {'w': collectives.per_worker(u['w'] - jnp.floor(u['w'] * 10 + up) / 10)}
         return new, (left, key if advance else state[1])
 
-    return toy(update, lambda params: (wire.per_worker(params), jax.random.key(0)))
+    return toy(update, lambda params: (collectives.per_worker(params), jax.random.key(0)))
 
 
 def own(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, wire.index())
+    return jax.random.fold_in(key, collectives.index())
 
 
 def alike(key: jax.Array) -> jax.Array:
@@ -133,21 +134,21 @@ def from_python() -> Any:
 
 
 def unlike_on_a_mesh() -> Any:
-    return toy(lambda u, state: (jax.tree.map(lambda x: x * (1.01 if wire.on_mesh() else 1), u), state))
+    return toy(lambda u, state: (jax.tree.map(lambda x: x * (1.01 if collectives.on_mesh() else 1), u), state))
 
 
 def remembered_elsewhere() -> Any:
     """A state that is counted outside of the program, so that no copy of it holds the count."""
     numbers = itertools.count()
     call = lambda: jax.pure_callback(lambda: np.float32(next(numbers)), jax.ShapeDtypeStruct((), 'float32'))  # noqa: E731
-    return toy(lambda u, state: (u, wire.per_worker(call())), lambda params: wire.per_worker(jnp.float32(0)))
+    return toy(lambda u, state: (u, collectives.per_worker(call())), lambda params: collectives.per_worker(jnp.float32(0)))
 
 
 def talks_for_nothing() -> Any:
     """Sends what the compiler leaves out, because it is multiplied by zero."""
 
     def update(u: Any, state: Any) -> Any:
-        nothing = 0 * wire.total(jnp.full(u['w'].shape, wire.index()))
+        nothing = 0 * collectives.total(jnp.full(u['w'].shape, collectives.index()))
         return {'w': u['w'] + nothing}, state
 
     return toy(update)
@@ -159,7 +160,7 @@ def everybodys(name: str) -> Law:
 
 STRONG = lambda n: n * jnp.float32(1)  # noqa: E731
 SMALL = {'w': (40,)}
-HONEST = optax.GradientTransformation(lambda params: (), lambda u, state, params=None: (wire.mean(u), state))
+HONEST = optax.GradientTransformation(lambda params: (), lambda u, state, params=None: (collectives.mean(u), state))
 REAL: list[tuple[Law, Any, Any, str]] = [
     (laws.unbiased(), rounding(own), rounding(own, bias=0.1), r'leaf \[\'w\'\]: .* off by'),
     (laws.unbiased(), rounding(own), rounding(own, advance=False), 'average of 400 draws is off by'),
@@ -200,8 +201,8 @@ def test_a_late_defect_is_waited_for() -> None:
 
 
 def plain(
-    encode: Callable[..., Any] = lambda x, key: wire.to_bytes(x),
-    decode: Callable[..., Any] = lambda message, n: wire.from_bytes(message, jnp.float32),
+    encode: Callable[..., Any] = lambda x, key: to_bytes(x),
+    decode: Callable[..., Any] = lambda message, n: from_bytes(message, jnp.float32),
     bytes_each: int = 4,
 ) -> Codec:
     """Floats as they are, in blocks of 4."""
@@ -209,13 +210,13 @@ def plain(
 
 
 def times(factor: float, more: float = 0.0) -> Codec:
-    return plain(lambda x, key: wire.to_bytes(x * factor + more))
+    return plain(lambda x, key: to_bytes(x * factor + more))
 
 
 def flips() -> Codec:
     """Every third message is of another sign."""
     signs = itertools.cycle([1, 1, -1])
-    return plain(lambda x, key: wire.to_bytes(x * next(signs)))
+    return plain(lambda x, key: to_bytes(x * next(signs)))
 
 
 def of_codecs(name: str) -> Law:
@@ -229,12 +230,12 @@ CODECS = [
     (of_codecs('zeros stay zeros'), times(1, more=0.1), 'something else'),
     (
         of_codecs('what is not finite stays so'),
-        plain(lambda x, key: wire.to_bytes(jnp.nan_to_num(x))),
+        plain(lambda x, key: to_bytes(jnp.nan_to_num(x))),
         'with nan comes',
     ),
     (laws.takes(lambda n: 4 * n), plain(bytes_each=5), '4 entries take 20 bytes, promised 16'),
     (laws.error_at_most(0.1), times(0.8), 'off by 0.2 of the block, promised at most 0.1'),
-    (laws.error_at_most(0.1), plain(lambda x, key: wire.to_bytes(jnp.maximum(x, 0))), 'off by 1 of the block'),
+    (laws.error_at_most(0.1), plain(lambda x, key: to_bytes(jnp.maximum(x, 0))), 'off by 1 of the block'),
     (laws.contracts(0.9), times(0.5), '0.25 of the squared norm is left, promised at most 0.1'),
     (laws.idempotent(), times(0.9), 'after a second journey'),
     (laws.unbiased_codec(100), times(1.01), 'block 0: the average of 100 draws is off by'),
@@ -282,7 +283,7 @@ def test_what_is_registered_is_tried_by_its_examples() -> None:
     def bare() -> Codec:
         return plain()
 
-    with mock.patch.dict('jaxdist.registry._ENTRIES'):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
         registry.algorithm(paper='none', examples={'mine()': (laws.sends_nothing(),)})(mine)
         registry.codec(paper='none', examples={'bare()': (laws.takes(lambda n: n),)})(bare)
         (verdicts,) = check_entry(registry.algorithms()['mine'], workers=2).values()

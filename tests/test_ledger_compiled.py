@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxdist import ledger
-from jaxdist.ledger import hlo
+from jaxdist.ledger import _hlo as hlo
 
 MESH = jax.sharding.AbstractMesh((4, 2), ('workers', 'model'))
 WORKERS = [[0, 2, 4, 6], [1, 3, 5, 7]]

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from jaxdist import ledger
-from jaxdist.ledger.entry import crossed, sent
+from jaxdist.ledger.collective import crossed, sent
 
 P = jax.P
 W = 'workers'

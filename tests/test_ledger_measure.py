@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxdist import ledger
 from jaxdist.ledger import Branch, Entry
-from jaxdist.ledger.measuring import recognise
+from jaxdist.ledger.measure import recognise
 
 P = jax.P
 W = 'workers'

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from line_toys import SEEN, check_mistake, registered, seen
 
 from jaxdist.line import LineError, build, build_codec
-from jaxdist.wire import AXIS
+from jaxdist.core.collectives import AXIS
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import jaxdist
-from jaxdist import line, workers
+from jaxdist import line
+from jaxdist.core import workers
 from jaxdist.data import Digits
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Perceptron
-from jaxdist.step import make_step
-from jaxdist.train import prepare
+from jaxdist.training.step import make_step
+from jaxdist.training.train import prepare
 
 OUTER = 'outer=sgd(0.7)'
 WRONG = {

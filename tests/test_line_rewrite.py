@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from line_toys import check_mistake, registered, seen
 
 from jaxdist.line import override, spell
-from jaxdist.wire import AXIS
+from jaxdist.core.collectives import AXIS
 
 
 @pytest.fixture(scope='module', autouse=True)

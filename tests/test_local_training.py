@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_toys import batches, init, loss, place, sent, with_nan
 
-from jaxdist import arrivals, laws, line
-from jaxdist.fragments import RULES, divide, join, pick
-from jaxdist.step import make_step
+from jaxdist.algorithms import _delay_queue as delay_queue
+from jaxdist import laws, line
+from jaxdist.algorithms._fragments import RULES, divide, join, pick
+from jaxdist.training.step import make_step
 
 SLOW = pytest.mark.slow
 OUTER = 'outer=sgd(0.7, momentum=0.9, nesterov=True)'
@@ -163,10 +164,10 @@ def test_every_tensor_is_in_one_fragment(sizes: list[int], data: st.DataObject) 
 def test_what_is_late_is_not_lost() -> None:
     """Of what was put in, what has come out and what is still in the queue is the sum, whatever the delays."""
     rng = np.random.default_rng(0)
-    queue, came, put_in = arrivals.empty(jnp.zeros(3), 5), np.zeros(3), np.zeros(3)
+    queue, came, put_in = delay_queue.empty(jnp.zeros(3), 5), np.zeros(3), np.zeros(3)
     for _ in range(40):
         value = jnp.asarray(rng.normal(size=3), jnp.float32)
-        out, queue = arrivals.arrive(value, queue, jnp.int32(rng.integers(0, 6)))
+        out, queue = delay_queue.arrive(value, queue, jnp.int32(rng.integers(0, 6)))
         came, put_in = came + np.asarray(out), put_in + np.asarray(value)
     np.testing.assert_allclose(came + np.asarray(queue.slots).sum(0), put_in, 0, 1e-5)
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from jaxdist import mesh
-from jaxdist.mesh import follow, path_text, specs
+from jaxdist.core import mesh
+from jaxdist.core.mesh import follow, path_text, specs
 
 P = jax.P
 

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdist import mesh
+from jaxdist.core import mesh
 from jaxdist.data import Digits, Text
 from jaxdist.models import Architecture, ConvNet, Perceptron, Transformer, score, scoring
-from jaxdist.task import Batch, Model, Params, Task
+from jaxdist.core.types import Batch, Model, Params, Task
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,10 @@ import pytest
 from codec_toys import told_gradients, told_loss
 
 import jaxdist
-from jaxdist import ledger, line, mesh, workers
-from jaxdist.resize import resized, saved_by
-from jaxdist.step import make_step
+from jaxdist import ledger, line
+from jaxdist.core import mesh, workers
+from jaxdist.training.resize import resized, saved_by
+from jaxdist.training.step import make_step
 
 SLOW = pytest.mark.slow
 SHAPES = {'b': (5,), 's': (), 'v': (16, 6), 'w': (24, 16)}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdist.script import load_script
+from jaxdist.training.user_code import load_script
 
 SCRIPT = Path(__file__).parent.parent / 'experiments' / 'perceptron' / 'measure.py'
 EPOCHS = 4

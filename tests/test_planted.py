@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from planted import ALGORITHMS, CODECS, HONEST, Defect
 
-from jaxdist import registry
+from jaxdist.core import registry
 from jaxdist.laws import CodecTrial, Law, LawBroken, Trial, judge, universal, universal_codec
 
 DEFECTS = ALGORITHMS + CODECS

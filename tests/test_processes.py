@@ -11,7 +11,7 @@ import pytest
 from program import PATIENCE, start, wait_for
 from run_toys import CONFIG, finish, losses
 
-from jaxdist.experiment import Experiment, load
+from jaxdist.training.experiment import Experiment, load
 
 CLUSTER = CONFIG.replace('Mesh(workers=4)', 'Mesh(workers=4, emulate=True)')
 

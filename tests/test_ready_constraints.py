@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist import registry
+from jaxdist.core import registry
 from jaxdist.constraints import (
     Constraint,
     DualAscent,
@@ -26,12 +26,12 @@ from jaxdist.constraints import (
     squared_norm,
 )
 from jaxdist.constraints import better as keep
-from jaxdist.constraints.judging import judge, measuring
-from jaxdist.constraints.shown import shown
+from jaxdist.constraints.evaluation import judge, measuring
+from jaxdist.constraints.evaluation import shown
 from jaxdist.constraints.verdict import Told, verdicts
 from jaxdist.line import build_constraint, build_dual, build_value
 from jaxdist.models import Perceptron
-from jaxdist.task import Model, Task
+from jaxdist.core.types import Model, Task
 
 RNG = np.random.default_rng(0)
 MODEL = Perceptron(hidden=()).build(Task('classes', (3,), 2))

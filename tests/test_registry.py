@@ -7,7 +7,7 @@ from unittest import mock
 import optax
 import pytest
 
-from jaxdist.registry import algorithm, algorithms, codec, codecs, find, names, nearest
+from jaxdist.core.registry import algorithm, algorithms, codec, codecs, find, names, nearest
 
 
 def halve(codec: Any = None, *, limit: float = float('inf')) -> optax.GradientTransformation:
@@ -30,7 +30,7 @@ def plain(block: int = 256) -> int:
 @pytest.fixture(autouse=True)
 def toys() -> Iterator[None]:
     """Instead of what is registered: two algorithms and a codec, forgotten after the test."""
-    with mock.patch.dict('jaxdist.registry._ENTRIES', clear=True):
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES', clear=True):
         assert algorithm(paper='none', examples={'halve()': ('claim',)})(halve) is halve
         assert algorithm(paper='other', examples={'double()': ()})(double) is double
         assert codec(paper='none', examples={'plain()': ()})(plain) is plain

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from codec_toys import told_gradients, told_loss
 
-from jaxdist import mesh, workers
+from jaxdist.core import mesh, workers
 from jaxdist.data import Digits
-from jaxdist.experiment import Experiment, Mesh
+from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.line import build
 from jaxdist.models import Perceptron
-from jaxdist.resize import resized, saved_by
-from jaxdist.run import run
-from jaxdist.step import make_step
+from jaxdist.training.resize import resized, saved_by
+from jaxdist.training.run import run
+from jaxdist.training.step import make_step
 
 SLOW = pytest.mark.slow
 SHAPES = {'b': (5,), 'w': (12, 10)}

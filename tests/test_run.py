@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from run_toys import SMALL, Poisoned, finish, kinds, losses, saved, small, train_until
 
-from jaxdist.checkpoint import CheckpointError, InUseError, lock
-from jaxdist.experiment import ExperimentError, load, to_json
-from jaxdist.folder import Log, new_folder, read_records
-from jaxdist.run import Diverged, Done, run
+from jaxdist.training.checkpoint import CheckpointError, InUseError, lock
+from jaxdist.training.experiment import ExperimentError, load, to_json
+from jaxdist.training.run_folder import Log, new_folder, read_records
+from jaxdist.training.run import Diverged, Done, run
 
 COMPRESSED = "mean(codec=int8(rounding='stochastic'), feedback=True) | delay(steps=2) | adamw(1e-2)"
 LOCAL = 'sgd(0.1) | average(every=3, codec=int8())'

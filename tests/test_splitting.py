@@ -11,15 +11,16 @@ import optax
 import pytest
 from sklearn import datasets, linear_model
 
-from jaxdist import ledger, line, mesh, workers
+from jaxdist import ledger, line
+from jaxdist.core import mesh, workers
 from jaxdist.constraints import proximal
-from jaxdist.constraints.dual_decomposition import dual_decomposition
-from jaxdist.constraints.iteration import Iteration, program, run
-from jaxdist.constraints.linearized_admm import linearized_admm
-from jaxdist.constraints.primal_dual import norm, primal_dual
-from jaxdist.constraints.proximal import PartProx, Prox, soft_threshold, squared_error
-from jaxdist.step import make_step
-from jaxdist.workers import Workers
+from jaxdist.constraints.solvers.dual_decomposition import dual_decomposition
+from jaxdist.constraints.solvers.iteration import Iteration, program, run
+from jaxdist.constraints.solvers.linearized_admm import linearized_admm
+from jaxdist.constraints.solvers.primal_dual import norm, primal_dual
+from jaxdist.constraints.solvers.proximal import PartProx, Prox, soft_threshold, squared_error
+from jaxdist.training.step import make_step
+from jaxdist.core.workers import Workers
 
 pytestmark = pytest.mark.slow
 FOUR, MESH = workers.simulated(4), workers.on_mesh(mesh.make({'workers': 4}))

@@ -34,8 +34,8 @@ from step_toys import (
 )
 
 from jaxdist.line import build
-from jaxdist.step import make_step, means
-from jaxdist.workers import Program
+from jaxdist.training.step import make_step, means
+from jaxdist.core.workers import Program
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
 

@@ -29,7 +29,7 @@ from step_toys import (
 )
 
 from jaxdist.line import build
-from jaxdist.step import State, make_step, means
+from jaxdist.training.step import State, make_step, means
 
 
 def same_bits(a: Any, b: Any) -> None:

@@ -27,10 +27,10 @@ from step_toys import (
 
 from jaxdist import ledger
 from jaxdist.line import build
-from jaxdist.mesh import path_text
+from jaxdist.core.mesh import path_text
 from jaxdist.models import Transformer
-from jaxdist.step import State, make_step
-from jaxdist.task import Model, Task
+from jaxdist.training.step import State, make_step
+from jaxdist.core.types import Model, Task
 
 
 def varying(tree: Any) -> set[str]:

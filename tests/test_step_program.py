@@ -27,10 +27,10 @@ from step_toys import (
     with_nan,
 )
 
-from jaxdist import mesh
+from jaxdist.core import mesh
 from jaxdist.line import build
-from jaxdist.step import State, check_batch, make_step, means, shared_params
-from jaxdist.workers import Program
+from jaxdist.training.step import State, check_batch, make_step, means, shared_params
+from jaxdist.core.workers import Program
 
 # One program.
 

@@ -17,7 +17,7 @@ from twin_toys import EDGE, EXAMPLES, LOSSES, NETWORK, PLACES, PLANE, STEPS, WOR
 from jaxdist import line
 from jaxdist.algorithms.average import AverageState
 from jaxdist.algorithms.mean import MeanState
-from jaxdist.step import State, make_step
+from jaxdist.training.step import State, make_step
 
 
 class Case(NamedTuple):

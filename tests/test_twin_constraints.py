@@ -15,10 +15,11 @@ import pytest
 import twin_constraint_problems as problems
 from twin_constraints import Growing, Nupi, Path, Restart, ScaleByPenalty, Sgd, Twin, Within, pad
 
-from jaxdist import mean, mesh, workers
+from jaxdist import mean
+from jaxdist.core import mesh, workers
 from jaxdist.constraints import Constraint, DualAscent, growing, nupi, restart, scale_by_penalty, within
-from jaxdist.step import make_step, means
-from jaxdist.workers import Workers
+from jaxdist.training.step import make_step, means
+from jaxdist.core.workers import Workers
 
 STEPS, RATE, CLOSE = 15, 0.1, 1e-12
 

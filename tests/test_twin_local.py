@@ -29,7 +29,7 @@ from twin_server import Arrivals, DcAsgd, Easgd, Server
 from twin_toys import EDGE, EXAMPLES, LOSSES, NETWORK, PLACES, PLANE, STEPS, normal_data, rows
 
 from jaxdist import line
-from jaxdist.step import make_step
+from jaxdist.training.step import make_step
 
 NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
 STRIDED = [np.r_[0:6, 39:57], np.r_[6:9], np.r_[9:39]]

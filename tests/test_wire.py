@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from jaxdist import ledger, wire
+from jaxdist import ledger
+from jaxdist.core import collectives
+from jaxdist.core.bits import flatten, from_bytes, to_bytes, unflatten
 
-W = wire.AXIS
+W = collectives.AXIS
 COUNTS = (1, 2, 3, 8)
 
 
@@ -26,7 +28,7 @@ def on_mesh(fn: Callable[..., Any], count: int, axis: str = W) -> Callable[..., 
 
     def code(*rows: Any) -> Any:
         out = fn(*jax.tree.map(lambda x: x[0], rows))
-        return jax.tree.map(lambda x: wire.per_worker(x, axis)[None], out)
+        return jax.tree.map(lambda x: collectives.per_worker(x, axis)[None], out)
 
     return jax.jit(jax.shard_map(code, mesh=mesh, in_specs=jax.P(axis), out_specs=jax.P(axis)))
 
@@ -56,13 +58,13 @@ def test_every_collective_is_what_numpy_makes_of_the_rows(spread: Any, count: in
     def code(x: Any, one: Any, matrix: Any) -> Any:
         tree = {'x': x, 'one': one}
         return {
-            'index': wire.index(),
-            'size': jnp.int32(wire.size()),
-            'total': wire.total(tree),
-            'mean': wire.mean(x),
-            'gather': wire.gather(x),
-            'exchange': wire.exchange(matrix),
-            'per_worker': wire.per_worker(tree),
+            'index': collectives.index(),
+            'size': jnp.int32(collectives.size()),
+            'total': collectives.total(tree),
+            'mean': collectives.mean(x),
+            'gather': collectives.gather(x),
+            'exchange': collectives.exchange(matrix),
+            'per_worker': collectives.per_worker(tree),
         }
 
     got = spread(code, count)(x, ones, matrix)
@@ -79,7 +81,7 @@ def test_every_collective_is_what_numpy_makes_of_the_rows(spread: Any, count: in
 
 
 def test_another_axis_has_its_own_workers(spread: Any) -> None:
-    code = lambda x: (wire.total(x, 'clients'), wire.index('clients'), wire.gather(x, 'clients'))  # noqa: E731
+    code = lambda x: (collectives.total(x, 'clients'), collectives.index('clients'), collectives.gather(x, 'clients'))  # noqa: E731
     total, index, gathered = spread(code, 3, 'clients')(np.float32([1, 2, 4]))
     assert (total.tolist(), index.tolist(), gathered[2].tolist()) == ([7, 7, 7], [0, 1, 2], [1, 2, 4])
 
@@ -87,7 +89,7 @@ def test_another_axis_has_its_own_workers(spread: Any) -> None:
 def test_what_all_share_counts_once_for_each_worker(spread: Any) -> None:
     """A value that does not vary is still sent by all: its mean is itself and its total W times it."""
     shared = jnp.float32(5)
-    code = lambda x: (wire.mean({'a': shared, 'b': x}), wire.total(shared))  # noqa: E731
+    code = lambda x: (collectives.mean({'a': shared, 'b': x}), collectives.total(shared))  # noqa: E731
     mean, total = spread(code, 3)(np.float32([1, 2, 6]))
     assert (mean['a'].tolist(), mean['b'].tolist(), total.tolist()) == ([5] * 3, [3] * 3, [15] * 3)
 
@@ -95,7 +97,7 @@ def test_what_all_share_counts_once_for_each_worker(spread: Any) -> None:
 @pytest.mark.parametrize('typed', [False, True])
 def test_gather_of_what_all_share(spread: Any, typed: bool) -> None:
     shared = jnp.arange(6.0).reshape(3, 2)
-    gathered = spread(lambda _: wire.gather(wire.per_worker(shared) if typed else shared), 3)(np.zeros(3))
+    gathered = spread(lambda _: collectives.gather(collectives.per_worker(shared) if typed else shared), 3)(np.zeros(3))
     np.testing.assert_array_equal(gathered, np.broadcast_to(shared, (3, 3, 3, 2)))
 
 
@@ -109,7 +111,7 @@ def test_exchange_of_what_all_share_on_a_mesh() -> None:
 
 def exchange_shared(spread: Any) -> None:
     shared = jnp.arange(6.0).reshape(3, 2)
-    exchanged = spread(lambda _: wire.exchange(shared), 3)(np.zeros(3))
+    exchanged = spread(lambda _: collectives.exchange(shared), 3)(np.zeros(3))
     np.testing.assert_array_equal(exchanged, np.repeat(shared[:, None], 3, axis=1))
 
 
@@ -120,15 +122,15 @@ def test_types_say_what_may_differ() -> None:
         values = {
             'argument': x,
             'constant': jnp.ones(4),
-            'typed': wire.per_worker(jnp.ones(4)),
-            'typed twice': wire.per_worker(wire.per_worker(jnp.ones(4))),
-            'index': wire.index(),
-            'total': wire.total(x),
-            'mean': wire.mean(x),
-            'gather': wire.gather(x),
-            'exchange': wire.exchange(x),
+            'typed': collectives.per_worker(jnp.ones(4)),
+            'typed twice': collectives.per_worker(collectives.per_worker(jnp.ones(4))),
+            'index': collectives.index(),
+            'total': collectives.total(x),
+            'mean': collectives.mean(x),
+            'gather': collectives.gather(x),
+            'exchange': collectives.exchange(x),
         }
-        seen.update({name: wire.varies(value) for name, value in values.items()})
+        seen.update({name: collectives.varies(value) for name, value in values.items()})
         return x
 
     on_mesh(code, 4)(np.ones((4, 4), np.float32))
@@ -139,7 +141,7 @@ def test_types_say_what_may_differ() -> None:
 
 def test_where_an_axis_is_one_of_a_mesh() -> None:
     seen = []
-    code = lambda x: seen.append((wire.on_mesh(), wire.on_mesh('other'))) or x  # noqa: E731
+    code = lambda x: seen.append((collectives.on_mesh(), collectives.on_mesh('other'))) or x  # noqa: E731
     on_mesh(code, 2)(np.ones(2))
     simulated(code, 2)(np.ones(2))
     assert seen == [(True, False), (False, False)]
@@ -148,7 +150,7 @@ def test_where_an_axis_is_one_of_a_mesh() -> None:
 def test_the_gradient_of_per_worker_parameters_is_local(spread: Any) -> None:
     """And of parameters that all share, JAX sums it over the workers of a mesh: the reason for `per_worker`."""
     x = np.float32([1, 2, 6])
-    local = lambda x: jax.grad(lambda p: p * x)(wire.per_worker(jnp.float32(1)))  # noqa: E731
+    local = lambda x: jax.grad(lambda p: p * x)(collectives.per_worker(jnp.float32(1)))  # noqa: E731
     np.testing.assert_array_equal(spread(local, 3)(x), x)
     summed = lambda x: jax.grad(lambda p: p * x)(jnp.float32(1))  # noqa: E731
     assert on_mesh(summed, 3)(x).tolist() == [9, 9, 9]
@@ -158,10 +160,10 @@ def test_the_gradient_of_per_worker_parameters_is_local(spread: Any) -> None:
 @pytest.mark.parametrize(
     'collective, share',
     [
-        (wire.total, lambda w: Fraction(2 * (w - 1), w)),
-        (wire.mean, lambda w: Fraction(2 * (w - 1), w)),
-        (wire.gather, lambda w: Fraction(w - 1)),
-        (wire.exchange, lambda w: Fraction(w - 1, w)),
+        (collectives.total, lambda w: Fraction(2 * (w - 1), w)),
+        (collectives.mean, lambda w: Fraction(2 * (w - 1), w)),
+        (collectives.gather, lambda w: Fraction(w - 1)),
+        (collectives.exchange, lambda w: Fraction(w - 1, w)),
     ],
 )
 def test_bytes_sent_are_those_of_the_docstring(collective: Any, share: Any, count: int) -> None:
@@ -172,7 +174,7 @@ def test_bytes_sent_are_those_of_the_docstring(collective: Any, share: Any, coun
 
 def test_a_tree_crosses_in_one_collective_a_dtype() -> None:
     tree = {'a': rows(8, 3), 'b': rows(8, 2, 2), 'c': rows(8), 'd': rows(8, 5, dtype='int32')}
-    text = on_mesh(wire.total, 8).lower(tree).compile().as_text()
+    text = on_mesh(collectives.total, 8).lower(tree).compile().as_text()
     assert len(re.findall(r' all-reduce(?:-start)?\(', text)) == 2
 
 
@@ -188,10 +190,10 @@ def test_bytes_are_the_numbers_own_and_give_them_back(name: str, lead: tuple[int
     size = int(np.prod((*lead, n))) * dtype.itemsize
     raw = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8).reshape(*lead, -1)
     planes = np.swapaxes(raw.reshape(*lead, n, -1), -1, -2).reshape(raw.shape)
-    numbers = wire.from_bytes(jnp.asarray(planes), dtype)
+    numbers = from_bytes(jnp.asarray(planes), dtype)
     assert (numbers.dtype, numbers.shape) == (dtype, (*lead, n))
     assert np.asarray(numbers).tobytes() == raw.tobytes()
-    back = wire.to_bytes(numbers)
+    back = to_bytes(numbers)
     assert back.dtype == np.uint8
     np.testing.assert_array_equal(back, planes)
 
@@ -205,9 +207,9 @@ SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1
 def test_flatten_is_numpys_concatenate_and_unflatten_its_inverse(shapes: list[tuple[int, ...]], name: str) -> None:
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     leaves = [(np.arange(np.prod(shape)) + 10 * i).astype(dtype).reshape(shape) for i, shape in enumerate(shapes)]
-    vector = wire.flatten([jnp.asarray(x) for x in leaves])
+    vector = flatten([jnp.asarray(x) for x in leaves])
     assert vector.dtype == np.float32
     np.testing.assert_array_equal(vector, np.concatenate([np.float32(x).ravel() for x in leaves]))
-    for piece, leaf in zip(wire.unflatten(vector, leaves), leaves, strict=True):
+    for piece, leaf in zip(unflatten(vector, leaves), leaves, strict=True):
         assert (piece.dtype, piece.shape) == (np.float32, leaf.shape)
         np.testing.assert_array_equal(piece, np.float32(leaf))

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdist import mesh, wire, workers
-from jaxdist.workers import Program, Workers, find_layout, simulated, spread, which_vary
+from jaxdist.core import mesh, collectives, workers
+from jaxdist.core.workers import Program, Workers, find_layout, simulated, spread, which_vary
 
 P = jax.P
 PLACES = ('simulated', 'mesh')
 
 
-def place(where: str, count: int, axis: str = wire.AXIS) -> Workers:
+def place(where: str, count: int, axis: str = collectives.AXIS) -> Workers:
     if where == 'simulated':
         return simulated(count, axis)
     return workers.on_mesh(mesh.make({axis: count}), axis)
@@ -47,11 +47,11 @@ def everything(x: jax.Array) -> dict[str, Any]:
     return {
         'argument': x * 2,
         'constant': jnp.ones(3),
-        'mean': wire.mean(x),
-        'nested': {'index': wire.index(), 'gather': wire.gather(x), 'mixed': wire.mean(x) + x},
-        'where': jnp.where(wire.index() > 0, 1, 2),
-        'branch': jax.lax.cond(wire.mean(x).sum() > 0, lambda: jnp.zeros(2), lambda: jnp.ones(2)),
-        'loop': jax.lax.fori_loop(0, 3, lambda _, y: y + wire.mean(x).sum(), jnp.zeros(())),
+        'mean': collectives.mean(x),
+        'nested': {'index': collectives.index(), 'gather': collectives.gather(x), 'mixed': collectives.mean(x) + x},
+        'where': jnp.where(collectives.index() > 0, 1, 2),
+        'branch': jax.lax.cond(collectives.mean(x).sum() > 0, lambda: jnp.zeros(2), lambda: jnp.ones(2)),
+        'loop': jax.lax.fori_loop(0, 3, lambda _, y: y + collectives.mean(x).sum(), jnp.zeros(())),
     }
 
 
@@ -83,11 +83,11 @@ CHOICES = {
 def test_what_workers_choose_between_shared_values_is_refused(choice: str) -> None:
     """JAX types a choice by its branches alone, not by who takes which."""
     with pytest.raises(ValueError, match='is decided differently by each worker'):
-        which_vary(lambda _: CHOICES[choice](wire.index()), simulated(3), P(), jax.ShapeDtypeStruct((), 'int32'))
+        which_vary(lambda _: CHOICES[choice](collectives.index()), simulated(3), P(), jax.ShapeDtypeStruct((), 'int32'))
 
 
 def test_what_workers_choose_between_their_own_values_varies() -> None:
-    choose = lambda _: jax.lax.cond(wire.index() > 1, lambda: wire.per_worker(5), lambda: wire.per_worker(6))  # noqa: E731
+    choose = lambda _: jax.lax.cond(collectives.index() > 1, lambda: collectives.per_worker(5), lambda: collectives.per_worker(6))  # noqa: E731
     assert which_vary(choose, simulated(3), P(), jax.ShapeDtypeStruct((), 'int32')) is True
 
 
@@ -118,7 +118,7 @@ def relay_init(scale: Any) -> Relay:
 
 def relay_step(state: Relay, batch: jax.Array) -> tuple[Relay, dict[str, jax.Array]]:
     a = state.a + batch.sum(0)
-    new = Relay(a, state.b + state.a, state.c + state.b, wire.mean(state.c), state.count + 1)
+    new = Relay(a, state.b + state.a, state.c + state.b, collectives.mean(state.c), state.count + 1)
     return new, {'a': a, 'count': new.count, 'mean': new.mean}
 
 
@@ -138,7 +138,7 @@ def test_the_layout_is_a_fixed_point(where: str, count: int) -> None:
 
 @pytest.mark.parametrize('where', PLACES)
 def test_what_init_makes_different_stays_so(where: str) -> None:
-    init = lambda: {'mine': wire.index(), 'ours': jnp.int32(0)}  # noqa: E731
+    init = lambda: {'mine': collectives.index(), 'ours': jnp.int32(0)}  # noqa: E731
     step = lambda s, b: (s, None)  # noqa: E731
     batch = jax.ShapeDtypeStruct((3,), 'float32')
     layout = find_layout(init, step, place(where, 3), (), batch)
@@ -256,7 +256,7 @@ def test_the_state_is_donated_by_step_and_not_by_run(where: str) -> None:
 
 @pytest.mark.parametrize('where', PLACES)
 def test_any_name_of_the_axis(where: str) -> None:
-    step = lambda s, b: (s + wire.total(b.sum(), 'clients'), wire.index('clients'))  # noqa: E731
+    step = lambda s, b: (s + collectives.total(b.sum(), 'clients'), collectives.index('clients'))  # noqa: E731
     here = place(where, 3, 'clients')
     init = lambda: jnp.zeros(())  # noqa: E731
     layout = find_layout(init, step, here, (), jax.ShapeDtypeStruct((6,), 'float32'))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import twin
 
-from jaxdist import mesh, task, workers
+from jaxdist.core import mesh, types, workers
 
 STEPS = 12
 EXAMPLES = 48
@@ -22,25 +22,25 @@ PLANE = twin.Model(twin.plane, {'b': (3,), 'w': (5, 3)})
 NETWORK = twin.Model(twin.network, {'b1': (6,), 'b2': (3,), 'w1': (5, 6), 'w2': (6, 3)})
 
 
-def plane(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+def plane(params: types.Params, batch: types.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """The loss of `twin.plane`, for JAX to differentiate."""
     return squares(batch['x'] @ params['w'] + params['b'], batch)
 
 
-def network(params: task.Params, batch: task.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+def network(params: types.Params, batch: types.Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """The loss of `twin.network`, for JAX to differentiate."""
     hidden = jnp.tanh(batch['x'] @ params['w1'] + params['b1'])
     return squares(hidden @ params['w2'] + params['b2'], batch)
 
 
-def squares(answer: jax.Array, batch: task.Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+def squares(answer: jax.Array, batch: types.Batch) -> tuple[dict[str, jax.Array], jax.Array]:
     """The sum of half the squared errors, and the number of examples."""
     weight = batch.get('weight', jnp.ones(len(answer), answer.dtype))
     error = jnp.sum((answer - batch['y']) ** 2, axis=1)
     return {'loss': 0.5 * jnp.sum(weight * error)}, jnp.sum(weight)
 
 
-LOSSES: dict[Callable[..., Any], task.Loss] = {twin.plane: plane, twin.network: network}
+LOSSES: dict[Callable[..., Any], types.Loss] = {twin.plane: plane, twin.network: network}
 
 
 def rows(tree: Any, layout: Any, count: int) -> np.ndarray:

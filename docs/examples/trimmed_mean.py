@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import laws, wire
-from jaxdist.registry import algorithm
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.core.registry import algorithm
 
 
 def bounded_by_the_honest() -> laws.Law:
@@ -38,7 +39,7 @@ def bounded_by_the_honest() -> laws.Law:
     },
     meets='updates',
 )
-def trimmed_mean(trim: int = 1, axis: str = wire.AXIS) -> optax.GradientTransformationExtraArgs:
+def trimmed_mean(trim: int = 1, axis: str = collectives.AXIS) -> optax.GradientTransformationExtraArgs:
     """Drops the `trim` largest and smallest values of each entry, and averages the rest.
 
     Everybody gathers everything, which is what it costs: W - 1 times the bytes of the gradient.
@@ -46,13 +47,13 @@ def trimmed_mean(trim: int = 1, axis: str = wire.AXIS) -> optax.GradientTransfor
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **_: Any) -> tuple[optax.Updates, Any]:
         del params
-        if wire.size(axis) <= 2 * trim:
+        if collectives.size(axis) <= 2 * trim:
             raise ValueError(
-                f'trim={trim} leaves nothing of {wire.size(axis)} workers: it takes {2 * trim + 1} or more'
+                f'trim={trim} leaves nothing of {collectives.size(axis)} workers: it takes {2 * trim + 1} or more'
             )
 
         def middle(u: jax.Array) -> jax.Array:
-            everybody = jnp.sort(wire.gather(u, axis), axis=0)  # [W, ...]
+            everybody = jnp.sort(collectives.gather(u, axis), axis=0)  # [W, ...]
             return jnp.mean(everybody[trim : everybody.shape[0] - trim], axis=0)
 
         return jax.tree.map(middle, updates), state

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdist.compare import run_folder
-from jaxdist.experiment import Experiment, sweep
-from jaxdist.folder import read_records
+from jaxdist.training.compare import run_folder
+from jaxdist.training.experiment import Experiment, sweep
+from jaxdist.training.run_folder import read_records
 from jaxdist.report.summary import interval
 
 HERE = Path(__file__).parent

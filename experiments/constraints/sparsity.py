@@ -13,9 +13,9 @@ import numpy as np
 from reading import HERE, Run, contenders, told, write
 
 from jaxdist import line
-from jaxdist.checkpoint import Checkpoints
-from jaxdist.step import make_step
-from jaxdist.train import Training, first_batch, prepare, shapes
+from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.step import make_step
+from jaxdist.training.train import Training, first_batch, prepare, shapes
 
 SMALL = 0.01
 AGAIN = 300

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxdist import ledger, line, mesh, workers
-from jaxdist.cluster import Cluster, join
+from jaxdist import ledger, line
+from jaxdist.core import mesh, workers
+from jaxdist.cluster.join import Cluster, join
 from jaxdist.models import Perceptron
-from jaxdist.step import make_step
-from jaxdist.task import Task
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Task
 
 ROWS = 8
 """Examples a worker: few, so that computing takes little."""

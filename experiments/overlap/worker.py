@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxdist import line, wire, workers
-from jaxdist.cluster import Cluster, join
-from jaxdist.gradient import gradients
+from jaxdist import line
+from jaxdist.core import collectives, workers
+from jaxdist.cluster.join import Cluster, join
+from jaxdist.core.gradient import gradients
 from jaxdist.models import Perceptron
-from jaxdist.step import make_step
-from jaxdist.task import Task
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Task
 
 MODEL, TASK, RATE = Perceptron((1000, 924)), Task('classes', (64,), 10), 0.1
 LATE = f'delay(steps=1) | mean() | sgd({RATE})'
@@ -44,7 +45,7 @@ class Worker:
         join(Cluster(f'{self.address}:{PORT}', 2, self.me))
         devices = np.array(jax.devices()).reshape(2, 2)
         self.computing, self.communicating = (
-            Mesh(devices[:, i], (wire.AXIS,), axis_types=(AxisType.Auto,)) for i in (0, 1)
+            Mesh(devices[:, i], (collectives.AXIS,), axis_types=(AxisType.Auto,)) for i in (0, 1)
         )
         self.model = MODEL.build(TASK)
         self._divide()
@@ -58,13 +59,13 @@ class Worker:
         gradient = gradients(self.model.loss, 1, None)
 
         def local(params: Any, batch: Any) -> Any:
-            found = gradient(wire.per_worker(params), batch, jax.random.key(0))[2]
+            found = gradient(collectives.per_worker(params), batch, jax.random.key(0))[2]
             return jax.tree.map(lambda g: g[None], found)
 
         def mean(queue: Any) -> Any:
-            return wire.mean(jax.tree.map(lambda g: g[0], queue))
+            return collectives.mean(jax.tree.map(lambda g: g[0], queue))
 
-        over, all_alike = jax.P(wire.AXIS), jax.P()
+        over, all_alike = jax.P(collectives.AXIS), jax.P()
         self.gradient = jax.jit(jax.shard_map(local, mesh=self.computing, in_specs=(all_alike, over), out_specs=over))
         self.mean = jax.jit(jax.shard_map(mean, mesh=self.communicating, in_specs=over, out_specs=all_alike))
         self.descend = jax.jit(lambda params, due: jax.tree.map(lambda p, g: p - RATE * g, params, due))
@@ -73,7 +74,7 @@ class Worker:
         """Makes a batch of so many examples a worker: random, the same in every run."""
         rng = np.random.default_rng(0)
         whole = {'x': rng.normal(size=(2 * rows, 64)), 'y': rng.integers(0, 10, 2 * rows)}
-        cut = NamedSharding(self.computing, jax.P(wire.AXIS))
+        cut = NamedSharding(self.computing, jax.P(collectives.AXIS))
         self.batch = {
             name: jax.make_array_from_callback(x.shape, cut, lambda at, x=x: x[at])
             for name, x in (('x', whole['x'].astype(np.float32)), ('y', whole['y'].astype(np.int32)))
@@ -94,7 +95,7 @@ class Worker:
             self.states[way] = self.programs[way].init(jax.random.key(1))
         else:
             params = self.programs[LATE].init(jax.random.key(1)).params
-            rows = NamedSharding(self.communicating, jax.P(wire.AXIS))
+            rows = NamedSharding(self.communicating, jax.P(collectives.AXIS))
             zeros = jax.jit(lambda: jax.tree.map(lambda p: jnp.zeros((2, *p.shape)), params), out_shardings=rows)
             self.states[way] = params, zeros()
         jax.block_until_ready(self.states[way])

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdist import line, workers
+from jaxdist import line
+from jaxdist.core import workers
 from jaxdist.data.sampling import permutation
 from jaxdist.report import interval
-from jaxdist.step import make_step
+from jaxdist.training.step import make_step
 
 HERE = Path(__file__).parent
 COUNTS, EPOCHS, SEEDS, CLASSES = (1, 2, 4, 8), 10, 20, 10

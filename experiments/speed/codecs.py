@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from measure import in_turns, ratios, runner, transformer
 
-from jaxdist import line, mesh, workers
+from jaxdist import line
+from jaxdist.core import mesh, workers
 from jaxdist.laws import CodecTrial
-from jaxdist.step import make_step
+from jaxdist.training.step import make_step
 
 HERE = Path(__file__).parent
 SIDE = 2048

@@ -17,10 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from jaxdist import ledger, mean, mesh, workers
+from jaxdist import ledger, mean
+from jaxdist.core import mesh, workers
 from jaxdist.models import Perceptron, Transformer
-from jaxdist.step import make_step
-from jaxdist.task import Model, Task
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Model, Task
 
 HERE = Path(__file__).parent
 MANY = 32

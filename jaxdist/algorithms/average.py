@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
-from jaxdist.registry import algorithm
+from jaxdist.core.registry import algorithm
 
 
 class AverageState(NamedTuple):
@@ -22,7 +24,7 @@ class AverageState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     anchor: optax.Params
     memory: Memory
 
@@ -53,12 +55,12 @@ class AverageState(NamedTuple):
     meets='parameters',
 )
 def average(
-    every: meetings.Every,
+    every: periodic.Every,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates, and every `every` steps moves all to the mean of their parameters.
 
@@ -87,12 +89,12 @@ def average(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
-    meetings.check_every('average', every)
+    periodic.check_every('average', every)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> AverageState:
         anchor = params if codec is not None else ()
-        return AverageState(meetings.start(), anchor, remember(params, channel))
+        return AverageState(periodic.start(), anchor, remember(params, channel))
 
     def update(
         updates: optax.Updates,
@@ -102,18 +104,18 @@ def average(
         idle: Any = False,
         **_: Any,
     ) -> tuple[optax.Updates, AverageState]:
-        meetings.check_given('average', params)
-        updates = meetings.still(updates, idle)
-        local = wire.per_worker(optax.apply_updates(params, updates), axis)
+        periodic.check_given('average', params)
+        updates = periodic.still(updates, idle)
+        local = collectives.per_worker(optax.apply_updates(params, updates), axis)
 
         def meet() -> tuple[Any, ...]:
             there, *after = meeting_place(local, state.anchor, state.memory, channel)
-            return meetings.way(there, params, axis), *after
+            return periodic.way(there, params, axis), *after
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.anchor, state.memory
+            return collectives.per_worker(updates, axis), state.anchor, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, anchor, memory = lax.cond(due, meet, stay)
         return updates, AverageState(clock, anchor, memory)
 

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import arrivals, laws, wire
-from jaxdist.registry import algorithm
+from jaxdist.algorithms import _delay_queue as delay_queue
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.core.registry import algorithm
 
 
 class DcAsgdState(NamedTuple):
@@ -20,8 +22,8 @@ class DcAsgdState(NamedTuple):
         square: with `adaptive`, the running mean of the squares of gradients that came; else ().
     """
 
-    gradients: arrivals.Queue
-    params: arrivals.Queue
+    gradients: delay_queue.Queue
+    params: delay_queue.Queue
     square: optax.Updates
 
 
@@ -41,7 +43,7 @@ def dc_asgd(
     adaptive: bool = False,
     decay: float = 0.95,
     eps: float = 1e-7,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Delays gradients, and when they come adds lambda g * g * (x - x_old), entry by entry.
 
@@ -73,23 +75,23 @@ def dc_asgd(
     """
     if callable(steps):
         raise ValueError('dc_asgd: steps is a schedule, and two gradients could come at once; give each worker a delay')
-    arrivals.check_delays('dc_asgd', steps, None)
+    delay_queue.check_delays('dc_asgd', steps, None)
     if strength < 0 or not 0 <= decay < 1:
         raise ValueError(f'dc_asgd: strength={strength} must be 0 or more, and decay={decay} in [0, 1)')
-    count = arrivals.slots(steps, None)
+    count = delay_queue.slots(steps, None)
 
     def init(params: optax.Params) -> DcAsgdState:
         square = jax.tree.map(jnp.zeros_like, params) if adaptive else ()
-        return DcAsgdState(arrivals.empty(params, count), arrivals.empty(params, count), square)
+        return DcAsgdState(delay_queue.empty(params, count), delay_queue.empty(params, count), square)
 
     def update(
         updates: optax.Updates, state: DcAsgdState, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, DcAsgdState]:
         if params is None:
             raise ValueError('dc_asgd compares parameters, so update() needs them: update(updates, state, params)')
-        now = arrivals.delay_now('dc_asgd', steps, None, state.gradients.step, axis)
-        due, gradients = arrivals.arrive(updates, state.gradients, now)
-        old, places = arrivals.arrive(params, state.params, now)
+        now = delay_queue.delay_now('dc_asgd', steps, None, state.gradients.step, axis)
+        due, gradients = delay_queue.arrive(updates, state.gradients, now)
+        old, places = delay_queue.arrive(params, state.params, now)
         square, strengths = state.square, jax.tree.map(lambda g: jnp.asarray(strength, g.dtype), due)
         if adaptive:
             square = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g * g, square, due)

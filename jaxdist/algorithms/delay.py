@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import arrivals, laws, wire
-from jaxdist.registry import algorithm
+from jaxdist.algorithms import _delay_queue as delay_queue
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.core.registry import algorithm
 
 
 @algorithm(
@@ -24,7 +26,7 @@ from jaxdist.registry import algorithm
     },
 )
 def delay(
-    steps: arrivals.Delays = 1, longest: int | None = None, damping: float = 0.0, axis: str = wire.AXIS
+    steps: delay_queue.Delays = 1, longest: int | None = None, damping: float = 0.0, axis: str = collectives.AXIS
 ) -> optax.GradientTransformationExtraArgs:
     """Passes each update on some steps after it came; what comes out of a step is the sum of what is due, or zeros.
 
@@ -55,21 +57,21 @@ def delay(
     >>> float(first), float(second)
     (0.0, 5.0)
     """
-    arrivals.check_delays('delay', steps, longest)
+    delay_queue.check_delays('delay', steps, longest)
     if damping < 0:
         raise ValueError(f'delay: damping={damping} must be 0 or more')
 
-    def init(params: optax.Params) -> arrivals.Queue:
-        return arrivals.empty(params, arrivals.slots(steps, longest))
+    def init(params: optax.Params) -> delay_queue.Queue:
+        return delay_queue.empty(params, delay_queue.slots(steps, longest))
 
     def update(
-        updates: optax.Updates, state: arrivals.Queue, params: Any = None, **_: Any
-    ) -> tuple[optax.Updates, arrivals.Queue]:
+        updates: optax.Updates, state: delay_queue.Queue, params: Any = None, **_: Any
+    ) -> tuple[optax.Updates, delay_queue.Queue]:
         del params
-        now = arrivals.delay_now('delay', steps, longest, state.step, axis)
+        now = delay_queue.delay_now('delay', steps, longest, state.step, axis)
         if damping:
             weight = jnp.maximum(1.0, now) ** -damping
             updates = jax.tree.map(lambda u: (weight * u).astype(u.dtype), updates)
-        return arrivals.arrive(updates, state, now)
+        return delay_queue.arrive(updates, state, now)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -11,11 +11,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
-from jaxdist.registry import algorithm
+from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.core.registry import algorithm
 
 
 class DesLocState(NamedTuple):
@@ -28,7 +30,7 @@ class DesLocState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     inner: optax.OptState
     anchor: optax.Params
     memory: Memory
@@ -70,13 +72,13 @@ def _local_adam(gradients: np.ndarray, start: np.ndarray, every: int, first: int
 )
 def des_loc(
     optimizer: optax.GradientTransformation,
-    every: meetings.Every,
+    every: periodic.Every,
     moments: Mapping[str, int] | None = None,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Each worker takes the optimiser's steps; parameters, first and second moments meet at periods of their own.
 
@@ -110,8 +112,8 @@ def des_loc(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([1.0, 3.0]))
     (Array([-2., -2.], dtype=float32), Array([2., 2.], dtype=float32))
     """
-    meetings.check_every('des_loc', every)
-    inner = meetings.check_optimizer('des_loc', optimizer, 'optimizer')
+    periodic.check_every('des_loc', every)
+    inner = periodic.check_optimizer('des_loc', optimizer, 'optimizer')
     periods = _periods(every, moments)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
@@ -119,34 +121,34 @@ def des_loc(
         state = inner.init(params)
         _check_names(periods, state)
         anchor = params if codec is not None else ()
-        return DesLocState(meetings.start(), wire.per_worker(state, axis), anchor, remember(params, channel))
+        return DesLocState(periodic.start(), collectives.per_worker(state, axis), anchor, remember(params, channel))
 
     def update(
         updates: optax.Updates, state: DesLocState, params: Any = None, *, idle: Any = False, **extra: Any
     ) -> tuple[optax.Updates, DesLocState]:
-        meetings.check_given('des_loc', params)
+        periodic.check_given('des_loc', params)
         updates, after = inner.update(updates, state.inner, params, **extra)
         after = jax.tree.map(lambda new, old: jnp.where(idle, old, new), after, state.inner)
-        updates = meetings.still(updates, idle)
+        updates = periodic.still(updates, idle)
 
         def meet() -> tuple[Any, ...]:
-            local = wire.per_worker(optax.apply_updates(params, updates), axis)
+            local = collectives.per_worker(optax.apply_updates(params, updates), axis)
             there, *place = meeting_place(local, state.anchor, state.memory, channel)
-            return meetings.way(there, params, axis), *place
+            return periodic.way(there, params, axis), *place
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.anchor, state.memory
+            return collectives.per_worker(updates, axis), state.anchor, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, *place = lax.cond(due, meet, stay)
         for name, period in periods.items():
             after = _meet(after, name, clock.step % period == 0, axis)
-        return updates, DesLocState(clock, wire.per_worker(after, axis), *place)
+        return updates, DesLocState(clock, collectives.per_worker(after, axis), *place)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _periods(every: meetings.Every, moments: Mapping[str, int] | None) -> dict[str, int]:
+def _periods(every: periodic.Every, moments: Mapping[str, int] | None) -> dict[str, int]:
     if moments is None:
         if callable(every):
             raise ValueError('des_loc: with a schedule for every, moments=... must say when they meet')
@@ -174,8 +176,8 @@ def _meet(state: Any, name: str, due: jax.Array, axis: str) -> Any:
     """The state with the means over workers of what has this name, where that is due."""
     leaves, like = jax.tree_util.tree_flatten_with_path(state)
     chosen = [i for i, (path, leaf) in enumerate(leaves) if name in _names(path) and _is_real(leaf)]
-    mine = wire.per_worker([leaves[i][1] for i in chosen], axis)
-    met = lax.cond(due, lambda: wire.per_worker(wire.mean(mine, axis), axis), lambda: mine)
+    mine = collectives.per_worker([leaves[i][1] for i in chosen], axis)
+    met = lax.cond(due, lambda: collectives.per_worker(collectives.mean(mine, axis), axis), lambda: mine)
     new = dict(zip(chosen, met, strict=True))
     return jax.tree.unflatten(like, [new.get(i, leaf) for i, (_, leaf) in enumerate(leaves)])
 

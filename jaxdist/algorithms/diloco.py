@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.int4 import int4
-from jaxdist.registry import algorithm
+from jaxdist.core.registry import algorithm
 
 
 class DilocoState(NamedTuple):
@@ -27,7 +29,7 @@ class DilocoState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     anchor: optax.Params
     outer: optax.OptState
     memory: Memory
@@ -65,13 +67,13 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
     meets='parameters',
 )
 def diloco(
-    every: meetings.Every,
+    every: periodic.Every,
     outer: optax.GradientTransformation,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates; every `every` steps an outer optimiser steps from where they last met.
 
@@ -105,30 +107,30 @@ def diloco(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-1.5, -1.5, -1.5], dtype=float32)
     """
-    meetings.check_every('diloco', every)
-    outer = meetings.check_optimizer('diloco', outer)
+    periodic.check_every('diloco', every)
+    outer = periodic.check_optimizer('diloco', outer)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> DilocoState:
-        return DilocoState(meetings.start(), params, outer.init(params), remember(params, channel))
+        return DilocoState(periodic.start(), params, outer.init(params), remember(params, channel))
 
     def update(
         updates: optax.Updates, state: DilocoState, params: Any = None, *, idle: Any = False, **_: Any
     ) -> tuple[optax.Updates, DilocoState]:
-        meetings.check_given('diloco', params)
-        updates = meetings.still(updates, idle)
+        periodic.check_given('diloco', params)
+        updates = periodic.still(updates, idle)
 
         def meet() -> tuple[Any, ...]:
-            back = meetings.way(state.anchor, optax.apply_updates(params, updates), axis)
+            back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
             gradient, memory = average(back, state.memory, channel)
             step, outer_state = outer.update(gradient, state.outer, state.anchor)
             anchor = optax.apply_updates(state.anchor, step)
-            return meetings.way(anchor, params, axis), anchor, outer_state, memory
+            return periodic.way(anchor, params, axis), anchor, outer_state, memory
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.anchor, state.outer, state.memory
+            return collectives.per_worker(updates, axis), state.anchor, state.outer, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, *after = lax.cond(due, meet, stay)
         return updates, DilocoState(clock, *after)
 

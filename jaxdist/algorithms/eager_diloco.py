@@ -8,11 +8,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
-from jaxdist.registry import algorithm
+from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.core.registry import algorithm
 
 
 class EagerDilocoState(NamedTuple):
@@ -26,7 +28,7 @@ class EagerDilocoState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     anchor: optax.Params
     outer: optax.OptState
     last: optax.Updates
@@ -64,13 +66,13 @@ def _eagerly(puts: np.ndarray, start: np.ndarray, every: int) -> np.ndarray:
     meets='parameters',
 )
 def eager_diloco(
-    every: meetings.Every,
+    every: periodic.Every,
     outer: optax.GradientTransformation,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates; every `every` steps it steps along its own way and the others' last ones.
 
@@ -101,32 +103,32 @@ def eager_diloco(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([2.0, 6.0]))  # at first a part of their own alone
     Array([-1., -3.], dtype=float32)
     """
-    meetings.check_every('eager_diloco', every)
-    outer = meetings.check_optimizer('eager_diloco', outer)
+    periodic.check_every('eager_diloco', every)
+    outer = periodic.check_optimizer('eager_diloco', outer)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> EagerDilocoState:
-        own = wire.per_worker((params, outer.init(params), jax.tree.map(jnp.zeros_like, params)), axis)
-        return EagerDilocoState(meetings.start(), own[0], own[1], own[2], remember(params, channel))
+        own = collectives.per_worker((params, outer.init(params), jax.tree.map(jnp.zeros_like, params)), axis)
+        return EagerDilocoState(periodic.start(), own[0], own[1], own[2], remember(params, channel))
 
     def update(
         updates: optax.Updates, state: EagerDilocoState, params: Any = None, *, idle: Any = False, **_: Any
     ) -> tuple[optax.Updates, EagerDilocoState]:
-        meetings.check_given('eager_diloco', params)
-        updates = meetings.still(updates, idle)
+        periodic.check_given('eager_diloco', params)
+        updates = periodic.still(updates, idle)
 
         def meet() -> tuple[Any, ...]:
-            back = meetings.way(state.anchor, optax.apply_updates(params, updates), axis)
+            back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
             mean, memory = average(state.last, state.memory, channel)
-            gradient = jax.tree.map(lambda m, new, old: m + (new - old) / wire.size(axis), mean, back, state.last)
+            gradient = jax.tree.map(lambda m, new, old: m + (new - old) / collectives.size(axis), mean, back, state.last)
             step, outer_state = outer.update(gradient, state.outer, state.anchor)
             anchor = optax.apply_updates(state.anchor, step)
-            return *wire.per_worker((meetings.way(anchor, params, axis), anchor, outer_state, back), axis), memory
+            return *collectives.per_worker((periodic.way(anchor, params, axis), anchor, outer_state, back), axis), memory
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.anchor, state.outer, state.last, state.memory
+            return collectives.per_worker(updates, axis), state.anchor, state.outer, state.last, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, *after = lax.cond(due, meet, stay)
         return updates, EagerDilocoState(clock, *after)
 

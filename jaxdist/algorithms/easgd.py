@@ -9,11 +9,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
-from jaxdist.registry import algorithm
+from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.core.registry import algorithm
 
 
 class EasgdState(NamedTuple):
@@ -25,7 +27,7 @@ class EasgdState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     centre: optax.Params
     memory: Memory
 
@@ -58,13 +60,13 @@ def _springs(puts: np.ndarray, start: np.ndarray, every: int, beta: float) -> np
     meets='parameters',
 )
 def easgd(
-    every: meetings.Every,
+    every: periodic.Every,
     beta: float = 0.9,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates, and every `every` steps pulls workers and centre towards each other.
 
@@ -98,31 +100,31 @@ def easgd(
     >>> jax.vmap(run, axis_name='workers')(jnp.array([4.0, 8.0]))
     (Array([3., 6.], dtype=float32), Array([3., 3.], dtype=float32))
     """
-    meetings.check_every('easgd', every)
+    periodic.check_every('easgd', every)
     if not 0 < beta <= 1:
         raise ValueError(f'easgd: beta={beta} must be more than 0, and at most 1')
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> EasgdState:
-        return EasgdState(meetings.start(), params, remember(params, channel))
+        return EasgdState(periodic.start(), params, remember(params, channel))
 
     def update(
         updates: optax.Updates, state: EasgdState, params: Any = None, *, idle: Any = False, **_: Any
     ) -> tuple[optax.Updates, EasgdState]:
-        meetings.check_given('easgd', params)
-        updates = meetings.still(updates, idle)
+        periodic.check_given('easgd', params)
+        updates = periodic.still(updates, idle)
 
         def meet() -> tuple[Any, ...]:
-            stretch = meetings.way(params, state.centre, axis)
+            stretch = periodic.way(params, state.centre, axis)
             mean, memory = average(stretch, state.memory, channel)
-            pulled = jax.tree.map(lambda u, d: (u - beta / wire.size(axis) * d).astype(u.dtype), updates, stretch)
+            pulled = jax.tree.map(lambda u, d: (u - beta / collectives.size(axis) * d).astype(u.dtype), updates, stretch)
             step = jax.tree.map(lambda d: beta * d, mean)
-            return wire.per_worker(pulled, axis), optax.apply_updates(state.centre, step), memory
+            return collectives.per_worker(pulled, axis), optax.apply_updates(state.centre, step), memory
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.centre, state.memory
+            return collectives.per_worker(updates, axis), state.centre, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, *after = lax.cond(due, meet, stay)
         return updates, EasgdState(clock, *after)
 

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
-from jaxdist.registry import algorithm
+from jaxdist.core.registry import algorithm
 
 
 class FedAdmmState(NamedTuple):
@@ -30,7 +32,7 @@ class FedAdmmState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     anchor: optax.Params
     dual: optax.Params
     known: Any
@@ -78,14 +80,14 @@ def _rounds(puts: np.ndarray, start: np.ndarray, every: int, rho: float, rate: f
     meets='parameters',
 )
 def fed_admm(
-    every: meetings.Every,
+    every: periodic.Every,
     optimizer: optax.GradientTransformation,
     rho: float = 0.01,
     codec: AnyCodec | None = None,
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Takes gradients, and adds to each worker's what its own multiplier y_i says before an optimiser steps with it.
 
@@ -102,7 +104,7 @@ def fed_admm(
     plain descent that is the same. Zhou and Li (2022, arXiv 2204.10607) have the same round with a local
     solver that stops by a tolerance of its own, and a rho for each worker; Wang, Marella and Anderson (2022, arXiv
     2203.15104) with a regulariser, whose proximal operator makes z of the mean. All move y before z, where consensus
-    ADMM moves z before y (`jaxdist.constraints.consensus_admm`): the multipliers sum to 0 at rest, not on the way.
+    ADMM moves z before y (`jaxdist.constraints.solvers.consensus_admm`): the multipliers sum to 0 at rest, not on the way.
 
     On another number of workers a run goes on from the anchor as it is, with all workers at the mean of where they
     were, and all multipliers at their mean, to be found anew.
@@ -126,26 +128,26 @@ def fed_admm(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-6., -6., -6.], dtype=float32)
     """
-    meetings.check_every('fed_admm', every)
-    optimizer = meetings.check_optimizer('fed_admm', optimizer, 'optimizer')
+    periodic.check_every('fed_admm', every)
+    optimizer = periodic.check_optimizer('fed_admm', optimizer, 'optimizer')
     if not 0 < rho < float('inf'):
         raise ValueError(f'fed_admm: rho={rho} must be more than 0, and finite')
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> FedAdmmState:
-        dual = wire.per_worker(jax.tree.map(jnp.zeros_like, params), axis)
-        known = wire.per_worker(params, axis) if codec is not None else ()
+        dual = collectives.per_worker(jax.tree.map(jnp.zeros_like, params), axis)
+        known = collectives.per_worker(params, axis) if codec is not None else ()
         memory = remember(params, channel)
-        return FedAdmmState(meetings.start(), params, dual, known, optimizer.init(params), memory)
+        return FedAdmmState(periodic.start(), params, dual, known, optimizer.init(params), memory)
 
     def update(
         updates: optax.Updates, state: FedAdmmState, params: Any = None, *, idle: Any = False, **extra: Any
     ) -> tuple[optax.Updates, FedAdmmState]:
-        meetings.check_given('fed_admm', params)
+        periodic.check_given('fed_admm', params)
         pull = jax.tree.map(lambda x, z, u: x - z + u, params, state.anchor, state.dual)
         gradient = jax.tree.map(lambda g, d: (g + rho * d).astype(g.dtype), updates, pull)
         moves, inner = optimizer.update(gradient, state.inner, params, **extra)
-        moves = meetings.still(moves, idle)
+        moves = periodic.still(moves, idle)
         # The guard leaves the state of what works locally to it: a step that is not taken must not count.
         inner = jax.tree.map(lambda new, old: jnp.where(idle, old, new), inner, state.inner)
 
@@ -155,16 +157,16 @@ def fed_admm(
             here = optax.tree.add(x, dual)
             # The mean of what is known of all is z.
             mean, memory = average(
-                meetings.way(here, state.anchor if codec is None else state.known, axis), state.memory, channel
+                periodic.way(here, state.anchor if codec is None else state.known, axis), state.memory, channel
             )
             anchor = optax.apply_updates(state.anchor, mean)
             known = () if codec is None else here
-            return meetings.way(anchor, params, axis), anchor, *wire.per_worker((dual, known), axis), memory
+            return periodic.way(anchor, params, axis), anchor, *collectives.per_worker((dual, known), axis), memory
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(moves, axis), state.anchor, state.dual, state.known, state.memory
+            return collectives.per_worker(moves, axis), state.anchor, state.dual, state.known, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         moves, anchor, dual, known, memory = lax.cond(due, meet, stay)
         return moves, FedAdmmState(clock, anchor, dual, known, inner, memory)
 

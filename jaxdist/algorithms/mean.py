@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxdist import laws, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
+from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.int8 import int8
-from jaxdist.registry import algorithm
+from jaxdist.core.registry import algorithm
 
 
 class MeanState(NamedTuple):
@@ -52,7 +53,7 @@ def mean(
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces each worker's updates by their mean over workers, which all then share.
 

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs import owning
-from jaxdist.codecs.average import Feedback
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs import _sharded as sharded
+from jaxdist.codecs._compressed_mean import Feedback
 from jaxdist.codecs.codec import Codec
 from jaxdist.codecs.int8 import int8
-from jaxdist.codecs.owning import bytes_pushed
-from jaxdist.elementwise import check_elementwise
-from jaxdist.registry import algorithm
+from jaxdist.codecs._sharded import bytes_pushed
+from jaxdist.algorithms._elementwise import check_elementwise
+from jaxdist.core.registry import algorithm
 
 
 class ParameterServerState(NamedTuple):
@@ -69,7 +71,7 @@ def parameter_server(
     feedback: Feedback = False,
     staleness: int = 0,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Sends gradients to the workers that own parts of the parameters, steps there, and fetches parameters from them.
 
@@ -105,29 +107,29 @@ def parameter_server(
     Array([[-2., -3.],
            [-2., -3.]], dtype=float32)
     """
-    inner = meetings.check_optimizer('parameter_server', optimizer, 'optimizer')
+    inner = periodic.check_optimizer('parameter_server', optimizer, 'optimizer')
     _check(push, pull, feedback, staleness)
 
     def init(params: optax.Params) -> ParameterServerState:
         check_elementwise('parameter_server', inner, params)
-        served = wire.per_worker(owning.own(params, axis), axis)
+        served = collectives.per_worker(sharded.own(params, axis), axis)
         zeros = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
-        residual = wire.per_worker(jax.tree.map(zeros, params), axis) if feedback else ()
+        residual = collectives.per_worker(jax.tree.map(zeros, params), axis) if feedback else ()
         zero, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
         return ParameterServerState(zero, served, inner.init(served), residual, key)
 
     def update(
         updates: optax.Updates, state: ParameterServerState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, ParameterServerState]:
-        meetings.check_given('parameter_server', params)
+        periodic.check_given('parameter_server', params)
         key, to, fro = jax.random.split(state.key, 3)
-        gradient, residual = owning.push(updates, state.residual, push, float(feedback or 0), to, axis)
+        gradient, residual = sharded.push(updates, state.residual, push, float(feedback or 0), to, axis)
         moves, optimizer_state = inner.update(gradient, state.optimizer, state.served, **extra)
         served = optax.apply_updates(state.served, moves)
         step = state.step + 1
 
         def fetch() -> Any:
-            return jax.tree.map(jnp.subtract, owning.pull(served, params, pull, fro, axis), params)
+            return jax.tree.map(jnp.subtract, sharded.pull(served, params, pull, fro, axis), params)
 
         def wait() -> Any:
             return jax.tree.map(jnp.zeros_like, params)

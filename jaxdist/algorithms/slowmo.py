@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
-from jaxdist.registry import algorithm
+from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.core.registry import algorithm
 
 
 class SlowmoState(NamedTuple):
@@ -24,7 +26,7 @@ class SlowmoState(NamedTuple):
         memory: what the codec remembers.
     """
 
-    clock: meetings.Clock
+    clock: periodic.Clock
     anchor: optax.Params
     momentum: optax.Updates
     memory: Memory
@@ -47,7 +49,7 @@ class SlowmoState(NamedTuple):
     meets='parameters',
 )
 def slowmo(
-    every: meetings.Every,
+    every: periodic.Every,
     alpha: float = 1.0,
     beta: float = 0.7,
     learning_rate: optax.ScalarOrSchedule = 1.0,
@@ -55,7 +57,7 @@ def slowmo(
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves each worker its own updates; every `every` steps all move from where they last met by a slow momentum.
 
@@ -87,33 +89,33 @@ def slowmo(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-1.5, -1.5, -1.5], dtype=float32)
     """
-    meetings.check_every('slowmo', every)
+    periodic.check_every('slowmo', every)
     if not 0 <= beta < 1:
         raise ValueError(f'slowmo: beta={beta} must be 0 or more, and less than 1')
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> SlowmoState:
-        return SlowmoState(meetings.start(), params, jax.tree.map(jnp.zeros_like, params), remember(params, channel))
+        return SlowmoState(periodic.start(), params, jax.tree.map(jnp.zeros_like, params), remember(params, channel))
 
     def update(
         updates: optax.Updates, state: SlowmoState, params: Any = None, *, idle: Any = False, **_: Any
     ) -> tuple[optax.Updates, SlowmoState]:
-        meetings.check_given('slowmo', params)
-        updates = meetings.still(updates, idle)
+        periodic.check_given('slowmo', params)
+        updates = periodic.still(updates, idle)
         gamma = learning_rate(state.clock.step) if callable(learning_rate) else learning_rate
 
         def meet() -> tuple[Any, ...]:
-            back = meetings.way(state.anchor, optax.apply_updates(params, updates), axis)
+            back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
             mean, memory = average(back, state.memory, channel)
             momentum = jax.tree.map(lambda u, d: (beta * u + d / gamma).astype(u.dtype), state.momentum, mean)
             step = jax.tree.map(lambda u: -alpha * gamma * u, momentum)
             anchor = optax.apply_updates(state.anchor, step)
-            return meetings.way(anchor, params, axis), anchor, momentum, memory
+            return periodic.way(anchor, params, axis), anchor, momentum, memory
 
         def stay() -> tuple[Any, ...]:
-            return wire.per_worker(updates, axis), state.anchor, state.momentum, state.memory
+            return collectives.per_worker(updates, axis), state.anchor, state.momentum, state.memory
 
-        due, clock = meetings.tick(state.clock, every)
+        due, clock = periodic.tick(state.clock, every)
         updates, *after = lax.cond(due, meet, stay)
         return updates, SlowmoState(clock, *after)
 

@@ -11,15 +11,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxdist import laws, meetings, wire
-from jaxdist import mesh as meshes
-from jaxdist.codecs.average import Channel, Feedback, Memory, average, bytes_sent, remember
+from jaxdist import laws
+from jaxdist.algorithms import _periodic as periodic
+from jaxdist.core import collectives
+from jaxdist.core import mesh as meshes
+from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
 from jaxdist.codecs.codec import AnyCodec
-from jaxdist.codecs.exchange import ExchangeName
-from jaxdist.codecs.groups import settled
+from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs._groups import settled
 from jaxdist.codecs.int4 import int4
-from jaxdist.fragments import Rule, divide, join, pick
-from jaxdist.registry import algorithm
+from jaxdist.algorithms._fragments import Rule, divide, join, pick
+from jaxdist.core.registry import algorithm
 
 
 class StreamingDilocoState(NamedTuple):
@@ -106,7 +108,7 @@ def streaming_diloco(
     feedback: Feedback = False,
     exchange: ExchangeName | None = None,
     seed: int = 0,
-    axis: str = wire.AXIS,
+    axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
     """As `diloco`, but the parameters meet in fragments, each at its own step of every `every`, and late.
 
@@ -142,7 +144,7 @@ def streaming_diloco(
     Array([2. , 2.5, 4.5], dtype=float32)
     """
     _check(every, overlap, mixing)
-    outer = meetings.check_optimizer('streaming_diloco', outer)
+    outer = periodic.check_optimizer('streaming_diloco', outer)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def channels(params: Any) -> list[tuple[tuple[int, ...], Channel]]:
@@ -157,15 +159,15 @@ def streaming_diloco(
             with meshes.part_of(members):
                 memory.append(remember(pick(params, members), own))
                 states.append(outer.init(pick(params, members)))
-        nothing = wire.per_worker(jax.tree.map(jnp.zeros_like, params), axis) if overlap else ()
+        nothing = collectives.per_worker(jax.tree.map(jnp.zeros_like, params), axis) if overlap else ()
         return StreamingDilocoState(jnp.zeros((), jnp.int32), params, tuple(states), nothing, tuple(memory))
 
     def update(
         updates: optax.Updates, state: StreamingDilocoState, params: Any = None, *, idle: Any = False, **_: Any
     ) -> tuple[optax.Updates, StreamingDilocoState]:
-        meetings.check_given('streaming_diloco', params)
-        updates, step = meetings.still(updates, idle), state.step + 1
-        back = meetings.way(state.anchor, optax.apply_updates(params, updates), axis)
+        periodic.check_given('streaming_diloco', params)
+        updates, step = periodic.still(updates, idle), state.step + 1
+        back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
         parts, taken = channels(params), state.sent if overlap else back
 
         def turn(number: int, members: tuple[int, ...], own: Channel) -> tuple[Any, ...]:
@@ -177,10 +179,10 @@ def streaming_diloco(
                 move, outer_after = outer.update(gradient, outer_state, anchor)
                 new = optax.apply_updates(anchor, move)
                 there = jax.tree.map(lambda x, v, a: mixing * (x + v) + (1 - mixing) * a, here, u, new)
-                return meetings.way(there if mixing else new, here, axis), new, outer_after, after
+                return periodic.way(there if mixing else new, here, axis), new, outer_after, after
 
             def stay() -> tuple[Any, ...]:
-                return wire.per_worker(u, axis), anchor, outer_state, memory
+                return collectives.per_worker(u, axis), anchor, outer_state, memory
 
             due = (step > overlap) & ((step - overlap - number * every // len(parts)) % every == 0)
             with meshes.part_of(members):
@@ -207,7 +209,7 @@ def _taken(step: jax.Array, every: int, parts: list[tuple[int, ...]], back: Any,
 def _check(every: int, overlap: int, mixing: float) -> None:
     if callable(every):
         raise ValueError('streaming_diloco: every is a schedule; fragments take turns in a fixed number of steps')
-    meetings.check_every('streaming_diloco', every)
+    periodic.check_every('streaming_diloco', every)
     if not 0 <= overlap < every:
         raise ValueError(f'streaming_diloco: overlap={overlap} must be 0 or more, and less than every={every}')
     if not 0 <= mixing < 1:

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs.casts import cast
+from jaxdist.codecs._casts import cast
 from jaxdist.codecs.codec import Codec
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxdist import laws
 from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(

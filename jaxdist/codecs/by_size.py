@@ -5,7 +5,7 @@ from math import prod
 
 from jaxdist import laws
 from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(

@@ -5,10 +5,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdist import laws, wire
-from jaxdist.codecs.blocks import block_bytes, in_blocks, largest, safe
+from jaxdist import laws
+from jaxdist.core.bits import from_bytes, to_bytes
+from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, safe
 from jaxdist.codecs.codec import Codec
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 FORMATS = {'e4m3': jnp.float8_e4m3fn, 'e5m2': jnp.float8_e5m2}
 
@@ -41,9 +42,9 @@ def fp8(format: Literal['e4m3', 'e5m2'] = 'e4m3', block: int = 256) -> Codec:
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale = largest(blocks) / top
-        return wire.to_bytes(jnp.clip(blocks / safe(scale), -top, top).astype(dtype)), scale
+        return to_bytes(jnp.clip(blocks / safe(scale), -top, top).astype(dtype)), scale
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
-        return wire.from_bytes(codes, dtype).astype(jnp.float32) * scale
+        return from_bytes(codes, dtype).astype(jnp.float32) * scale
 
     return in_blocks('fp8', block, 8, to_codes, from_codes)

@@ -3,10 +3,10 @@
 from typing import Literal
 
 from jaxdist import laws
-from jaxdist.codecs.blocks import block_bytes
+from jaxdist.codecs._blocks import block_bytes
 from jaxdist.codecs.codec import Codec
-from jaxdist.codecs.integers import integers
-from jaxdist.registry import codec
+from jaxdist.codecs._integers import integers
+from jaxdist.core.registry import codec
 
 
 @codec(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs.blocks import block_bytes, in_blocks, largest
+from jaxdist.codecs._blocks import block_bytes, in_blocks, largest
 from jaxdist.codecs.codec import Codec
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 OCTAVES = 127
 """Powers of two that a block can use, from its largest down; what is smaller becomes the least of them or 0, at

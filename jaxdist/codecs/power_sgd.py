@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist import laws, wire
+from jaxdist import laws
+from jaxdist.core import collectives
+from jaxdist.core.bits import flatten, unflatten
 from jaxdist.codecs.codec import Averager, PerTensor, Shape
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(
@@ -67,7 +69,7 @@ def power_sgd(rank: int = 2) -> PerTensor:
 
 def _mean(factors: list[jax.Array], axis: str) -> list[jax.Array]:
     """The mean of each over workers, all in one message."""
-    return wire.unflatten(wire.mean(wire.flatten(factors), axis), factors)
+    return unflatten(collectives.mean(flatten(factors), axis), factors)
 
 
 def _sides(shape: Shape) -> Shape:

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist import laws, wire
+from jaxdist import laws
+from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.codec import LANES, Codec, Summed, padded
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(
@@ -61,12 +62,12 @@ def random_k(k: int, block: int = 4096, run: int = 1, unbiased: bool = False) ->
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         seed = jax.random.bits(key, (2,), jnp.uint32)
-        message = jnp.concatenate([wire.to_bytes(seed), wire.to_bytes(keep(x, _key(seed)))])
+        message = jnp.concatenate([to_bytes(seed), to_bytes(keep(x, _key(seed)))])
         return jnp.pad(message, (0, size(x.size) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
-        key = _key(wire.from_bytes(message[:8], jnp.uint32))
-        return put(wire.from_bytes(message[8 : 8 + n // block * k * 4], jnp.float32), key, n)
+        key = _key(from_bytes(message[:8], jnp.uint32))
+        return put(from_bytes(message[8 : 8 + n // block * k * 4], jnp.float32), key, n)
 
     def summed(workers: int) -> Summed:
         return Summed(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs.blocks import block_bytes, in_blocks, largest, rounder, safe
+from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist import laws, wire
+from jaxdist import laws
+from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.codec import LANES, Codec, padded
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 LARGEST_BLOCK = 2**15 - 1
 """An index and a sign share two bytes, and one index says that nothing is there."""
@@ -56,14 +57,14 @@ def threshold(at: float, most: int, block: int = 4096) -> Codec:
         below = jnp.take_along_axis(blocks, jnp.minimum(where, block - 1), axis=1) < 0
         fine = jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True)
         value = jnp.where(fine, at, jnp.nan).astype(jnp.float32)
-        slots = wire.to_bytes((2 * where + below).astype(jnp.uint16))
-        message = jnp.concatenate([slots, wire.to_bytes(value)], axis=1).reshape(-1)
+        slots = to_bytes((2 * where + below).astype(jnp.uint16))
+        message = jnp.concatenate([slots, to_bytes(value)], axis=1).reshape(-1)
         return jnp.pad(message, (0, size(x.size) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
         rows = message[: n // block * (4 + 2 * most)].reshape(-1, 4 + 2 * most)
-        slots = wire.from_bytes(rows[:, : 2 * most], jnp.uint16).astype(jnp.int32)
-        values = jnp.where(slots % 2 == 1, -1, 1) * wire.from_bytes(rows[:, 2 * most :], jnp.float32)
+        slots = from_bytes(rows[:, : 2 * most], jnp.uint16).astype(jnp.int32)
+        values = jnp.where(slots % 2 == 1, -1, 1) * from_bytes(rows[:, 2 * most :], jnp.float32)
         # Empty slots go one beyond the block, where `mode` drops them.
         where = jnp.where(slots // 2 == LARGEST_BLOCK, block, slots // 2)
         row = jnp.arange(rows.shape[0])[:, None]

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist import laws, wire
+from jaxdist import laws
+from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.bf16 import bf16
 from jaxdist.codecs.codec import LANES, Codec, padded
-from jaxdist.registry import codec
+from jaxdist.core.registry import codec
 
 
 @codec(
@@ -68,14 +69,14 @@ def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
         rank = jnp.where(jnp.isfinite(blocks), jnp.abs(blocks), jnp.inf)
         _, where = jax.lax.top_k(rank, k)
         kept = jnp.take_along_axis(blocks, where, axis=1).reshape(-1)
-        indices = wire.to_bytes(where.reshape(-1, 1).astype(jnp.uint32))[:, :width].reshape(-1)
+        indices = to_bytes(where.reshape(-1, 1).astype(jnp.uint32))[:, :width].reshape(-1)
         message = jnp.concatenate([indices, _encode_values(kept, values, key)])
         return jnp.pad(message, (0, size(x.size) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
         count = n // block * k
         indices = jnp.pad(message[: count * width].reshape(-1, width), ((0, 0), (0, 4 - width)))
-        where = wire.from_bytes(indices, jnp.uint32).reshape(-1, k).astype(jnp.int32)
+        where = from_bytes(indices, jnp.uint32).reshape(-1, k).astype(jnp.int32)
         rest = message[count * width : count * width + value_bytes(count)]
         kept = _decode_values(rest, count, values).reshape(-1, k)
         blocks = jnp.zeros((n // block, block), jnp.float32)
@@ -86,11 +87,11 @@ def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
 
 def _encode_values(kept: jax.Array, values: Codec | None, key: jax.Array) -> jax.Array:
     if values is None:
-        return wire.to_bytes(kept)
+        return to_bytes(kept)
     return values.encode(jnp.pad(kept, (0, padded(kept.size, values.block) - kept.size)), key)
 
 
 def _decode_values(message: jax.Array, n: int, values: Codec | None) -> jax.Array:
     if values is None:
-        return wire.from_bytes(message, jnp.float32)
+        return from_bytes(message, jnp.float32)
     return values.decode(message, padded(n, values.block))[:n]

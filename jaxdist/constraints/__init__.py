@@ -1,12 +1,12 @@
 """Constraints, held by multipliers that all workers agree on. The signs are stated in `lagrangian.py`."""
 
-from jaxdist.constraints.consensus_admm import Balance, by_steps, consensus_admm, least_squares
+from jaxdist.constraints.solvers.consensus_admm import Balance, by_steps, consensus_admm, least_squares
 from jaxdist.constraints.constraint import Constraint, equality, inequality
-from jaxdist.constraints.density import density
+from jaxdist.constraints.library import density
 from jaxdist.constraints.diagnostics import KKT, Best, better, duality_gap, first_best, kkt
 from jaxdist.constraints.dual_ascent import DualAscent, Duals
-from jaxdist.constraints.dual_decomposition import dual_decomposition
-from jaxdist.constraints.fairness import demographic_parity, equal_opportunity
+from jaxdist.constraints.solvers.dual_decomposition import dual_decomposition
+from jaxdist.constraints.library import demographic_parity, equal_opportunity
 from jaxdist.constraints.lagrangian import (
     Term,
     augmented_lagrangian,
@@ -15,15 +15,15 @@ from jaxdist.constraints.lagrangian import (
     quadratic_penalty,
     violation,
 )
-from jaxdist.constraints.linearized_admm import linearized_admm
-from jaxdist.constraints.nupi import nupi
-from jaxdist.constraints.of_features import linear
+from jaxdist.constraints.solvers.linearized_admm import linearized_admm
+from jaxdist.constraints.dual_transformations import nupi
+from jaxdist.constraints.feature_multipliers import linear
 from jaxdist.constraints.penalties import growing
-from jaxdist.constraints.primal_dual import primal_dual
-from jaxdist.constraints.restart import restart
-from jaxdist.constraints.scale_by_penalty import scale_by_penalty
-from jaxdist.constraints.squared_norm import squared_norm
-from jaxdist.constraints.within import within
+from jaxdist.constraints.solvers.primal_dual import primal_dual
+from jaxdist.constraints.dual_transformations import restart
+from jaxdist.constraints.dual_transformations import scale_by_penalty
+from jaxdist.constraints.library import squared_norm
+from jaxdist.constraints.dual_transformations import within
 
 __all__ = [
     'KKT',

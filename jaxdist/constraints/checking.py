@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist.constraints.constraint import Constraint
-from jaxdist.task import Batch
+from jaxdist.core.types import Batch
 
 
 def check_examples(constraint: Constraint, batch: Batch, accumulate: int) -> None:

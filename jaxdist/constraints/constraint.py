@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdist.constraints.of_features import OfFeatures
-from jaxdist.task import Batch, Params
+from jaxdist.constraints.feature_multipliers import OfFeatures
+from jaxdist.core.types import Batch, Params
 
 Kind = Literal['inequality', 'equality']
 Over = Literal['none', 'sum', 'mean', 'ratio', 'example']

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxdist.constraints.constraint import Constraint
 from jaxdist.constraints.lagrangian import Term, lagrangian, violation
-from jaxdist.constraints.stores import read
-from jaxdist.task import Batch, Params
+from jaxdist.constraints.multipliers import read
+from jaxdist.core.types import Batch, Params
 
 Objective = Callable[[Params], jax.Array]
 """The loss of all examples, as a function of the parameters."""

@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist import wire
-from jaxdist.constraints import penalties, stores
+from jaxdist.core import collectives
+from jaxdist.constraints import multipliers as stores, penalties
 from jaxdist.constraints.checking import check_ascends, check_examples
 from jaxdist.constraints.constraint import Constraint, Sums
 from jaxdist.constraints.lagrangian import Term, effective_multiplier, violation
-from jaxdist.constraints.shown import shown
-from jaxdist.gradient import inverse
-from jaxdist.task import Batch, Params
-from jaxdist.workers import Workers, part_shapes
+from jaxdist.constraints.evaluation import shown
+from jaxdist.core.gradient import inverse
+from jaxdist.core.types import Batch, Params
+from jaxdist.core.workers import Workers, part_shapes
 
 Order = Literal['alternating', 'simultaneous', 'primal_first', 'extragradient']
 
@@ -168,11 +168,11 @@ class DualAscent:
         told['count'] = count
         if 'weight' in batch and any(c.over == 'example' for c in self.constraints):
             told['examples'] = batch['weight'].sum()
-        everyone = wire.total(told, axis)
+        everyone = collectives.total(told, axis)
         # Made of parameters that all share, what is a function of them alone is shared too.
         shared = {c.name: c.sums(params, batch) for c in self.constraints if c.over == 'none'}
         agreed = {**sums, **shared, **everyone['sums']}
-        rows = next(iter(batch.values())).shape[0] * wire.size(axis)
+        rows = next(iter(batch.values())).shape[0] * collectives.size(axis)
         return Seen(
             agreed,
             {**agreed, **judged, **everyone['judged']},
@@ -186,12 +186,12 @@ class DualAscent:
         The mean over workers of the parts is the Lagrangian: a sum over workers counts W-fold, a function of the
         parameters alone once.
         """
-        w = wire.size(axis)
+        w = collectives.size(axis)
         found = {}
         for c in self.constraints:
-            value, pull = jax.vjp(c.value, wire.per_worker(seen.sums[c.name], axis))
+            value, pull = jax.vjp(c.value, collectives.per_worker(seen.sums[c.name], axis))
             term = Term(c.kind, value, stores.read(c, duals.multipliers[c.name], batch))
-            (counts,) = pull(wire.per_worker(effective_multiplier(term, penalty).astype(value.dtype), axis))
+            (counts,) = pull(collectives.per_worker(effective_multiplier(term, penalty).astype(value.dtype), axis))
             if c.over == 'example':
                 counts = (counts[0] * seen.sums[c.name][1] * inverse(seen.examples), jnp.zeros_like(counts[1]))
             found[c.name] = counts if c.over == 'none' else tuple(w * x for x in counts)
@@ -233,7 +233,7 @@ class DualAscent:
         }
 
     def shown(self, duals: Duals, seen: Seen) -> dict[str, dict[str, jax.Array]]:
-        """For each constraint the scalars of `jaxdist.constraints.shown`."""
+        """For each constraint the scalars of `jaxdist.constraints.evaluation.shown`."""
         return {
             c.name: shown(c, duals.multipliers[c.name], seen.sums[c.name], seen.judged[c.name])
             for c in self.constraints
@@ -246,4 +246,4 @@ class DualAscent:
         each = [jnp.max(violation(Term(c.kind, c.value(seen.judged[c.name]), 0.0))) for c in self.constraints]
         worst = jnp.max(jnp.stack([x.astype(float) for x in each]))
         alone = any(c.per_worker or c.over == 'example' for c in self.constraints)
-        return wire.largest(worst, axis) if alone else worst
+        return collectives.largest(worst, axis) if alone else worst

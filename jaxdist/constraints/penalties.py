@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdist.registry import dual
+from jaxdist.core.registry import dual
 
 
 class Growing(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxdist.data.sampling import Rows
-from jaxdist.task import Batch, Task
+from jaxdist.core.types import Batch, Task
 
 Facts = dict[str, str | int | float]
 """What is to be known of a data set, by name."""
@@ -29,7 +29,7 @@ class Data(NamedTuple):
     Attributes:
         task: what is to be predicted.
         batch: `(seed, step, size, workers) -> Batch`, a pure function: the same whatever the number of
-            processes and devices. See `jaxdist.task.Batch` for what is in it.
+            processes and devices. See `jaxdist.core.types.Batch` for what is in it.
         held_out: `size -> batches` over all held-out examples, in order. Each has `size` rows and a `weight`
             [size]; the last is filled up with rows of weight 0.
         facts: name, sizes, digest: what a reader needs to know that it is the same data.

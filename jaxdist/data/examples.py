@@ -8,8 +8,8 @@ import numpy as np
 from jaxdist.data.dataset import Data, Facts, batches, constant_loss, digest, held_out_count, in_order
 from jaxdist.data.division import Division, Even
 from jaxdist.data.sampling import in_epochs, permutation, sampler
-from jaxdist.registry import nearest
-from jaxdist.task import Batch, Task
+from jaxdist.core.registry import nearest
+from jaxdist.core.types import Batch, Task
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0

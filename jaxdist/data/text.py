@@ -15,7 +15,7 @@ import numpy as np
 from jaxdist.data.dataset import Data, batches, constant_loss, digest, held_out_count, in_order
 from jaxdist.data.division import Division, Even
 from jaxdist.data.sampling import Parts, at_random, sampler
-from jaxdist.task import Batch, Task
+from jaxdist.core.types import Batch, Task
 
 BYTES = 256
 LIMIT = 8_000_000

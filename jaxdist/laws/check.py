@@ -8,7 +8,7 @@ from jaxdist.laws.codecs import CodecTrial, universal_codec
 from jaxdist.laws.law import Law, Verdict, judge
 from jaxdist.laws.trial import Trial
 from jaxdist.laws.universal import universal
-from jaxdist.registry import Entry
+from jaxdist.core.registry import Entry
 
 
 def check(update: Any, claims: Iterable[Law] = (), workers: int = 4, **options: Any) -> list[Verdict]:
@@ -33,7 +33,7 @@ def check(update: Any, claims: Iterable[Law] = (), workers: int = 4, **options: 
 def check_entry(entry: Entry, workers: int = 4, seed: int = 0) -> dict[str, list[Verdict]]:
     """The verdicts on each example of a registered algorithm or codec, with this number of workers where any will do.
 
-    >>> from jaxdist.registry import algorithms
+    >>> from jaxdist.core.registry import algorithms
     >>> check_entry(algorithms()['delay'], workers=1)['delay(steps=0)'][0]
     Verdict(law='simulated equals a mesh', problem='')
     """

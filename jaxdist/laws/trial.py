@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdist import workers
-from jaxdist.workers import Program, Workers
+from jaxdist.core import workers
+from jaxdist.core.workers import Program, Workers
 
 SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
 """Shapes that no number of workers divides, and a scalar; entries for several workers even where 256 share a scale."""

@@ -4,12 +4,12 @@
 runs, `held` what lies on a device; `measure` puts all of it in one `Ledger`.
 """
 
-from jaxdist.ledger.book import Ledger, Row, held, per_step
-from jaxdist.ledger.cadence import Shares, shares
-from jaxdist.ledger.entry import Branch, Entry, Totals, totals
-from jaxdist.ledger.flow import traced
-from jaxdist.ledger.measuring import measure, traced_step
-from jaxdist.ledger.program import compiled
+from jaxdist.ledger.ledger import Ledger, Row, held, per_step
+from jaxdist.ledger.frequency import Shares, shares
+from jaxdist.ledger.collective import Branch, Entry, Totals, totals
+from jaxdist.ledger.traced import traced
+from jaxdist.ledger.measure import measure, traced_step
+from jaxdist.ledger.compiled import compiled
 
 __all__ = [
     'Branch',

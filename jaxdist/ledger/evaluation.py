@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdist.ledger import jaxprs
+from jaxdist.ledger import _jaxprs as jaxprs
 
 Known = dict[int, Any]
 """Position among a program's inputs or outputs -> value; what is not known is not there."""

@@ -9,7 +9,7 @@ import optax
 from jaxdist.line.calls import dotted, kind_of, links
 from jaxdist.line.order import check_last, check_order
 from jaxdist.line.reader import LineError, Reader
-from jaxdist.wire import AXIS
+from jaxdist.core.collectives import AXIS
 
 
 def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterable
 from inspect import Parameter, signature
 
-from jaxdist.registry import Entry, Kind, find, nearest
+from jaxdist.core.registry import Entry, Kind, find, nearest
 
 FILLED = ('axis', 'model')
 """Parameters of registered functions that are filled in: the worker axis, and of constraints the model."""

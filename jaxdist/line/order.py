@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jaxdist.line.calls import Call, dotted, links
 from jaxdist.line.reader import LineError, Reader
-from jaxdist.registry import Entry, Meets, find
+from jaxdist.core.registry import Entry, Meets, find
 
 HARMLESS = ('identity', 'keep_params_nonnegative')
 """Links of optax that may follow a meeting: what they do does not move it."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from jaxdist.line.calls import Call, did_you_mean, dotted, is_constant, kind_of, links
-from jaxdist.registry import Kind, find, names
+from jaxdist.core.registry import Kind, find, names
 
 LINKS = 'links are joined by |, as in mean() | adamw(learning_rate=1e-3)'
 VALUES = 'a value is a number, a string, True, False, None, a tuple, a list, a dict or a call'

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist.models.scoring import Rules, misfit, model
-from jaxdist.task import Model, Task
+from jaxdist.core.types import Model, Task
 
 RULES: Rules = (
     ('dense/kernel', (None, 'model')),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist.models.scoring import misfit, model
-from jaxdist.task import Model, Task
+from jaxdist.core.types import Model, Task
 
 
 @dataclass(frozen=True)

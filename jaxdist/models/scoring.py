@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.task import Batch, Model, Params, Task
+from jaxdist.core.types import Batch, Model, Params, Task
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist.models.scoring import Rules, misfit, model
-from jaxdist.task import Model, Task
+from jaxdist.core.types import Model, Task
 
 RULES: Rules = (
     (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # by heads, so that no head is cut

@@ -16,15 +16,16 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxdist import laws, ledger, line, registry, workers
-from jaxdist import mesh as meshes
-from jaxdist.codecs.average import bytes_sent
+from jaxdist import laws, ledger, line
+from jaxdist.core import registry, workers
+from jaxdist.core import mesh as meshes
+from jaxdist.codecs._compressed_mean import bytes_sent
 from jaxdist.codecs.codec import Codec
-from jaxdist.codecs.exchange import EXCHANGES
-from jaxdist.ledger import hlo
+from jaxdist.codecs._exchange import EXCHANGES
+from jaxdist.ledger import _hlo as hlo
 from jaxdist.models.transformer import Transformer
-from jaxdist.step import make_step
-from jaxdist.task import Task
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Task
 
 Chips = topologies.TopologyDescription
 Rows = list[ledger.Entry]

@@ -14,11 +14,12 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxdist import line, workers
-from jaxdist.ledger import hlo
+from jaxdist import line
+from jaxdist.core import workers
+from jaxdist.ledger import _hlo as hlo
 from jaxdist.models import Perceptron
-from jaxdist.step import make_step
-from jaxdist.task import Task
+from jaxdist.training.step import make_step
+from jaxdist.core.types import Task
 
 Chips = topologies.TopologyDescription
 

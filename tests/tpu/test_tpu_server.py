@@ -8,8 +8,9 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxdist import laws, ledger, line, workers
-from jaxdist.codecs.owning import bytes_pushed
+from jaxdist import laws, ledger, line
+from jaxdist.core import workers
+from jaxdist.codecs._sharded import bytes_pushed
 
 SHAPES = {'w': (517, 320), 'b': (3,)}
 

@@ -1,0 +1,102 @@
+"""`jaxdist compare`: several update lines, or a config's sweep, on the same data and initial weights."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxdist import report
+from jaxdist.cli import options
+from jaxdist.cli.progress import Progress
+from jaxdist.cli.stopping import asked_to_stop
+from jaxdist.training.compare import Contender, compare, contenders, write_report
+from jaxdist.training.experiment import Experiment, sweep
+
+
+@dataclass(frozen=True)
+class Shared(Experiment):
+    """An experiment whose update line the command line gives elsewhere, more than once."""
+
+    update: Annotated[tyro.conf.Suppress[tyro.conf.Fixed[str]], tyro.conf.arg(name='one-update')] = ''
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Runs several update lines, or a config's sweep, on the same data and initial weights, and writes a report.
+
+    Started again, it goes on where it stopped. Options change every experiment of a sweep.
+    """
+
+    experiment: Annotated[Shared, tyro.conf.arg(name='')] = field(default_factory=Shared)
+    update: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='LINE')] = ()
+    """An update line to compare; give it more than once. Without any, the config's sweep() is run."""
+    seeds: int = 1
+    """Runs of each, with seeds from the experiment's on."""
+    out: options.Folder = None
+    """The folder for rows, table, plots and page. By default runs/compare-CONFIG."""
+    title: Annotated[str | None, tyro.conf.arg(metavar='TEXT', help_behavior_hint='')] = None
+    """The page's title. By default the config's name."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
+    path, rest = options.config_path(arguments, 'compare')
+    chosen = _parse(path, rest, options.load_config(path))
+    if chosen.update:
+        experiments = [_under(chosen, line) for line in chosen.update]
+    else:
+        experiments = [_under(_parse(path, rest, base), base.update) for base in sweep(path or Path())]
+    who = contenders(experiments)
+    options.start(*experiments)
+    name = path.stem if path else ''
+    folder = chosen.out or Path('runs') / f'compare-{name}'
+    _run(who, chosen.seeds, folder)
+    _show(write_report(who, chosen.seeds, folder, chosen.title or f'{name}: a comparison', options.typed()), folder)
+
+
+def _parse(path: Path | None, rest: list[str], base: Experiment) -> Compare:
+    """The options, with those of the experiment that were not given as they are in `base`."""
+    default = Compare(Shared(**{**_fields(base), 'update': ''}))
+    return options.parse(default, rest, f'compare {path or "CONFIG"}')
+
+
+def _under(chosen: Compare, line: str) -> Experiment:
+    """The experiment that was chosen, under an update line."""
+    return Experiment(**{**_fields(chosen.experiment), 'update': line})
+
+
+def _fields(experiment: Experiment) -> dict[str, Any]:
+    return {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
+
+
+def _run(who: Sequence[Contender], seeds: int, folder: Path) -> None:
+    """Runs what is not there yet."""
+    command = options.typed()
+    with asked_to_stop() as stop, Progress(stop) as progress:
+        for name, seed, event in compare(who, seeds, folder, command=command, stop=stop):
+            progress.show(event, f'{name}, seed {seed}')
+        if stop():
+            progress.say(f'stopped; what was done is saved. Go on with:\n  {command}')
+            sys.exit(stop.code)
+
+
+def _show(summaries: list[report.Summary], folder: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    header, rows = report.cells(summaries)
+    table = Table()
+    for head in header:
+        table.add_column(escape(head), overflow='fold')
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for note in report.notes(summaries):
+        console.print(note, markup=False)
+    plots = ['frontier.png', 'curves.png'] if any(summary.held_out for summary in summaries) else []
+    console.print(f'in {folder}: {", ".join(["index.html", "table.md", "rows.jsonl", *plots])}', markup=False)

@@ -1,0 +1,72 @@
+"""Which algorithms, codecs or constraints a command is about: names, or Python files that register some."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxdist.core import registry
+from jaxdist.training.user_code import load_script
+
+What = tyro.conf.Positional[
+    Annotated[tuple[str, ...], tyro.conf.arg(metavar='[NAME|FILE.py ...]', help_behavior_hint='(default: all of them)')]
+]
+
+
+def chosen(what: tuple[str, ...], known: dict[str, registry.Entry]) -> list[registry.Entry]:
+    """The entries that names and files stand for; all that are known for none.
+
+    Raises:
+        ValueError: no entry has the name, or the file registers nothing.
+
+    >>> [entry.name for entry in chosen(('delay',), registry.algorithms())]
+    ['delay']
+    """
+    found: list[registry.Entry] = []
+    for name in what:
+        kinds = {entry.kind for entry in known.values()}
+        found += _of_file(Path(name), kinds) if name.endswith('.py') else [_named(name, known)]
+    return found or list(known.values())
+
+
+def constraints() -> dict[str, registry.Entry]:
+    """All constraints, and what moves their multipliers.
+
+    >>> 'squared_norm' in constraints() and 'nupi' in constraints()
+    True
+    """
+    return {**registry.constraints(), **registry.duals()}
+
+
+def every() -> dict[str, registry.Entry]:
+    """All codecs and algorithms.
+
+    >>> 'int8' in every() and 'mean' in every()
+    True
+    """
+    return {**registry.codecs(), **registry.algorithms()}
+
+
+def _named(name: str, known: dict[str, registry.Entry]) -> registry.Entry:
+    if name not in known:
+        close = registry.nearest(name, known)
+        hint = f'; did you mean {close[0]!r}?' if close else f'; there are {", ".join(known)}'
+        raise ValueError(f'there is no {" or ".join(sorted({e.kind for e in known.values()}))} {name!r}{hint}')
+    return known[name]
+
+
+def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
+    """What of these kinds a file registers; one of jaxdist's own has done so already."""
+
+    def registered() -> list[registry.Entry]:
+        known = [entry for entry in {**every(), **constraints()}.values() if entry.kind in kinds]
+        return [entry for entry in known if Path(inspect.getfile(entry.make)).resolve() == path.resolve()]
+
+    if not registered():
+        load_script(path)
+    found = registered()
+    if not found:
+        marks = ' or '.join(f'@{kind}(...)' for kind in sorted(kinds))
+        raise ValueError(f'{path} registers nothing: put {marks} of jaxdist.core.registry on a function')
+    return found

@@ -1,0 +1,152 @@
+"""What commands have in common: reading a config with its overrides, and making the devices ready."""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import jax
+import tyro
+
+from jaxdist import cluster, line
+from jaxdist.cluster.join import Cluster
+from jaxdist.training.experiment import Experiment, ExperimentError, load
+from jaxdist.training.user_code import load_script
+
+Options = TypeVar('Options')
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='CALL.KEYWORD=VALUE')]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar='FOLDER', help_behavior_hint='')]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+ExperimentFields = Annotated[Experiment, tyro.conf.arg(name='')]
+
+
+def config_path(arguments: list[str], command: str) -> tuple[Path | None, list[str]]:
+    """The config, which comes first, and the rest of the command line; no config where help is asked for without one.
+
+    Raises:
+        ExperimentError: the first argument is an option, or there is none.
+
+    >>> config_path(['configs/a.py', '--steps', '5'], 'train')
+    (PosixPath('configs/a.py'), ['--steps', '5'])
+    """
+    if arguments and not arguments[0].startswith('-'):
+        return Path(arguments[0]), arguments[1:]
+    if '-h' in arguments or '--help' in arguments:
+        return None, ['--help']
+    raise ExperimentError(f'which config? As in: jaxdist {command} configs/quickstart.py (options come after it)')
+
+
+def load_config(path: Path | None) -> Experiment:
+    """The experiment of a config, of a run's folder or of its experiment.json; all defaults for no path at all.
+
+    Raises:
+        ExperimentError: there is no experiment, or a file that defines an algorithm of its line is gone.
+        ScriptError: a Python file cannot be run.
+
+    >>> load_config(None).batch
+    64
+    """
+    if path is None:
+        return Experiment()
+    if not path.is_dir():
+        _load_scripts(path.parent / 'run.json' if path.name == 'experiment.json' else None)
+        return load(path)
+    if not (path / 'experiment.json').is_file():
+        raise ExperimentError(f'the folder {path} holds no run: there is no experiment.json in it')
+    _load_scripts(path / 'run.json')
+    return load(path / 'experiment.json')
+
+
+def _load_scripts(facts: Path | None) -> None:
+    """Runs the files that a run's line needs: those which define algorithms that are not jaxdist's."""
+    if facts is not None and facts.is_file():
+        for file in map(Path, json.loads(facts.read_text()).get('scripts', [])):
+            if not file.is_file():
+                raise ExperimentError(f'{file} defines an algorithm of the run in {facts.parent}, and is not there')
+            load_script(file)
+
+
+def parse(default: Options, arguments: list[str], command: str) -> Options:
+    """The options of a command, every field of `default` one of them. Mistakes and `--help` end the program.
+
+    >>> parse(Cluster(), ['--processes', '2'], 'x').processes
+    2
+    """
+    # tyro joins lines, and leaves alone those that are indented.
+    about = textwrap.fill(' '.join((type(default).__doc__ or '').split()), 80, subsequent_indent='  ')
+    config = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(
+        type(default), default=default, args=arguments, prog=f'jaxdist {command}', description=about, config=config
+    )
+
+
+def settled(experiment: Experiment, settings: tuple[str, ...]) -> Experiment:
+    """The experiment with `--set` applied to its update line.
+
+    >>> settled(Experiment(update='sgd(0.1)'), ('sgd.learning_rate=0.2',)).update
+    'sgd(0.2)'
+    """
+    return (
+        dataclasses.replace(experiment, update=line.override(experiment.update, *settings)) if settings else experiment
+    )
+
+
+def start(*experiments: Experiment, where: Cluster = Cluster()) -> None:
+    """Makes emulated devices and joins the other processes, if there are any. Must come before any JAX computation.
+
+    Raises:
+        ExperimentError: the meshes do not fit the processes.
+
+    >>> from jaxdist.training.experiment import Mesh
+    >>> start(Experiment(mesh=Mesh(workers=2, simulate=True)))
+    """
+    meshes = [experiment.mesh for experiment in experiments if not experiment.mesh.simulate]
+    if cluster.size(where) > 1 and len(meshes) < len(experiments):
+        raise ExperimentError('simulated workers live in one process: leave out --simulate or the --cluster options')
+    emulated = max((mesh.workers * mesh.model for mesh in meshes if mesh.emulate), default=0)
+    if emulated:
+        emulate(emulated, cluster.size(where))
+    cluster.join(where)
+    for mesh in meshes:
+        if jax.process_count() > 1 and mesh.workers * mesh.model != jax.device_count():
+            raise ExperimentError(
+                f'{jax.process_count()} processes have {jax.device_count()} devices together, and the mesh must have '
+                f'as many: it has {mesh.workers} workers x {mesh.model} model'
+            )
+
+
+def emulate(devices: int, processes: int = 1) -> None:
+    """Makes this process's share of so many devices on CPU; where JAX runs already, its devices have to do.
+
+    Raises:
+        ExperimentError: the processes do not divide the devices, or there would be none.
+
+    >>> emulate(2)
+    """
+    if devices < 1 or devices % processes:
+        raise ExperimentError(f'{devices} emulated devices cannot be divided among {processes} processes')
+    try:
+        jax.config.update('jax_num_cpu_devices', devices // processes)
+        jax.config.update('jax_platforms', 'cpu')
+    except RuntimeError:  # JAX runs already, as in a notebook; a mesh that is too large for it says so
+        return
+
+
+def typed() -> str:
+    """The command line as it was typed, for the record."""
+    return shlex.join(['jaxdist', *sys.argv[1:]])
+
+
+def train_command() -> str:
+    """How `jaxdist train` is called here: as the script that set JAXDIST_TRAIN, or as this program."""
+    program = Path(sys.argv[0])
+    if program.name != 'jaxdist' or shutil.which('jaxdist') == sys.argv[0]:
+        program = Path('jaxdist')
+    elif Path.cwd() in program.parents:
+        program = program.relative_to(Path.cwd())
+    return os.environ.get('JAXDIST_TRAIN', f'{shlex.quote(str(program))} train')

@@ -1,0 +1,1 @@
+"""What everything else stands on: types, collectives, the mesh, per-worker programs, the registry, the guard."""

@@ -1,0 +1,171 @@
+"""The ledger itself: bytes sent, as rows, and bytes held."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from jaxdist.ledger.collective import Branch, Entry, bits, stored
+
+
+@dataclass(frozen=True)
+class Row:
+    """Collectives of one sort that run equally often.
+
+    Attributes:
+        axes: the mesh axes that they cross.
+        kind: see `Entry`.
+        dtype: what is sent.
+        count: how many there are on a step on which they run.
+        bytes_when_run: bytes that one device sends on such a step.
+        share: the share of steps on which they run; of those in a conditional in a loop, the share of its
+            turns. None if it depends on data.
+        bytes_per_step: bytes that one device sends on an average step, or None.
+    """
+
+    axes: tuple[str, ...]
+    kind: str
+    dtype: str
+    count: int
+    bytes_when_run: Fraction
+    share: Fraction | None
+    bytes_per_step: Fraction | None
+
+
+def per_step(entries: Iterable[Entry], shares: Mapping[Branch, Fraction | None]) -> list[Row]:
+    """Entries as rows, those that always run first.
+
+    A loop whose length depends on data counts as one turn, with a share of None.
+
+    Args:
+        entries: from `traced` or `compiled`.
+        shares: for the innermost branch of each conditional entry, as from `shares`; None where one is not
+            there.
+
+    >>> branch = Branch('3', 1)
+    >>> entry = Entry(('workers',), 'all_reduce', 'float32', Fraction(70), branch=(branch,))
+    >>> [row] = per_step([entry, entry], {branch: Fraction(1, 5)})
+    >>> row.count, row.bytes_when_run, row.share, row.bytes_per_step
+    (2, Fraction(140, 1), Fraction(1, 5), Fraction(28, 1))
+    """
+    sums: dict[tuple[Any, ...], tuple[int, Fraction]] = {}
+    for entry in entries:
+        share = shares.get(entry.branch[-1]) if entry.branch else Fraction(1)
+        times, share = (1, None) if entry.times is None else (entry.times, share)
+        key = (entry.axes, entry.kind, entry.dtype, share)
+        count, total = sums.get(key, (0, Fraction(0)))
+        sums[key] = count + times, total + entry.sent * times
+    rows = [
+        Row(axes, kind, dtype, count, total, share, None if share is None else total * share)
+        for (axes, kind, dtype, share), (count, total) in sums.items()
+    ]
+    return sorted(rows, key=lambda row: (row.share is None, -(row.share or 0), row.axes, row.kind, row.dtype))
+
+
+def held(tree: Any) -> int:
+    """Bytes of a pytree on the device that holds most of it.
+
+    Args:
+        tree: arrays, or their shapes and dtypes. What has no sharding is held whole by every device. A dtype
+            of less than a byte takes a byte, as numpy and CPU hold it.
+
+    >>> mesh = jax.sharding.AbstractMesh((4,), ('workers',))
+    >>> cut = jax.sharding.NamedSharding(mesh, jax.P('workers'))
+    >>> held(
+    ...     {
+    ...         'x': jax.ShapeDtypeStruct((8, 3), 'float32', sharding=cut),
+    ...         'y': jax.ShapeDtypeStruct((5,), 'int8'),
+    ...     }
+    ... )
+    29
+    """
+    everywhere = 0
+    sums: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, 'sharding', None)
+        if sharding is None or isinstance(getattr(sharding, 'mesh', None), AbstractMesh):
+            everywhere += _shard_bytes(leaf, sharding)
+        else:
+            sums[sharding] = sums.get(sharding, 0) + _shard_bytes(leaf, sharding)
+    placed: dict[jax.Device, int] = {}
+    for sharding, total in sums.items():
+        for device in sharding.device_set:
+            placed[device] = placed.get(device, 0) + total
+    return everywhere + max(placed.values(), default=0)
+
+
+def _shard_bytes(leaf: Any, sharding: Any) -> int:
+    leaf = leaf if hasattr(leaf, 'dtype') else jax.typeof(leaf)
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    count, dtype = stored(jax.ShapeDtypeStruct(shape, leaf.dtype))
+    return count * max(8, bits(dtype)) // 8
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a step sends and holds.
+
+    Attributes:
+        mesh: the mesh's axes and their sizes.
+        rows: what one device sends.
+        held: bytes that one device holds, by name.
+    """
+
+    mesh: Mapping[str, int]
+    rows: tuple[Row, ...]
+    held: Mapping[str, int]
+
+    def sent(self, axis: str) -> Fraction | None:
+        """Bytes that one device sends on an average step in collectives over an axis; None if not known.
+
+        What crosses several axes at once counts whole on each of them.
+
+        Raises:
+            ValueError: the mesh has no such axis.
+        """
+        if axis not in self.mesh:
+            raise ValueError(f'the mesh has no axis {axis!r}; its axes are {list(self.mesh)}')
+        total = Fraction(0)
+        for row in self.rows:
+            if axis in row.axes:
+                if row.bytes_per_step is None:
+                    return None
+                total += row.bytes_per_step
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger as dicts, lists and numbers; a number of bytes is an integer wherever it is whole."""
+        rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
+        sent = {axis: _plain(self.sent(axis)) for axis in self.mesh}
+        return {'mesh': dict(self.mesh), 'sent': rows, 'sent_per_step': sent, 'held': dict(self.held)}
+
+    def table(self) -> list[list[str]]:
+        """What is sent, as text: a header, then a line a row."""
+        head = ['axes', 'collective', 'dtype', 'count', 'bytes when run', 'share of steps', 'bytes per step']
+        return [head] + [
+            [
+                ' x '.join(row.axes),
+                row.kind,
+                row.dtype,
+                str(row.count),
+                _number(row.bytes_when_run),
+                'depends on data' if row.share is None else str(row.share),
+                _number(row.bytes_per_step),
+            ]
+            for row in self.rows
+        ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Fraction):
+        return int(value) if value.denominator == 1 else float(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _number(value: Fraction | None) -> str:
+    if value is None:
+        return 'depends on data'
+    return f'{int(value):,}' if value.denominator == 1 else f'{float(value):,.1f}'

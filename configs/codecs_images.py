@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import FashionMNIST
-from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import ConvNet
+from jaxdist.training.experiment import Experiment, Mesh
 
 SGD = 'sgd(learning_rate=0.05, momentum=0.9, nesterov=True)'
 MEANS = (

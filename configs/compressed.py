@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Text
-from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Transformer
+from jaxdist.training.experiment import Experiment, Mesh
 
 
 def experiment() -> Experiment:

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Census
-from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
+from jaxdist.training.experiment import ConstraintSettings, Experiment, Mesh
 
 
 def experiment() -> Experiment:
@@ -21,7 +21,7 @@ def experiment() -> Experiment:
         mesh=Mesh(workers=4, simulate=True),
         batch=2048,
         steps=400,
-        constraints=Constraints(hold=_gaps(parity=0.05), dual='sgd(0.05)'),
+        constraints=ConstraintSettings(hold=_gaps(parity=0.05), dual='sgd(0.05)'),
         log_every=10,
         evaluate_every=100,
         save_every=400,
@@ -35,7 +35,7 @@ def sweep() -> Iterator[Experiment]:
         *(_gaps(parity=gap) for gap in (0.1, 0.05, 0.02)),
         *(_gaps(opportunity=gap) for gap in (0.1, 0.05, 0.02)),
     ):
-        yield dataclasses.replace(experiment(), constraints=Constraints(hold, dual='sgd(0.05)'))
+        yield dataclasses.replace(experiment(), constraints=ConstraintSettings(hold, dual='sgd(0.05)'))
 
 
 def _gaps(parity: float = 1.0, opportunity: float = 1.0) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Digits, Dirichlet
-from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Perceptron
+from jaxdist.training.experiment import Experiment, Mesh
 
 
 def experiment() -> Experiment:

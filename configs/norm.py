@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Digits
-from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
+from jaxdist.training.experiment import ConstraintSettings, Experiment, Mesh
 
 ALL = 'all: squared_norm({})'
 EACH = 'squared_norm({}, each=True)'
@@ -26,7 +26,7 @@ def experiment() -> Experiment:
         mesh=Mesh(workers=4, simulate=True),
         batch=180,  # all of the training images, so that nothing is random but the initial weights
         steps=800,
-        constraints=Constraints(hold=(EACH.format(20),), dual=DUAL),
+        constraints=ConstraintSettings(hold=(EACH.format(20),), dual=DUAL),
         log_every=20,
         evaluate_every=200,
         save_every=800,
@@ -40,10 +40,10 @@ def sweep() -> Iterator[Experiment]:
         *((ALL.format(bound),) for bound in (80, 40, 20)),
         *((FREE, EACH.format(bound)) for bound in (40, 20, 10)),
     ):
-        yield dataclasses.replace(experiment(), constraints=Constraints(hold, DUAL))
+        yield dataclasses.replace(experiment(), constraints=ConstraintSettings(hold, DUAL))
     for decay in (0.0025, 0.01, 0.058):
         yield dataclasses.replace(
             experiment(),
             update=f'mean() | add_decayed_weights({decay}) | sgd(0.2)',
-            constraints=Constraints((FREE,), DUAL),
+            constraints=ConstraintSettings((FREE,), DUAL),
         )

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxdist.data import Digits
-from jaxdist.training.experiment import Constraints, Experiment, Mesh
 from jaxdist.models import Perceptron
+from jaxdist.training.experiment import ConstraintSettings, Experiment, Mesh
 
 BOUNDS = (0.5, 0.2, 0.1)
 DUAL = 'sgd(0.02)'
@@ -23,7 +23,7 @@ def experiment() -> Experiment:
         mesh=Mesh(workers=4, simulate=True),
         batch=256,
         steps=1000,
-        constraints=Constraints(('density(bound=0.2)',), DUAL),
+        constraints=ConstraintSettings(('density(bound=0.2)',), DUAL),
         log_every=10,
         evaluate_every=200,
         save_every=1000,
@@ -33,4 +33,4 @@ def experiment() -> Experiment:
 def sweep() -> Iterator[Experiment]:
     """No bound (all but a thousandth may be large), then three."""
     for bound in (0.999, *BOUNDS):
-        yield dataclasses.replace(experiment(), constraints=Constraints((f'density(bound={bound})',), DUAL))
+        yield dataclasses.replace(experiment(), constraints=ConstraintSettings((f'density(bound={bound})',), DUAL))

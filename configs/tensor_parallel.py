@@ -4,8 +4,8 @@
 """
 
 from jaxdist.data import Text
-from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.models import Transformer
+from jaxdist.training.experiment import Experiment, Mesh
 
 
 def experiment() -> Experiment:

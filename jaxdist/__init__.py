@@ -1,35 +1,50 @@
-"""jaxdist: distributed algorithms as optax transformations that run inside a worker axis of a JAX mesh."""
+"""jaxdist: distributed algorithms as optax transformations that run inside a worker axis of a JAX mesh.
+
+First what every user needs; then each algorithm and codec by its name, as they are found in their folders.
+"""
+
+from importlib import metadata
+from typing import Any
 
 from jaxdist import algorithms as algorithms
 from jaxdist import codecs as codecs
 from jaxdist import constraints as constraints
 from jaxdist import laws as laws
-from jaxdist.algorithms.average import average as average
-from jaxdist.algorithms.dc_asgd import dc_asgd as dc_asgd
-from jaxdist.algorithms.delay import delay as delay
-from jaxdist.algorithms.des_loc import des_loc as des_loc
-from jaxdist.algorithms.diloco import diloco as diloco
-from jaxdist.algorithms.eager_diloco import eager_diloco as eager_diloco
-from jaxdist.algorithms.easgd import easgd as easgd
-from jaxdist.algorithms.fed_admm import fed_admm as fed_admm
-from jaxdist.algorithms.mean import mean as mean
-from jaxdist.algorithms.parameter_server import parameter_server as parameter_server
-from jaxdist.algorithms.slowmo import slowmo as slowmo
-from jaxdist.algorithms.streaming_diloco import streaming_diloco as streaming_diloco
-from jaxdist.codecs.bf16 import bf16 as bf16
-from jaxdist.codecs.by_path import by_path as by_path
-from jaxdist.codecs.by_size import by_size as by_size
-from jaxdist.codecs.fp8 import fp8 as fp8
-from jaxdist.codecs.fp16 import fp16 as fp16
-from jaxdist.codecs.int2 import int2 as int2
-from jaxdist.codecs.int4 import int4 as int4
-from jaxdist.codecs.int8 import int8 as int8
-from jaxdist.codecs.majority import majority as majority
-from jaxdist.codecs.natural import natural as natural
-from jaxdist.codecs.power_sgd import power_sgd as power_sgd
-from jaxdist.codecs.qsgd import qsgd as qsgd
-from jaxdist.codecs.random_k import random_k as random_k
-from jaxdist.codecs.sign import sign as sign
-from jaxdist.codecs.ternary import ternary as ternary
-from jaxdist.codecs.threshold import threshold as threshold
-from jaxdist.codecs.top_k import top_k as top_k
+from jaxdist._former_names import MOVED
+from jaxdist.core import deprecation, registry
+from jaxdist.core.errors import InputError as InputError
+from jaxdist.core.errors import JaxdistError as JaxdistError
+from jaxdist.core.registry import algorithm as algorithm
+from jaxdist.core.registry import codec as codec
+from jaxdist.core.workers import on_mesh as on_mesh
+from jaxdist.core.workers import simulated as simulated
+from jaxdist.line import build as build
+from jaxdist.training.experiment import Experiment as Experiment
+from jaxdist.training.step import make_step as make_step
+from jaxdist.training.step import means as means
+
+__version__ = metadata.version('jaxdist')
+
+deprecation.install(MOVED)
+_found: dict[str, Any] = {name: entry.make for name, entry in {**registry.algorithms(), **registry.codecs()}.items()}
+globals().update(_found)
+
+__all__ = [
+    'Experiment',
+    'InputError',
+    'JaxdistError',
+    '__version__',
+    'algorithm',
+    'build',
+    'codec',
+    'make_step',
+    'means',
+    'on_mesh',
+    'simulated',
+    *sorted(_found),
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Tells a type checker that there are more names: algorithms and codecs."""
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from run_toys import CONFIG, Ended, Jaxdist
+from run_fixtures import CONFIG, Ended, Jaxdist
 
-from jaxdist.cli.main import main as cli
+from jaxdist.cli import main as cli
 
 
 @pytest.fixture

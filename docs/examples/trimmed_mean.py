@@ -37,7 +37,7 @@ def bounded_by_the_honest() -> laws.Law:
         ),
         'trimmed_mean(trim=0)': (laws.equals('mean()'),),
     },
-    meets='updates',
+    syncs='updates',
 )
 def trimmed_mean(trim: int = 1, axis: str = collectives.AXIS) -> optax.GradientTransformationExtraArgs:
     """Drops the `trim` largest and smallest values of each entry, and averages the rest.
@@ -47,13 +47,13 @@ def trimmed_mean(trim: int = 1, axis: str = collectives.AXIS) -> optax.GradientT
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **_: Any) -> tuple[optax.Updates, Any]:
         del params
-        if collectives.size(axis) <= 2 * trim:
+        if collectives.axis_size(axis) <= 2 * trim:
             raise ValueError(
-                f'trim={trim} leaves nothing of {collectives.size(axis)} workers: it takes {2 * trim + 1} or more'
+                f'trim={trim} leaves nothing of {collectives.axis_size(axis)} workers: it takes {2 * trim + 1} or more'
             )
 
         def middle(u: jax.Array) -> jax.Array:
-            everybody = jnp.sort(collectives.gather(u, axis), axis=0)  # [W, ...]
+            everybody = jnp.sort(collectives.all_gather(u, axis), axis=0)  # [W, ...]
             return jnp.mean(everybody[trim : everybody.shape[0] - trim], axis=0)
 
         return jax.tree.map(middle, updates), state

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, contenders, told, write
+from reading import HERE, Run, told, variants, write
 
 NAME, NEAR, NOISE = 'squared_norm', 0.01, 1e-3
 DRAWN = {
@@ -57,7 +57,7 @@ def draw(every: list[list[Run]], limit: float) -> None:
 
 def main() -> None:
     """Writes damping.md, damping.json and damping.png."""
-    every = [runs for runs in contenders('damping') if 'set_to_zero' not in label(runs[0])]
+    every = [runs for runs in variants('damping') if 'set_to_zero' not in label(runs[0])]
     numbers = {label(runs[0]): [measured(run) for run in runs] for runs in every}
     rows = []
     for line, runs in numbers.items():

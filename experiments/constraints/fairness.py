@@ -4,7 +4,7 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, contenders, told, write
+from reading import HERE, Run, told, variants, write
 
 GAPS = ('demographic_parity', 'equal_opportunity')
 
@@ -47,7 +47,7 @@ def draw(every: list[tuple[str, list[dict[str, float]]]]) -> None:
 def main() -> None:
     """Writes fairness.md, fairness.json and fairness.png."""
     every = []
-    for runs in contenders('fairness'):
+    for runs in variants('fairness'):
         bound = {name: gap for name, gap in bounds(runs[0]).items() if gap < 1}
         label = next((f'{name} <= {gap:g}' for name, gap in bound.items()), 'no bound')
         every.append((label, [measured(run) for run in runs]))

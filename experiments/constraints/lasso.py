@@ -9,10 +9,10 @@ import numpy as np
 from reading import HERE, write
 from sklearn import datasets, linear_model
 
-from jaxdist.core import workers
 from jaxdist.constraints.solvers.consensus_admm import Balance, consensus_admm, least_squares
 from jaxdist.constraints.solvers.iteration import program
 from jaxdist.constraints.solvers.proximal import soft_threshold
+from jaxdist.core import workers
 
 WORKERS, ALPHA, MOST = 4, 5.0, 300
 RHOS = (0.1, 1.0, 10.0)

@@ -4,7 +4,7 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, contenders, told, write
+from reading import HERE, Run, told, variants, write
 
 
 def family(run: Run) -> tuple[str, str]:
@@ -44,7 +44,7 @@ def less(runs: list[dict[str, float]], others: list[dict[str, float]]) -> str:
 
 def main() -> None:
     """Writes norm.md, norm.json and norm.png."""
-    every = [(*family(runs[0]), [measured(run) for run in runs]) for runs in contenders('norm')]
+    every = [(*family(runs[0]), [measured(run) for run in runs]) for runs in variants('norm')]
     free, rows = every[0][2], []
     _, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
     for number, kind in enumerate(dict.fromkeys(kind for kind, _, _ in every)):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdist.report.summary import interval
 from jaxdist.training.compare import run_folder
 from jaxdist.training.experiment import Experiment, sweep
 from jaxdist.training.run_folder import read_records
-from jaxdist.report.summary import interval
 
 HERE = Path(__file__).parent
 SEEDS = 3
@@ -31,7 +31,7 @@ class Run(NamedTuple):
         return [record['constraints'][name][what] for record in self.records if 'constraints' in record]
 
 
-def contenders(name: str) -> list[list[Run]]:
+def variants(name: str) -> list[list[Run]]:
     """The runs of configs/NAME.py's sweep that lie in the folder NAME beside this file: of each experiment, its seeds.
 
     Raises:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, contenders, told, write
+from reading import HERE, Run, told, variants, write
 
 from jaxdist import line
 from jaxdist.training.checkpoint import Checkpoints
@@ -101,7 +101,7 @@ def draw(numbers: dict[str, list[dict[str, float]]]) -> None:
 
 def main() -> None:
     """Writes sparsity.md, sparsity.json and sparsity.png."""
-    free, *every = contenders('sparsity')
+    free, *every = variants('sparsity')
     numbers = {
         re.findall(r'bound=([\d.]+)', runs[0].experiment.constraints.hold[0])[0]: [
             compared(run, none) for run, none in zip(runs, free, strict=True)

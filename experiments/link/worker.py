@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxdist import ledger, line
+from jaxdist.cluster.processes import Cluster, join
 from jaxdist.core import mesh, workers
-from jaxdist.cluster.join import Cluster, join
+from jaxdist.core.types import Task
 from jaxdist.models import Perceptron
 from jaxdist.training.step import make_step
-from jaxdist.core.types import Task
 
 ROWS = 8
 """Examples a worker: few, so that computing takes little."""
@@ -38,7 +38,7 @@ class Worker:
         self.batch: Any = None
 
     def join(self) -> dict[str, Any]:
-        """Meets the other worker, and makes the batch: random, the same in every run."""
+        """Syncs the other worker, and makes the batch: random, the same in every run."""
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', 1)
         join(Cluster(f'{self.address}:{PORTS["jax"]}', 2, self.me))

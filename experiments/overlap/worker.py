@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxdist import line
+from jaxdist.cluster.processes import Cluster, join
 from jaxdist.core import collectives, workers
-from jaxdist.cluster.join import Cluster, join
 from jaxdist.core.gradient import gradients
+from jaxdist.core.types import Task
 from jaxdist.models import Perceptron
 from jaxdist.training.step import make_step
-from jaxdist.core.types import Task
 
 MODEL, TASK, RATE = Perceptron((1000, 924)), Task('classes', (64,), 10), 0.1
 LATE = f'delay(steps=1) | mean() | sgd({RATE})'
@@ -39,7 +39,7 @@ class Worker:
         self.states: dict[str, Any] = {}
 
     def join(self) -> dict[str, Any]:
-        """Meets the other worker, and makes the two meshes and the programs of the divided step."""
+        """Syncs the other worker, and makes the two meshes and the programs of the divided step."""
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', 2)
         join(Cluster(f'{self.address}:{PORT}', 2, self.me))
@@ -59,11 +59,11 @@ class Worker:
         gradient = gradients(self.model.loss, 1, None)
 
         def local(params: Any, batch: Any) -> Any:
-            found = gradient(collectives.per_worker(params), batch, jax.random.key(0))[2]
+            found = gradient(collectives.pvary(params), batch, jax.random.key(0))[2]
             return jax.tree.map(lambda g: g[None], found)
 
         def mean(queue: Any) -> Any:
-            return collectives.mean(jax.tree.map(lambda g: g[0], queue))
+            return collectives.pmean(jax.tree.map(lambda g: g[0], queue))
 
         over, all_alike = jax.P(collectives.AXIS), jax.P()
         self.gradient = jax.jit(jax.shard_map(local, mesh=self.computing, in_specs=(all_alike, over), out_specs=over))

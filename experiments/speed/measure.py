@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding
 
 from jaxdist import ledger, mean
 from jaxdist.core import mesh, workers
+from jaxdist.core.types import Model, Task
 from jaxdist.models import Perceptron, Transformer
 from jaxdist.training.step import make_step
-from jaxdist.core.types import Model, Task
 
 HERE = Path(__file__).parent
 MANY = 32

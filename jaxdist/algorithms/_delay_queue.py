@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 Delays = int | Sequence[int] | Callable[[jax.Array], Any]
 """Steps that a value takes: a number; one for each worker; or an optax schedule of the steps taken so far."""
@@ -29,23 +30,23 @@ def check_delays(name: str, delays: Delays, longest: int | None) -> None:
     """Says what is wrong with delays, and with the longest that a schedule may ask for.
 
     Raises:
-        ValueError: a number that is not whole or below 0, or a schedule without `longest`.
+        InputError: a number that is not whole or below 0, or a schedule without `longest`.
 
     >>> check_delays('delay', (0, -1), None)
     Traceback (most recent call last):
-    ValueError: delay: steps=-1 must be a whole number, 0 or more
+    jaxdist.InputError: delay: steps=-1 must be a whole number, 0 or more
     """
     if callable(delays):
         if longest is None or longest < 1:
-            raise ValueError(f'{name}: with a schedule of steps, longest=... must say how long the longest delay is')
+            raise InputError(f'{name}: with a schedule of steps, longest=... must say how long the longest delay is')
         return
     if longest is not None:
-        raise ValueError(f'{name}: longest={longest} is for a schedule; steps={delays} says how long it takes')
+        raise InputError(f'{name}: longest={longest} is for a schedule; steps={delays} says how long it takes')
     for steps in delays if isinstance(delays, Sequence) else [delays]:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            raise ValueError(f'{name}: steps={steps!r} must be a whole number, 0 or more')
+            raise InputError(f'{name}: steps={steps!r} must be a whole number, 0 or more')
     if isinstance(delays, Sequence) and not delays:
-        raise ValueError(f'{name}: steps={delays!r} must have a delay for each worker')
+        raise InputError(f'{name}: steps={delays!r} must have a delay for each worker')
 
 
 def slots(delays: Delays, longest: int | None) -> int:
@@ -59,22 +60,22 @@ def slots(delays: Delays, longest: int | None) -> int:
     return delays if isinstance(delays, int) else max(delays)
 
 
-def empty(tree: Any, count: int) -> Queue:
+def init(tree: Any, count: int) -> Queue:
     """A queue with so many slots, and nothing in them.
 
-    >>> empty(jnp.ones(2), 1)
+    >>> init(jnp.ones(2), 1)
     Queue(slots=Array([[0., 0.]], dtype=float32), step=Array(0, dtype=int32))
     """
     return Queue(jax.tree.map(lambda p: jnp.zeros((count, *p.shape), p.dtype), tree), jnp.zeros((), jnp.int32))
 
 
-def delay_now(name: str, delays: Delays, longest: int | None, step: jax.Array, axis: str) -> Any:
+def current_delay(name: str, delays: Delays, longest: int | None, step: jax.Array, axis: str) -> Any:
     """How long what this worker makes in this step takes; a schedule's value is rounded, and at most `longest`.
 
     Raises:
-        ValueError: there are delays for another number of workers.
+        InputError: there are delays for another number of workers.
 
-    >>> run = jax.vmap(lambda step: delay_now('delay', (0, 3), None, step, 'w'), axis_name='w')
+    >>> run = jax.vmap(lambda step: current_delay('delay', (0, 3), None, step, 'w'), axis_name='w')
     >>> run(jnp.zeros(2))
     Array([0, 3], dtype=int32)
     """
@@ -82,12 +83,14 @@ def delay_now(name: str, delays: Delays, longest: int | None, step: jax.Array, a
         return jnp.clip(jnp.rint(jnp.asarray(delays(step))), 0, longest).astype(jnp.int32)
     if isinstance(delays, int):
         return delays
-    if len(delays) != collectives.size(axis):
-        raise ValueError(f'{name}: steps={tuple(delays)} is for {len(delays)} workers, and there are {collectives.size(axis)}')
-    return jnp.asarray(delays, jnp.int32)[collectives.index(axis)]
+    if len(delays) != collectives.axis_size(axis):
+        raise InputError(
+            f'{name}: steps={tuple(delays)} is for {len(delays)} workers, and there are {collectives.axis_size(axis)}'
+        )
+    return jnp.asarray(delays, jnp.int32)[collectives.axis_index(axis)]
 
 
-def arrive(tree: Any, queue: Queue, delay: Any) -> tuple[Any, Queue]:
+def push_pop(tree: Any, queue: Queue, delay: Any) -> tuple[Any, Queue]:
     """What comes at this step, and the queue after it; of what comes together, the sum.
 
     Args:
@@ -95,7 +98,7 @@ def arrive(tree: Any, queue: Queue, delay: Any) -> tuple[Any, Queue]:
         queue: the values on their way.
         delay: how many steps `tree` takes, at most as many as there are slots.
 
-    >>> arrive(jnp.array(5.0), Queue(jnp.array([1.0, 2.0]), jnp.int32(0)), 2)
+    >>> push_pop(jnp.array(5.0), Queue(jnp.array([1.0, 2.0]), jnp.int32(0)), 2)
     (Array(1., dtype=float32), Queue(slots=Array([5., 2.], dtype=float32), step=Array(1, dtype=int32)))
     """
     count = jax.tree.leaves(queue.slots)[0].shape[0] if jax.tree.leaves(queue.slots) else 0

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist.core.errors import InputError
+
 ALONE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy
@@ -32,26 +34,26 @@ def check_elementwise(name: str, optimizer: optax.GradientTransformationExtraArg
         params: arrays, or their shapes.
 
     Raises:
-        ValueError: it puts entries of a tensor together, or it treats a tensor by its shape.
+        InputError: it puts entries of a tensor together, or it treats a tensor by its shape.
 
     >>> check_elementwise('server', optax.with_extra_args_support(optax.adamw(1e-3)), jnp.ones((3, 2)))
     >>> check_elementwise('server', optax.with_extra_args_support(optax.clip_by_global_norm(1.0)), jnp.ones((3, 2)))
     Traceback (most recent call last):
-    ValueError: server: the optimiser does not work entry by entry: it has reduce_sum of float32[3,2], of which each
+    jaxdist.InputError: server: the optimiser does not work entry by entry: it has reduce_sum of float32[3,2], of which each
     worker has a part alone. adamw and sgd do; what looks at whole tensors, such as clip_by_global_norm, belongs
     before this link
     """
     whole = _steps(optimizer, jax.tree.map(lambda p: jnp.zeros(p.shape or (1,), p.dtype), params))
     for primitive, mixed in whole:
         if mixed:
-            raise ValueError(
+            raise InputError(
                 f'{name}: the optimiser does not work entry by entry: it has {primitive} of {mixed}, of which each '
                 'worker has a part alone. adamw and sgd do; what looks at whole tensors, such as clip_by_global_norm, '
                 'belongs before this link'
             )
     flat = _steps(optimizer, jax.tree.map(lambda p: jnp.zeros((1, max(p.size, 1)), p.dtype), params))
     if [primitive for primitive, _ in whole] != [primitive for primitive, _ in flat]:
-        raise ValueError(
+        raise InputError(
             f'{name}: the optimiser treats tensors by their shapes, and would treat parts of them otherwise (a '
             'mask, or a rule for matrices alone)'
         )

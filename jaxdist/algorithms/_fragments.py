@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from jaxdist.core.errors import InputError
+
 Rule = Literal['balanced', 'sequential', 'strided']
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -20,7 +22,7 @@ def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ..
             `count` apart.
 
     Raises:
-        ValueError: there are fewer leaves than fragments, or no such rule.
+        InputError: there are fewer leaves than fragments, or no such rule.
 
     >>> import jax.numpy as jnp
     >>> layers = [jnp.ones(n) for n in (8, 1, 8, 1, 2)]
@@ -29,16 +31,16 @@ def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ..
     """
     sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f'fragments={count!r} must be a whole number, 1 or more')
+        raise InputError(f'fragments={count!r} must be a whole number, 1 or more')
     if count > len(sizes):
-        raise ValueError(f'fragments={count} is more than there are tensors, {len(sizes)}: a fragment is one or more')
+        raise InputError(f'fragments={count} is more than there are tensors, {len(sizes)}: a fragment is one or more')
     if rule == 'balanced':
         return _balanced(sizes, count)
     if rule == 'sequential':
         return _sequential(sizes, count)
     if rule == 'strided':
         return [tuple(range(first, len(sizes), count)) for first in range(count)]
-    raise ValueError(f'rule={rule!r} must be one of {", ".join(RULES)}')
+    raise InputError(f'rule={rule!r} must be one of {", ".join(RULES)}')
 
 
 def pick(tree: Any, members: Sequence[int]) -> Any:

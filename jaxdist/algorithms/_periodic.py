@@ -1,56 +1,208 @@
-"""What algorithms have in common that let workers train alone: when these meet, and how each of them moves."""
+"""The wrapper of algorithms that train locally and synchronise every few steps: when a round is due, and what is sent.
+
+Each paper's file says what a worker sends in a round (`message`), and what it does with the mean over workers
+(`receive`). Everything else is here: the counter, the compressed mean, the guard, the one conditional.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
+from jaxdist.codecs import _compressed_mean as compressed
+from jaxdist.codecs._compressed_mean import Channel, CompressionState
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 Every = int | Callable[[jax.Array], Any]
-"""Steps from one meeting to the next (H): a number, or an optax schedule of the steps taken so far."""
+"""Local steps from one synchronisation round to the next (H): a number, or an optax schedule of the steps taken so far.
+"""
+
+State = TypeVar('State')
 
 
-class Clock(NamedTuple):
-    """Where a worker is between two meetings; all workers have the same.
+class RoundCounter(NamedTuple):
+    """Where all workers are between two rounds.
 
     Attributes:
         step: steps taken, an int32 scalar.
-        since: those after the last meeting.
+        since: steps since the last round.
     """
 
     step: jax.Array
     since: jax.Array
 
 
-def start() -> Clock:
-    """The clock before the first step.
+class PeriodicState(NamedTuple, Generic[State]):
+    """The state of any algorithm that synchronises periodically.
 
-    >>> start()
-    Clock(step=Array(0, dtype=int32), since=Array(0, dtype=int32))
+    Attributes:
+        rounds: steps taken, and those since the last round.
+        own: the algorithm's own state, such as an anchor; what is replicated in it changes in a round only.
+        compression: the state of the compressed mean.
     """
-    return Clock(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    rounds: RoundCounter
+    own: State
+    compression: CompressionState
+
+    @property
+    def workers_diverge(self) -> bool:
+        """Workers diverge between rounds."""
+        return True
 
 
-def tick(clock: Clock, every: Every) -> tuple[jax.Array, Clock]:
-    """Whether workers meet at the end of this step, and the clock after it.
+class Local(NamedTuple):
+    """One worker at the end of its local step.
 
-    A schedule is asked for the steps taken before this one; its value is rounded, and 1 at least.
+    Attributes:
+        params: its parameters before the step.
+        updates: the local step; zeros where the guard rejected it.
+        step: steps taken before this one.
+        axis: the worker axis.
+    """
 
-    >>> due, clock = tick(start(), every=2)
-    >>> bool(due), bool(tick(clock, every=2)[0])
+    params: Any
+    updates: Any
+    step: jax.Array
+    axis: str
+
+    @property
+    def moved(self) -> Any:
+        """Its parameters after the local step."""
+        return optax.apply_updates(self.params, self.updates)
+
+    def to(self, params: Any) -> Any:
+        """The updates that move it to these parameters."""
+        return displacement(self.params, params, self.axis)
+
+
+Message = Callable[[Local, State], Any]
+Receive = Callable[[Local, State, Any], tuple[Any, State]]
+LocalStep = Callable[..., tuple[Any, State]]
+
+
+def periodic(
+    name: str,
+    every: Every,
+    channel: Channel,
+    init: Callable[[Any], State],
+    message: Message[State],
+    receive: Receive[State],
+    local: LocalStep[State] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that passes local updates on and synchronises every `every` steps.
+
+    Between rounds nothing is communicated. A worker whose step the guard rejects does not move by itself, and takes
+    part in rounds from where it is.
+
+    Args:
+        name: the algorithm's, for messages.
+        every: local steps between rounds, or a schedule of them.
+        channel: how the mean is computed.
+        init: `params -> state`.
+        message: `(local, state) -> tree`: what the mean over workers is of.
+        receive: `(local, state, mean) -> (updates, state)`: this worker's updates in a round, and the state after it.
+        local: `(updates, state, params, *, rejected, step, **extra) -> (updates, state)` at every step, for algorithms
+            with an optimiser inside; by default updates pass.
+
+    Raises:
+        InputError: `every` below 1; in `init`, feedback or an exchange without a codec; in `update`, no parameters.
+
+    >>> channel = Channel()
+    >>> mean = periodic('mean', 2, channel, lambda p: (), lambda x, s: x.moved, lambda x, s, m: (x.to(m), s))
+    >>> run = lambda p: mean.update(jnp.ones(()), mean.init(p), p)[1].rounds.since
+    >>> jax.vmap(run, axis_name='workers', out_axes=None)(jnp.arange(2.0))
+    Array(1, dtype=int32)
+    """
+    check_every(name, every)
+
+    def begin(params: Any) -> PeriodicState[State]:
+        return PeriodicState(first_round(), init(params), compressed.init(params, channel))
+
+    def update(
+        updates: Any, state: PeriodicState[State], params: Any = None, *, rejected: Any = False, **extra: Any
+    ) -> tuple[Any, PeriodicState[State]]:
+        require_params(name, params)
+        own = state.own
+        if local is not None:
+            updates, own = local(updates, own, params, rejected=rejected, step=state.rounds.step, **extra)
+        here = Local(params, mask_rejected(updates, rejected), state.rounds.step, channel.axis)
+
+        def synchronise() -> tuple[Any, State, CompressionState]:
+            mean, compression = compressed.mean(message(here, own), state.compression, channel)
+            moves, after = receive(here, own, mean)
+            return collectives.pvary(moves, channel.axis), _varying_like(after, own, channel.axis), compression
+
+        def stay() -> tuple[Any, State, CompressionState]:
+            return collectives.pvary(here.updates, channel.axis), own, state.compression
+
+        due, rounds = advance(state.rounds, every)
+        moves, after, compression = lax.cond(due, synchronise, stay)
+        return moves, PeriodicState(rounds, after, compression)
+
+    return optax.GradientTransformationExtraArgs(begin, update)
+
+
+def first_round() -> RoundCounter:
+    """The counter before the first step.
+
+    >>> first_round()
+    RoundCounter(step=Array(0, dtype=int32), since=Array(0, dtype=int32))
+    """
+    return RoundCounter(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def advance(rounds: RoundCounter, every: Every) -> tuple[jax.Array, RoundCounter]:
+    """Whether a round is due at the end of this step, and the counter after it.
+
+    A schedule is evaluated at the steps taken before this one; its value is rounded, and 1 at least.
+
+    >>> due, rounds = advance(first_round(), every=2)
+    >>> bool(due), bool(advance(rounds, every=2)[0])
     (False, True)
     """
-    now = jnp.maximum(jnp.rint(jnp.asarray(every(clock.step))), 1) if callable(every) else every
-    since = clock.since + 1
+    now = jnp.maximum(jnp.rint(jnp.asarray(every(rounds.step))), 1) if callable(every) else every
+    since = rounds.since + 1
     due = since >= now
-    return due, Clock(clock.step + 1, jnp.where(due, 0, since))
+    return due, RoundCounter(rounds.step + 1, jnp.where(due, 0, since))
+
+
+def mask_rejected(updates: Any, rejected: Any) -> Any:
+    """The updates, or zeros where the guard rejected this worker's step.
+
+    >>> mask_rejected(jnp.ones(2), rejected=True)
+    Array([-0., -0.], dtype=float32)
+    """
+    return jax.tree.map(lambda u: jnp.where(rejected, -0.0, u).astype(u.dtype), updates)  # p + -0.0 is p, for any p
+
+
+def displacement(start: Any, end: Any, axis: str = collectives.AXIS) -> Any:
+    """`end - start`, leaf by leaf, typed as varying over workers.
+
+    >>> jax.vmap(lambda x: displacement(x, 3.0), axis_name='workers')(jnp.array([1.0, 2.0]))
+    Array([2., 1.], dtype=float32)
+    """
+    return collectives.pvary(jax.tree.map(lambda a, b: jnp.asarray(b - a), start, end), axis)
+
+
+def require_params(name: str, params: Any) -> None:
+    """Refuses to update without parameters.
+
+    Raises:
+        InputError: they are None.
+
+    >>> require_params('average', {'w': 1.0})
+    """
+    if params is None:
+        raise InputError(f'{name} moves parameters, so update() needs them: update(updates, state, params)')
 
 
 def check_every(name: str, every: Every, what: str = 'every') -> None:
-    """Says what is wrong with a number of steps.
+    """Refuses a number of steps that is none.
 
     Args:
         name: the algorithm.
@@ -58,62 +210,22 @@ def check_every(name: str, every: Every, what: str = 'every') -> None:
         what: the argument's name.
 
     Raises:
-        ValueError: it is neither a whole number from 1 nor a schedule.
+        InputError: it is neither a whole number from 1 nor a schedule.
 
     >>> check_every('average', 0)
     Traceback (most recent call last):
-    ValueError: average: every=0 must be a whole number, 1 or more, or a schedule of them
+    jaxdist.InputError: average: every=0 must be a whole number, 1 or more, or a schedule of them
     """
     whole = isinstance(every, int) and not isinstance(every, bool) and every >= 1
     if not whole and not _is_schedule(every):
-        raise ValueError(f'{name}: {what}={every!r} must be a whole number, 1 or more, or a schedule of them')
+        raise InputError(f'{name}: {what}={every!r} must be a whole number, 1 or more, or a schedule of them')
 
 
-def check_optimizer(name: str, optimizer: Any, what: str = 'outer') -> optax.GradientTransformationExtraArgs:
-    """The optimiser, ready for any extra arguments, once it is sure to be one.
-
-    Raises:
-        ValueError: it is none.
-
-    >>> check_optimizer('diloco', 0.7)
-    Traceback (most recent call last):
-    ValueError: diloco: outer is of type float, and must be an optimiser, such as sgd(0.7, momentum=0.9, nesterov=True)
-    """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        kind = 'a schedule' if callable(optimizer) else f'of type {type(optimizer).__name__}'
-        right = 'sgd(0.7, momentum=0.9, nesterov=True)'
-        raise ValueError(f'{name}: {what} is {kind}, and must be an optimiser, such as {right}')
-    return optax.with_extra_args_support(optimizer)
-
-
-def check_given(name: str, params: Any) -> None:
-    """Says that an algorithm that moves parameters must be given them.
-
-    Raises:
-        ValueError: they are None.
-
-    >>> check_given('average', {'w': 1.0})
-    """
-    if params is None:
-        raise ValueError(f'{name} moves parameters, so update() needs them: update(updates, state, params)')
-
-
-def still(updates: Any, idle: Any) -> Any:
-    """The updates, or none of a worker that the step's guard has made `idle`.
-
-    >>> still(jnp.ones(2), idle=True)
-    Array([-0., -0.], dtype=float32)
-    """
-    return jax.tree.map(lambda u: jnp.where(idle, -0.0, u).astype(u.dtype), updates)  # p + -0.0 is p, for any p
-
-
-def way(there: Any, here: Any, axis: str = collectives.AXIS) -> Any:
-    """From `here` to `there`, leaf by leaf, as each worker's own.
-
-    >>> jax.vmap(lambda x: way(3.0, x), axis_name='workers')(jnp.array([1.0, 2.0]))
-    Array([2., 1.], dtype=float32)
-    """
-    return collectives.per_worker(jax.tree.map(lambda a, b: jnp.asarray(a - b), there, here), axis)
+def _varying_like(new: Any, old: Any, axis: str) -> Any:
+    """`new`, typed as varying where `old` is: both branches of a conditional have one type."""
+    if not collectives.is_manual(axis):
+        return new
+    return jax.tree.map(lambda n, o: collectives.pvary(n, axis) if collectives.varies(o, axis) else n, new, old)
 
 
 def _is_schedule(x: Any) -> bool:

@@ -2,57 +2,48 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int8 import int8
+from jaxdist.core import collectives
 from jaxdist.core.registry import algorithm
 
 
 class AverageState(NamedTuple):
-    """When the workers last met, and where.
+    """The parameters of the last round.
 
     Attributes:
-        clock: steps taken, and those since the last meeting.
-        anchor: with a codec, the parameters of the last meeting, which all share; else ().
-        memory: what the codec remembers.
+        anchor: with a codec, the parameters of the last round, replicated; else ().
     """
 
-    clock: periodic.Clock
     anchor: optax.Params
-    memory: Memory
-
-    @property
-    def works_locally(self) -> bool:
-        """Workers differ on purpose between meetings."""
-        return True
 
 
 @algorithm(
     paper='Stich 2019, Local SGD, arXiv 1805.09767',
     examples={
         'average(every=4)': (
-            laws.meets(4),
-            laws.one_when_alike(),
+            laws.synchronises(4),
+            laws.alike_equals_one(),
             laws.conserves_mean(),
             laws.sends(bytes_sent(), every=4),
         ),
-        'average(every=1)': (laws.meets(1), laws.equals('mean()'), laws.sends(bytes_sent())),
-        'average(every=piecewise_constant_schedule(1, {4: 3}))': (laws.meets_at((1, 2, 3, 4, 7, 10)),),
+        'average(every=1)': (laws.synchronises(1), laws.equals('mean()'), laws.sends(bytes_sent())),
+        'average(every=piecewise_constant_schedule(1, {4: 3}))': (laws.synchronises_at((1, 2, 3, 4, 7, 10)),),
         'average(every=2, codec=int8(), feedback=True)': (
-            laws.meets(2),
-            laws.near_meeting(2, 1.2 / 127),
-            laws.conserves_mean(lambda state: state.memory.residual),
+            laws.synchronises(2),
+            laws.synchronises_near(2, 1.2 / 127),
+            laws.conserves_mean(lambda state: state.compression.residual),
             laws.sends(bytes_sent(int8()), every=2),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def average(
     every: periodic.Every,
@@ -72,16 +63,13 @@ def average(
     On another number of workers a run goes on with all workers at the mean of where they were; the anchor stays.
 
     Args:
-        every: steps from one meeting to the next (H), or a schedule of them. Post-local SGD (Lin et al. 2020,
+        every: local steps from one round to the next (H), or a schedule of them. Post-local SGD (Lin et al. 2020,
             arXiv 1808.07217), which trains alone from step 1000 on, has `piecewise_constant_schedule(1, {1000: 16})`.
-        codec: how the distance is sent, or None for exact parameters.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
+        InputError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
 
     >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
@@ -89,34 +77,17 @@ def average(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
-    periodic.check_every('average', every)
+
+    # What is sent exactly are the parameters; what is sent through a codec, their displacement since the last round.
+    def message(local: periodic.Local, state: AverageState) -> Any:
+        return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
+
+    def receive(local: periodic.Local, state: AverageState, mean: Any) -> tuple[Any, AverageState]:
+        if codec is None:
+            return local.to(mean), state
+        anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)
+        return local.to(anchor), AverageState(anchor)
+
     channel = Channel(axis, codec, feedback, exchange, seed)
-
-    def init(params: optax.Params) -> AverageState:
-        anchor = params if codec is not None else ()
-        return AverageState(periodic.start(), anchor, remember(params, channel))
-
-    def update(
-        updates: optax.Updates,
-        state: AverageState,
-        params: Any = None,
-        *,
-        idle: Any = False,
-        **_: Any,
-    ) -> tuple[optax.Updates, AverageState]:
-        periodic.check_given('average', params)
-        updates = periodic.still(updates, idle)
-        local = collectives.per_worker(optax.apply_updates(params, updates), axis)
-
-        def meet() -> tuple[Any, ...]:
-            there, *after = meeting_place(local, state.anchor, state.memory, channel)
-            return periodic.way(there, params, axis), *after
-
-        def stay() -> tuple[Any, ...]:
-            return collectives.per_worker(updates, axis), state.anchor, state.memory
-
-        due, clock = periodic.tick(state.clock, every)
-        updates, anchor, memory = lax.cond(due, meet, stay)
-        return updates, AverageState(clock, anchor, memory)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    begin = lambda params: AverageState(params if codec is not None else ())  # noqa: E731
+    return periodic.periodic('average', every, channel, begin, message, receive)

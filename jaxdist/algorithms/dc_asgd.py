@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.algorithms import _delay_queue as delay_queue
 from jaxdist import laws
+from jaxdist.algorithms import _delay_queue as delay_queue
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import algorithm
 
 
@@ -64,7 +65,7 @@ def dc_asgd(
         axis: the worker axis.
 
     Raises:
-        ValueError: a delay below 0, a schedule of them (two gradients could come at once), a negative strength, a decay
+        InputError: a delay below 0, a schedule of them (two gradients could come at once), a negative strength, a decay
             that is not in [0, 1); and, in `update`, no parameters, or delays for another number of workers.
 
     >>> update = dc_asgd(steps=1, strength=1.0)
@@ -74,24 +75,24 @@ def dc_asgd(
     4.0
     """
     if callable(steps):
-        raise ValueError('dc_asgd: steps is a schedule, and two gradients could come at once; give each worker a delay')
+        raise InputError('dc_asgd: steps is a schedule, and two gradients could come at once; give each worker a delay')
     delay_queue.check_delays('dc_asgd', steps, None)
     if strength < 0 or not 0 <= decay < 1:
-        raise ValueError(f'dc_asgd: strength={strength} must be 0 or more, and decay={decay} in [0, 1)')
+        raise InputError(f'dc_asgd: strength={strength} must be 0 or more, and decay={decay} in [0, 1)')
     count = delay_queue.slots(steps, None)
 
     def init(params: optax.Params) -> DcAsgdState:
         square = jax.tree.map(jnp.zeros_like, params) if adaptive else ()
-        return DcAsgdState(delay_queue.empty(params, count), delay_queue.empty(params, count), square)
+        return DcAsgdState(delay_queue.init(params, count), delay_queue.init(params, count), square)
 
     def update(
         updates: optax.Updates, state: DcAsgdState, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, DcAsgdState]:
         if params is None:
-            raise ValueError('dc_asgd compares parameters, so update() needs them: update(updates, state, params)')
-        now = delay_queue.delay_now('dc_asgd', steps, None, state.gradients.step, axis)
-        due, gradients = delay_queue.arrive(updates, state.gradients, now)
-        old, places = delay_queue.arrive(params, state.params, now)
+            raise InputError('dc_asgd compares parameters, so update() needs them: update(updates, state, params)')
+        now = delay_queue.current_delay('dc_asgd', steps, None, state.gradients.step, axis)
+        due, gradients = delay_queue.push_pop(updates, state.gradients, now)
+        old, places = delay_queue.push_pop(params, state.params, now)
         square, strengths = state.square, jax.tree.map(lambda g: jnp.asarray(strength, g.dtype), due)
         if adaptive:
             square = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g * g, square, due)

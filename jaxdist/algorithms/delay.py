@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.algorithms import _delay_queue as delay_queue
 from jaxdist import laws
+from jaxdist.algorithms import _delay_queue as delay_queue
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import algorithm
 
 
@@ -47,7 +48,7 @@ def delay(
         axis: the worker axis.
 
     Raises:
-        ValueError: a delay below 0, a schedule without `longest`, a negative damping; and, in `update`, delays for
+        InputError: a delay below 0, a schedule without `longest`, a negative damping; and, in `update`, delays for
             another number of workers.
 
     >>> update = delay(steps=1)
@@ -59,19 +60,19 @@ def delay(
     """
     delay_queue.check_delays('delay', steps, longest)
     if damping < 0:
-        raise ValueError(f'delay: damping={damping} must be 0 or more')
+        raise InputError(f'delay: damping={damping} must be 0 or more')
 
     def init(params: optax.Params) -> delay_queue.Queue:
-        return delay_queue.empty(params, delay_queue.slots(steps, longest))
+        return delay_queue.init(params, delay_queue.slots(steps, longest))
 
     def update(
         updates: optax.Updates, state: delay_queue.Queue, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, delay_queue.Queue]:
         del params
-        now = delay_queue.delay_now('delay', steps, longest, state.step, axis)
+        now = delay_queue.current_delay('delay', steps, longest, state.step, axis)
         if damping:
             weight = jnp.maximum(1.0, now) ** -damping
             updates = jax.tree.map(lambda u: (weight * u).astype(u.dtype), updates)
-        return delay_queue.arrive(updates, state, now)
+        return delay_queue.push_pop(updates, state, now)
 
     return optax.GradientTransformationExtraArgs(init, update)

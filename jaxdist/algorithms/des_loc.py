@@ -13,32 +13,25 @@ from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, bytes_sent, meeting_place, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
 
 
 class DesLocState(NamedTuple):
-    """The optimiser's state, and when what last met.
+    """The optimiser's state, and the parameters of the last round.
 
     Attributes:
-        clock: steps taken, and those since the parameters last met.
-        inner: the optimiser's state, each worker's own.
-        anchor: with a codec, the parameters of the last meeting, which all share; else ().
-        memory: what the codec remembers.
+        inner: this worker's optimiser state.
+        anchor: with a codec, the parameters of the last round, replicated; else ().
     """
 
-    clock: periodic.Clock
     inner: optax.OptState
     anchor: optax.Params
-    memory: Memory
-
-    @property
-    def works_locally(self) -> bool:
-        """Workers differ on purpose between meetings."""
-        return True
 
 
 def _local_adam(gradients: np.ndarray, start: np.ndarray, every: int, first: int, second: int) -> np.ndarray:
@@ -59,16 +52,16 @@ def _local_adam(gradients: np.ndarray, start: np.ndarray, every: int, first: int
     paper='Iacob et al. 2025, DES-LOC, arXiv 2505.22549',
     examples={
         "des_loc(optimizer=adam(0.1), every=2, moments={'mu': 3, 'nu': 6})": (
-            laws.walks(lambda gradients, start: _local_adam(gradients, start, every=2, first=3, second=6)),
-            laws.one_when_alike(),
+            laws.matches_reference(lambda gradients, start: _local_adam(gradients, start, every=2, first=3, second=6)),
+            laws.alike_equals_one(),
             laws.sends_parts((bytes_sent(), 2), (bytes_sent(), 3), (bytes_sent(), 6)),
         ),
         "des_loc(optimizer=sgd(0.1, momentum=0.9), every=1, moments={'trace': 1})": (
             laws.equals('mean() | sgd(0.1, momentum=0.9)'),
         ),
-        'des_loc(optimizer=identity(), every=4, moments={})': (laws.equals('average(every=4)'), laws.meets(4)),
+        'des_loc(optimizer=identity(), every=4, moments={})': (laws.equals('average(every=4)'), laws.synchronises(4)),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def des_loc(
     optimizer: optax.GradientTransformation,
@@ -95,67 +88,59 @@ def des_loc(
         every: steps from one meeting of the parameters to the next (the paper's K_x), or a schedule of them.
         moments: for each name, the steps from one meeting to the next; None for the paper's `mu`, 3 times `every`, and
             `nu`, 6 times.
-        codec: how the parameters' ways since they last met are sent, or None for exact parameters.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` or a period below 1, `optimizer` is none, its state has nothing of a name, feedback or an
+        InputError: `every` or a period below 1, `optimizer` is none, its state has nothing of a name, feedback or an
             exchange without a codec, or no parameters given to `update`.
 
     >>> update = des_loc(optax.sgd(1.0, momentum=0.9), every=1, moments={'trace': 1})
     >>> def run(p, g):
     ...     moved, state = update.update(g, update.init(p), p)
-    ...     return p + moved, state.inner[0].trace
+    ...     return p + moved, state.own.inner[0].trace
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([1.0, 3.0]))
     (Array([-2., -2.], dtype=float32), Array([2., 2.], dtype=float32))
     """
+    inner = check_optimizer('des_loc', optimizer, 'optimizer')
     periodic.check_every('des_loc', every)
-    inner = periodic.check_optimizer('des_loc', optimizer, 'optimizer')
     periods = _periods(every, moments)
-    channel = Channel(axis, codec, feedback, exchange, seed)
 
-    def init(params: optax.Params) -> DesLocState:
+    def begin(params: optax.Params) -> DesLocState:
         state = inner.init(params)
         _check_names(periods, state)
-        anchor = params if codec is not None else ()
-        return DesLocState(periodic.start(), collectives.per_worker(state, axis), anchor, remember(params, channel))
+        return DesLocState(collectives.pvary(state, axis), params if codec is not None else ())
 
-    def update(
-        updates: optax.Updates, state: DesLocState, params: Any = None, *, idle: Any = False, **extra: Any
+    def local_step(
+        grads: optax.Updates, state: DesLocState, params: Any, *, rejected: Any, step: Any, **extra: Any
     ) -> tuple[optax.Updates, DesLocState]:
-        periodic.check_given('des_loc', params)
-        updates, after = inner.update(updates, state.inner, params, **extra)
-        after = jax.tree.map(lambda new, old: jnp.where(idle, old, new), after, state.inner)
-        updates = periodic.still(updates, idle)
-
-        def meet() -> tuple[Any, ...]:
-            local = collectives.per_worker(optax.apply_updates(params, updates), axis)
-            there, *place = meeting_place(local, state.anchor, state.memory, channel)
-            return periodic.way(there, params, axis), *place
-
-        def stay() -> tuple[Any, ...]:
-            return collectives.per_worker(updates, axis), state.anchor, state.memory
-
-        due, clock = periodic.tick(state.clock, every)
-        updates, *place = lax.cond(due, meet, stay)
+        moves, after = inner.update(grads, state.inner, params, **extra)
+        after = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), after, state.inner)
         for name, period in periods.items():
-            after = _meet(after, name, clock.step % period == 0, axis)
-        return updates, DesLocState(clock, collectives.per_worker(after, axis), *place)
+            after = _average_moments(after, name, (step + 1) % period == 0, axis)
+        return moves, state._replace(inner=collectives.pvary(after, axis))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def message(local: periodic.Local, state: DesLocState) -> Any:
+        return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
+
+    def receive(local: periodic.Local, state: DesLocState, mean: Any) -> tuple[Any, DesLocState]:
+        if codec is None:
+            return local.to(mean), state
+        anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)
+        return local.to(anchor), state._replace(anchor=anchor)
+
+    channel = Channel(axis, codec, feedback, exchange, seed)
+    return periodic.periodic('des_loc', every, channel, begin, message, receive, local_step)
 
 
 def _periods(every: periodic.Every, moments: Mapping[str, int] | None) -> dict[str, int]:
     if moments is None:
         if callable(every):
-            raise ValueError('des_loc: with a schedule for every, moments=... must say when they meet')
+            raise InputError('des_loc: with a schedule for every, moments=... must say when they meet')
         return {'mu': 3 * every, 'nu': 6 * every}
     for name, period in moments.items():
         if not isinstance(period, int) or period < 1:
-            raise ValueError(f'des_loc: moments[{name!r}]={period!r} must be a whole number, 1 or more')
+            raise InputError(f'des_loc: moments[{name!r}]={period!r} must be a whole number, 1 or more')
     return dict(moments)
 
 
@@ -169,15 +154,15 @@ def _check_names(periods: Mapping[str, int], state: Any) -> None:
     there = sorted(set().union(*real))
     for name in periods:
         if name not in there:
-            raise ValueError(f"des_loc: the optimiser's state has nothing called {name!r} to average; it has {there}")
+            raise InputError(f"des_loc: the optimiser's state has nothing called {name!r} to average; it has {there}")
 
 
-def _meet(state: Any, name: str, due: jax.Array, axis: str) -> Any:
+def _average_moments(state: Any, name: str, due: jax.Array, axis: str) -> Any:
     """The state with the means over workers of what has this name, where that is due."""
     leaves, like = jax.tree_util.tree_flatten_with_path(state)
     chosen = [i for i, (path, leaf) in enumerate(leaves) if name in _names(path) and _is_real(leaf)]
-    mine = collectives.per_worker([leaves[i][1] for i in chosen], axis)
-    met = lax.cond(due, lambda: collectives.per_worker(collectives.mean(mine, axis), axis), lambda: mine)
+    mine = collectives.pvary([leaves[i][1] for i in chosen], axis)
+    met = lax.cond(due, lambda: collectives.pvary(collectives.pmean(mine, axis), axis), lambda: mine)
     new = dict(zip(chosen, met, strict=True))
     return jax.tree.unflatten(like, [new.get(i, leaf) for i, (_, leaf) in enumerate(leaves)])
 

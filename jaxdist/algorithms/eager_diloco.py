@@ -6,38 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
+from jaxdist.core import collectives
+from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
 
 
 class EagerDilocoState(NamedTuple):
-    """Each worker's own.
+    """The outer optimisation of one worker; varies over workers.
 
     Attributes:
-        clock: steps taken, and those since the last meeting.
-        anchor: where this worker stood after its last outer step.
+        anchor: its parameters after its last outer step.
         outer: its outer optimiser's state.
-        last: the way back to the anchor before, which is sent at the next meeting.
-        memory: what the codec remembers.
+        last: its pseudo-gradient of the last round, which is sent in the next.
     """
 
-    clock: periodic.Clock
     anchor: optax.Params
     outer: optax.OptState
     last: optax.Updates
-    memory: Memory
-
-    @property
-    def works_locally(self) -> bool:
-        """Workers differ on purpose, always."""
-        return True
 
 
 def _eagerly(puts: np.ndarray, start: np.ndarray, every: int) -> np.ndarray:
@@ -59,11 +50,11 @@ def _eagerly(puts: np.ndarray, start: np.ndarray, every: int) -> np.ndarray:
     paper='Kale et al. 2025, Eager Updates, arXiv 2502.12996',
     examples={
         'eager_diloco(every=3, outer=sgd(1.0))': (
-            laws.walks(lambda puts, start: _eagerly(puts, start, every=3)),
+            laws.matches_reference(lambda puts, start: _eagerly(puts, start, every=3)),
             laws.sends(bytes_sent(), every=3),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def eager_diloco(
     every: periodic.Every,
@@ -86,16 +77,13 @@ def eager_diloco(
     of the workers' parameters.
 
     Args:
-        every: steps from one meeting to the next (the paper's H), or a schedule of them.
+        every: local steps from one round to the next (the paper's H), or a schedule of them.
         outer: any optax optimiser, such as `sgd(0.7, momentum=0.9, nesterov=True)`.
-        codec: how the ways are sent, or None for float32 as they are.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, `outer` is no optimiser, feedback or an exchange without a codec, or no parameters
+        InputError: `every` below 1, `outer` is no optimiser, feedback or an exchange without a codec, or no parameters
             given to `update`.
 
     >>> update = optax.chain(optax.sgd(1.0), eager_diloco(every=1, outer=optax.sgd(1.0)))
@@ -103,33 +91,22 @@ def eager_diloco(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([2.0, 6.0]))  # at first a part of their own alone
     Array([-1., -3.], dtype=float32)
     """
-    periodic.check_every('eager_diloco', every)
-    outer = periodic.check_optimizer('eager_diloco', outer)
+    outer = check_optimizer('eager_diloco', outer)
+
+    def message(local: periodic.Local, state: EagerDilocoState) -> Any:
+        del local
+        return state.last
+
+    def receive(local: periodic.Local, state: EagerDilocoState, mean: Any) -> tuple[Any, EagerDilocoState]:
+        new, w = periodic.displacement(local.moved, state.anchor, axis), collectives.axis_size(axis)
+        gradient = jax.tree.map(lambda m, d, last: m + (d - last) / w, mean, new, state.last)
+        step, outer_state = outer.update(gradient, state.outer, state.anchor)
+        anchor = optax.apply_updates(state.anchor, step)
+        return local.to(anchor), EagerDilocoState(anchor, outer_state, new)
+
+    def begin(params: optax.Params) -> EagerDilocoState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return EagerDilocoState(*collectives.pvary((params, outer.init(params), zeros), axis))
+
     channel = Channel(axis, codec, feedback, exchange, seed)
-
-    def init(params: optax.Params) -> EagerDilocoState:
-        own = collectives.per_worker((params, outer.init(params), jax.tree.map(jnp.zeros_like, params)), axis)
-        return EagerDilocoState(periodic.start(), own[0], own[1], own[2], remember(params, channel))
-
-    def update(
-        updates: optax.Updates, state: EagerDilocoState, params: Any = None, *, idle: Any = False, **_: Any
-    ) -> tuple[optax.Updates, EagerDilocoState]:
-        periodic.check_given('eager_diloco', params)
-        updates = periodic.still(updates, idle)
-
-        def meet() -> tuple[Any, ...]:
-            back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
-            mean, memory = average(state.last, state.memory, channel)
-            gradient = jax.tree.map(lambda m, new, old: m + (new - old) / collectives.size(axis), mean, back, state.last)
-            step, outer_state = outer.update(gradient, state.outer, state.anchor)
-            anchor = optax.apply_updates(state.anchor, step)
-            return *collectives.per_worker((periodic.way(anchor, params, axis), anchor, outer_state, back), axis), memory
-
-        def stay() -> tuple[Any, ...]:
-            return collectives.per_worker(updates, axis), state.anchor, state.outer, state.last, state.memory
-
-        due, clock = periodic.tick(state.clock, every)
-        updates, *after = lax.cond(due, meet, stay)
-        return updates, EagerDilocoState(clock, *after)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return periodic.periodic('eager_diloco', every, channel, begin, message, receive)

@@ -7,34 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import algorithm
 
 
 class EasgdState(NamedTuple):
-    """The centre.
+    """The centre variable; replicated."""
 
-    Attributes:
-        clock: steps taken, and those since the last meeting.
-        centre: the centre variable, which all share.
-        memory: what the codec remembers.
-    """
-
-    clock: periodic.Clock
     centre: optax.Params
-    memory: Memory
-
-    @property
-    def works_locally(self) -> bool:
-        """Workers differ on purpose, always."""
-        return True
 
 
 def _springs(puts: np.ndarray, start: np.ndarray, every: int, beta: float) -> np.ndarray:
@@ -50,14 +37,14 @@ def _springs(puts: np.ndarray, start: np.ndarray, every: int, beta: float) -> np
 @algorithm(
     paper='Zhang, Choromanska and LeCun 2015, EASGD, arXiv 1412.6651',
     examples={
-        'easgd(every=1)': (laws.conserves_sum(lambda state: state.centre), laws.sends(bytes_sent())),
+        'easgd(every=1)': (laws.conserves_sum(lambda state: state.own.centre), laws.sends(bytes_sent())),
         'easgd(every=4, beta=0.5)': (
-            laws.conserves_sum(lambda state: state.centre),
-            laws.walks(lambda puts, start: _springs(puts, start, every=4, beta=0.5)),
+            laws.conserves_sum(lambda state: state.own.centre),
+            laws.matches_reference(lambda puts, start: _springs(puts, start, every=4, beta=0.5)),
             laws.sends(bytes_sent(), every=4),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def easgd(
     every: periodic.Every,
@@ -80,52 +67,35 @@ def easgd(
     centre as it is, with all workers at the mean of where they were.
 
     Args:
-        every: steps from one pull to the next (the paper's tau), or a schedule of them.
+        every: local steps from one round to the next (the paper's tau), or a schedule of them.
         beta: how far the centre moves to the mean of the workers, 0.9 in the paper.
-        codec: how the distances from the centre are sent, or None for float32 as they are.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, `beta` not above 0 and at most 1, feedback or an exchange without a codec, or no
+        InputError: `every` below 1, `beta` not above 0 and at most 1, feedback or an exchange without a codec, or no
             parameters given to `update`.
 
     >>> import jax.numpy as jnp
     >>> update = easgd(every=1, beta=0.5)
     >>> def run(p):
     ...     moved, state = update.update(jnp.zeros(()), update.init(jnp.zeros(())), p)
-    ...     return p + moved, state.centre
+    ...     return p + moved, state.own.centre
     >>> jax.vmap(run, axis_name='workers')(jnp.array([4.0, 8.0]))
     (Array([3., 6.], dtype=float32), Array([3., 3.], dtype=float32))
     """
-    periodic.check_every('easgd', every)
     if not 0 < beta <= 1:
-        raise ValueError(f'easgd: beta={beta} must be more than 0, and at most 1')
+        raise InputError(f'easgd: beta={beta} must be more than 0, and at most 1')
+
+    def message(local: periodic.Local, state: EasgdState) -> Any:
+        return periodic.displacement(state.centre, local.params, axis)  # as before the local step
+
+    def receive(local: periodic.Local, state: EasgdState, mean: Any) -> tuple[Any, EasgdState]:
+        rate = beta / collectives.axis_size(axis)
+        pull = lambda u, d: (u - rate * d).astype(u.dtype)  # noqa: E731
+        updates = jax.tree.map(pull, local.updates, message(local, state))
+        step = jax.tree.map(lambda d: beta * d, mean)
+        return updates, EasgdState(optax.apply_updates(state.centre, step))
+
     channel = Channel(axis, codec, feedback, exchange, seed)
-
-    def init(params: optax.Params) -> EasgdState:
-        return EasgdState(periodic.start(), params, remember(params, channel))
-
-    def update(
-        updates: optax.Updates, state: EasgdState, params: Any = None, *, idle: Any = False, **_: Any
-    ) -> tuple[optax.Updates, EasgdState]:
-        periodic.check_given('easgd', params)
-        updates = periodic.still(updates, idle)
-
-        def meet() -> tuple[Any, ...]:
-            stretch = periodic.way(params, state.centre, axis)
-            mean, memory = average(stretch, state.memory, channel)
-            pulled = jax.tree.map(lambda u, d: (u - beta / collectives.size(axis) * d).astype(u.dtype), updates, stretch)
-            step = jax.tree.map(lambda d: beta * d, mean)
-            return collectives.per_worker(pulled, axis), optax.apply_updates(state.centre, step), memory
-
-        def stay() -> tuple[Any, ...]:
-            return collectives.per_worker(updates, axis), state.centre, state.memory
-
-        due, clock = periodic.tick(state.clock, every)
-        updates, *after = lax.cond(due, meet, stay)
-        return updates, EasgdState(clock, *after)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return periodic.periodic('easgd', every, channel, EasgdState, message, receive)

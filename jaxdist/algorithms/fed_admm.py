@@ -8,41 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int8 import int8
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
 
 
 class FedAdmmState(NamedTuple):
-    """Where the workers last met, and what pulls them apart.
+    """The primal and dual variables of the consensus problem.
 
     Attributes:
-        clock: steps taken, and those since the last meeting.
-        anchor: z, where all last met, which all share (the paper's theta).
-        dual: each worker's own multiplier of x = z, divided by rho (the paper's y / rho).
-        known: with a codec, each worker's x + dual of the last meeting, by which the others know it; else ().
-        inner: the optimiser's state, each worker's own.
-        memory: what the codec remembers.
+        anchor: z, the parameters of the last round, replicated (the paper's theta).
+        dual: this worker's multiplier of x = z, divided by rho (the paper's y / rho).
+        known: with a codec, this worker's x + dual of the last round, as the mean has it; else ().
+        inner: this worker's optimiser state.
     """
 
-    clock: periodic.Clock
     anchor: optax.Params
     dual: optax.Params
     known: Any
     inner: optax.OptState
-    memory: Memory
-
-    @property
-    def works_locally(self) -> bool:
-        """Workers differ on purpose between meetings."""
-        return True
 
 
 def _rounds(puts: np.ndarray, start: np.ndarray, every: int, rho: float, rate: float) -> np.ndarray:
@@ -64,20 +56,20 @@ def _rounds(puts: np.ndarray, start: np.ndarray, every: int, rho: float, rate: f
     paper='Gong, Li and Freris 2022, FedADMM, arXiv 2204.03529',
     examples={
         'fed_admm(every=4, optimizer=sgd(0.1), rho=0.5)': (
-            laws.walks(lambda puts, start: _rounds(puts, start, every=4, rho=0.5, rate=0.1)),
-            laws.one_when_alike(),
+            laws.matches_reference(lambda puts, start: _rounds(puts, start, every=4, rho=0.5, rate=0.1)),
+            laws.alike_equals_one(),
             laws.sends(bytes_sent(), every=4),
         ),
         'fed_admm(every=1, optimizer=sgd(0.2), rho=0.1)': (
-            laws.walks(lambda puts, start: _rounds(puts, start, every=1, rho=0.1, rate=0.2)),
-            laws.meets(1),
+            laws.matches_reference(lambda puts, start: _rounds(puts, start, every=1, rho=0.1, rate=0.2)),
+            laws.synchronises(1),
             laws.sends(bytes_sent()),
         ),
         'fed_admm(every=2, optimizer=sgd(0.1, momentum=0.9), codec=int8(), feedback=True)': (
             laws.sends(bytes_sent(int8()), every=2),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def fed_admm(
     every: periodic.Every,
@@ -110,17 +102,14 @@ def fed_admm(
     were, and all multipliers at their mean, to be found anew.
 
     Args:
-        every: steps from one meeting to the next, or a schedule of them.
+        every: local steps from one round to the next, or a schedule of them.
         optimizer: any optax optimiser; the papers' is `sgd`.
         rho: how strongly workers are pulled to z, above 0; 0.01 in their code.
-        codec: how the change of x_i + y_i / rho is sent, or None for float32 as it is.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, `optimizer` is none, rho that is not above 0, feedback or an exchange without a
+        InputError: `every` below 1, `optimizer` is none, rho that is not above 0, feedback or an exchange without a
             codec, or no parameters given to `update`.
 
     >>> update = fed_admm(every=1, optimizer=optax.sgd(1.0), rho=0.5)
@@ -128,46 +117,38 @@ def fed_admm(
     >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-6., -6., -6.], dtype=float32)
     """
-    periodic.check_every('fed_admm', every)
-    optimizer = periodic.check_optimizer('fed_admm', optimizer, 'optimizer')
+    optimizer = check_optimizer('fed_admm', optimizer, 'optimizer')
     if not 0 < rho < float('inf'):
-        raise ValueError(f'fed_admm: rho={rho} must be more than 0, and finite')
-    channel = Channel(axis, codec, feedback, exchange, seed)
+        raise InputError(f'fed_admm: rho={rho} must be more than 0, and finite')
 
-    def init(params: optax.Params) -> FedAdmmState:
-        dual = collectives.per_worker(jax.tree.map(jnp.zeros_like, params), axis)
-        known = collectives.per_worker(params, axis) if codec is not None else ()
-        memory = remember(params, channel)
-        return FedAdmmState(periodic.start(), params, dual, known, optimizer.init(params), memory)
+    def begin(params: optax.Params) -> FedAdmmState:
+        dual = collectives.pvary(jax.tree.map(jnp.zeros_like, params), axis)
+        known = collectives.pvary(params, axis) if codec is not None else ()
+        return FedAdmmState(params, dual, known, optimizer.init(params))
 
-    def update(
-        updates: optax.Updates, state: FedAdmmState, params: Any = None, *, idle: Any = False, **extra: Any
+    def local_step(
+        grads: optax.Updates, state: FedAdmmState, params: Any, *, rejected: Any, step: Any, **extra: Any
     ) -> tuple[optax.Updates, FedAdmmState]:
-        periodic.check_given('fed_admm', params)
+        del step
         pull = jax.tree.map(lambda x, z, u: x - z + u, params, state.anchor, state.dual)
-        gradient = jax.tree.map(lambda g, d: (g + rho * d).astype(g.dtype), updates, pull)
-        moves, inner = optimizer.update(gradient, state.inner, params, **extra)
-        moves = periodic.still(moves, idle)
-        # The guard leaves the state of what works locally to it: a step that is not taken must not count.
-        inner = jax.tree.map(lambda new, old: jnp.where(idle, old, new), inner, state.inner)
+        grads = jax.tree.map(lambda g, d: (g + rho * d).astype(g.dtype), grads, pull)
+        moves, inner = optimizer.update(grads, state.inner, params, **extra)
+        # The guard leaves this state to the algorithm: a rejected step must not count.
+        return moves, state._replace(inner=jax.tree.map(lambda n, o: jnp.where(rejected, o, n), inner, state.inner))
 
-        def meet() -> tuple[Any, ...]:
-            x = optax.apply_updates(params, moves)
-            dual = jax.tree.map(lambda u, x, z: u + x - z, state.dual, x, state.anchor)
-            here = optax.tree.add(x, dual)
-            # The mean of what is known of all is z.
-            mean, memory = average(
-                periodic.way(here, state.anchor if codec is None else state.known, axis), state.memory, channel
-            )
-            anchor = optax.apply_updates(state.anchor, mean)
-            known = () if codec is None else here
-            return periodic.way(anchor, params, axis), anchor, *collectives.per_worker((dual, known), axis), memory
+    def ascend(local: periodic.Local, state: FedAdmmState) -> tuple[Any, Any]:
+        """The dual after the round, and x + dual."""
+        dual = jax.tree.map(lambda u, x, z: u + x - z, state.dual, local.moved, state.anchor)
+        return dual, optax.tree.add(local.moved, dual)
 
-        def stay() -> tuple[Any, ...]:
-            return collectives.per_worker(moves, axis), state.anchor, state.dual, state.known, state.memory
+    def message(local: periodic.Local, state: FedAdmmState) -> Any:
+        # The mean of `known` over workers is z.
+        return periodic.displacement(state.anchor if codec is None else state.known, ascend(local, state)[1], axis)
 
-        due, clock = periodic.tick(state.clock, every)
-        moves, anchor, dual, known, memory = lax.cond(due, meet, stay)
-        return moves, FedAdmmState(clock, anchor, dual, known, inner, memory)
+    def receive(local: periodic.Local, state: FedAdmmState, mean: Any) -> tuple[Any, FedAdmmState]:
+        dual, here = ascend(local, state)
+        anchor = optax.apply_updates(state.anchor, mean)
+        return local.to(anchor), FedAdmmState(anchor, dual, () if codec is None else here, state.inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    channel = Channel(axis, codec, feedback, exchange, seed)
+    return periodic.periodic('fed_admm', every, channel, begin, message, receive, local_step)

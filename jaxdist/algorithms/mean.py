@@ -5,27 +5,24 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxdist import laws
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs import _compressed_mean as compressed
+from jaxdist.codecs._compressed_mean import Channel, CompressionState, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int8 import int8
+from jaxdist.core import collectives
 from jaxdist.core.registry import algorithm
 
 
 class MeanState(NamedTuple):
-    """What the codec remembers, if there is one."""
+    """The state of the compressed mean; empty without a codec."""
 
-    memory: Memory
+    compression: CompressionState
 
 
-def held(state: MeanState) -> Any:
-    """The residuals of a state of `mean`, [W, ...] each, for laws of error feedback.
-
-    >>> held(MeanState(Memory(residual=1.0, estimate=(), warm=(), key=())))
-    1.0
-    """
-    return state.memory.residual
+def _residual(state: MeanState) -> Any:
+    """The residuals, [W, ...] each, for laws of error feedback."""
+    return state.compression.residual
 
 
 @algorithm(
@@ -33,20 +30,24 @@ def held(state: MeanState) -> Any:
     examples={
         'mean()': (laws.agrees(), laws.exact_mean(), laws.sends(bytes_sent())),
         'mean(codec=int8())': (laws.agrees(), laws.near_mean(1 / 127), laws.sends(bytes_sent(int8()))),
-        'mean(codec=int8(), feedback=True)': (laws.agrees(), laws.loses_nothing(held), laws.sends(bytes_sent(int8()))),
+        'mean(codec=int8(), feedback=True)': (
+            laws.agrees(),
+            laws.conserves_feedback(_residual),
+            laws.sends(bytes_sent(int8())),
+        ),
         "mean(codec=int8(), exchange='gather')": (
             laws.agrees(),
             laws.near_mean(0.5 / 127),
             laws.sends(bytes_sent(int8(), 'gather')),
         ),
-        "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased(), laws.draws_anew()),
+        "mean(codec=int8(rounding='stochastic'))": (laws.agrees(), laws.unbiased(), laws.fresh_keys()),
         "mean(codec=int8(rounding='stochastic'), feedback=True)": (
-            laws.loses_nothing(held),
-            laws.own_noise(held),
-            laws.draws_anew(),
+            laws.conserves_feedback(_residual),
+            laws.independent_noise(_residual),
+            laws.fresh_keys(),
         ),
     },
-    meets='updates',
+    syncs='updates',
 )
 def mean(
     codec: AnyCodec | None = None,
@@ -58,14 +59,11 @@ def mean(
     """Replaces each worker's updates by their mean over workers, which all then share.
 
     Args:
-        codec: how updates are sent, or None for float32 as they are.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
         axis: the worker axis.
 
     Raises:
-        ValueError: feedback or an exchange without a codec, an exchange that does not exist.
+        InputError: feedback or an exchange without a codec, an exchange that does not exist.
 
     >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(mean(), optax.sgd(1.0))
@@ -77,13 +75,13 @@ def mean(
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> MeanState:
-        return MeanState(remember(params, channel))
+        return MeanState(compressed.init(params, channel))
 
     def update(
         updates: optax.Updates, state: MeanState, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, MeanState]:
         del params
-        updates, memory = average(updates, state.memory, channel)
-        return updates, MeanState(memory)
+        updates, compression = compressed.mean(updates, state.compression, channel)
+        return updates, MeanState(compression)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -11,13 +11,15 @@ from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
+from jaxdist.algorithms._elementwise import check_elementwise
 from jaxdist.codecs import _sharded as sharded
 from jaxdist.codecs._compressed_mean import Feedback
+from jaxdist.codecs._sharded import bytes_sent
 from jaxdist.codecs.codec import Codec
 from jaxdist.codecs.int8 import int8
-from jaxdist.codecs._sharded import bytes_pushed
-from jaxdist.algorithms._elementwise import check_elementwise
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
 
 
@@ -39,7 +41,7 @@ class ParameterServerState(NamedTuple):
     key: Any
 
     @property
-    def owned(self) -> tuple[str, ...]:
+    def sharded_fields(self) -> tuple[str, ...]:
         """The fields of which each worker has a part, where others have a whole of their own."""
         return ('served', 'optimizer')
 
@@ -50,19 +52,19 @@ class ParameterServerState(NamedTuple):
         'parameter_server(optimizer=adamw(0.1, weight_decay=0.1))': (
             laws.agrees(),
             laws.equals('mean() | adamw(0.1, weight_decay=0.1)'),
-            laws.sends_parts((bytes_pushed(), 1), (bytes_pushed(), 1)),
+            laws.sends_parts((bytes_sent(), 1), (bytes_sent(), 1)),
         ),
         'parameter_server(optimizer=sgd(0.1, momentum=0.9), staleness=2)': (
             laws.agrees(),
             laws.stale_by(2, 'mean() | sgd(0.1, momentum=0.9)'),
-            laws.sends_parts((bytes_pushed(), 1), (bytes_pushed(), 3)),
+            laws.sends_parts((bytes_sent(), 1), (bytes_sent(), 3)),
         ),
         'parameter_server(optimizer=sgd(0.1), push=int8(), feedback=True, pull=int8())': (
             laws.agrees(),
-            laws.sends_parts((bytes_pushed(int8()), 1), (bytes_pushed(int8()), 1)),
+            laws.sends_parts((bytes_sent(int8()), 1), (bytes_sent(int8()), 1)),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def parameter_server(
     optimizer: optax.GradientTransformation,
@@ -97,7 +99,7 @@ def parameter_server(
         axis: the worker axis.
 
     Raises:
-        ValueError: the optimiser is none, or looks at whole tensors; a codec that is not one of messages, or errs by
+        InputError: the optimiser is none, or looks at whole tensors; a codec that is not one of messages, or errs by
             more than it is given where that would add up; feedback without `push`; a negative staleness; or no
             parameters given to `update`.
 
@@ -107,29 +109,29 @@ def parameter_server(
     Array([[-2., -3.],
            [-2., -3.]], dtype=float32)
     """
-    inner = periodic.check_optimizer('parameter_server', optimizer, 'optimizer')
+    inner = check_optimizer('parameter_server', optimizer, 'optimizer')
     _check(push, pull, feedback, staleness)
 
     def init(params: optax.Params) -> ParameterServerState:
         check_elementwise('parameter_server', inner, params)
-        served = collectives.per_worker(sharded.own(params, axis), axis)
+        served = collectives.pvary(sharded.local_shard(params, axis), axis)
         zeros = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
-        residual = collectives.per_worker(jax.tree.map(zeros, params), axis) if feedback else ()
+        residual = collectives.pvary(jax.tree.map(zeros, params), axis) if feedback else ()
         zero, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
         return ParameterServerState(zero, served, inner.init(served), residual, key)
 
     def update(
         updates: optax.Updates, state: ParameterServerState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, ParameterServerState]:
-        periodic.check_given('parameter_server', params)
+        periodic.require_params('parameter_server', params)
         key, to, fro = jax.random.split(state.key, 3)
-        gradient, residual = sharded.push(updates, state.residual, push, float(feedback or 0), to, axis)
+        gradient, residual = sharded.reduce_scatter(updates, state.residual, push, float(feedback or 0), to, axis)
         moves, optimizer_state = inner.update(gradient, state.optimizer, state.served, **extra)
         served = optax.apply_updates(state.served, moves)
         step = state.step + 1
 
         def fetch() -> Any:
-            return jax.tree.map(jnp.subtract, sharded.pull(served, params, pull, fro, axis), params)
+            return jax.tree.map(jnp.subtract, sharded.all_gather(served, params, pull, fro, axis), params)
 
         def wait() -> Any:
             return jax.tree.map(jnp.zeros_like, params)
@@ -143,19 +145,19 @@ def parameter_server(
 def _check(push: Any, pull: Any, feedback: Feedback, staleness: int) -> None:
     for what, codec in (('push', push), ('pull', pull)):
         if codec is not None and not isinstance(codec, Codec):
-            raise ValueError(
+            raise InputError(
                 f'parameter_server: {what} takes a codec of messages, such as int8(); this one averages tensors, or '
                 'chooses for each tensor'
             )
     if pull is not None and (pull.votes or not pull.contracts):
-        raise ValueError(
+        raise InputError(
             'parameter_server: pull needs a codec whose error is smaller than what it is given: what one pull leaves '
             'out is in the next, and would grow without end'
         )
     if feedback == 'ef21' or (feedback and (push is None or not push.contracts)):
-        raise ValueError(
+        raise InputError(
             f'parameter_server: feedback={feedback!r} needs push=..., a codec whose error is smaller than what it is '
             'given, and is True or the part that is kept'
         )
     if not isinstance(staleness, int) or staleness < 0:
-        raise ValueError(f'parameter_server: staleness={staleness!r} must be a whole number, 0 or more')
+        raise InputError(f'parameter_server: staleness={staleness!r} must be a whole number, 0 or more')

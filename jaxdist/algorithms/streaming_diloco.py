@@ -13,14 +13,17 @@ from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
-from jaxdist.core import mesh as meshes
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, bytes_sent, remember
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.algorithms._fragments import Rule, divide, join, pick
+from jaxdist.codecs import _compressed_mean as compressed
+from jaxdist.codecs._compressed_mean import Channel, CompressionState, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs._groups import settled
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int4 import int4
-from jaxdist.algorithms._fragments import Rule, divide, join, pick
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.optimizers import check_optimizer
+from jaxdist.core.protocol import leaves_sharded_as
 from jaxdist.core.registry import algorithm
 
 
@@ -32,17 +35,17 @@ class StreamingDilocoState(NamedTuple):
         anchor: each fragment where its workers last met, which all share.
         outer: the outer optimiser's state for each fragment, which all share.
         sent: with overlap, this worker's ways back to the anchors that are on their way; else ().
-        memory: what the codec remembers, for each fragment.
+        compression: the state of the compressed mean, for each fragment.
     """
 
     step: jax.Array
     anchor: optax.Params
     outer: tuple[optax.OptState, ...]
     sent: optax.Updates
-    memory: tuple[Memory, ...]
+    compression: tuple[CompressionState, ...]
 
     @property
-    def works_locally(self) -> bool:
+    def workers_diverge(self) -> bool:
         """Workers differ on purpose between meetings."""
         return True
 
@@ -83,19 +86,19 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
             laws.sends(bytes_sent(), every=4),
         ),
         "streaming_diloco(every=6, fragments=3, outer=sgd(1.0), overlap=0, mixing=0.0, rule='strided')": (
-            laws.meets_in_turn(6),
-            laws.one_when_alike(),
+            laws.synchronises_in_turn(6),
+            laws.alike_equals_one(),
             laws.conserves_mean(),
             laws.sends(bytes_sent(), every=6),
         ),
         'streaming_diloco(every=3, fragments=1, outer=sgd(1.0), overlap=2, mixing=0.25)': (
-            laws.walks(lambda puts, start: _late(puts, start, every=3, overlap=2, mixing=0.25)),
+            laws.matches_reference(lambda puts, start: _late(puts, start, every=3, overlap=2, mixing=0.25)),
         ),
         'streaming_diloco(every=4, fragments=2, outer=sgd(1.0), overlap=0, mixing=0.0, codec=int4())': (
             laws.sends(_each_sends(int4(), 2), every=4),
         ),
     },
-    meets='parameters',
+    syncs='parameters',
 )
 def streaming_diloco(
     every: int,
@@ -128,14 +131,11 @@ def streaming_diloco(
         overlap: steps from the taking of a fragment to its meeting (the paper's tau); 0, in the same step.
         mixing: how much of a worker's own place stays at a meeting (the paper's alpha); 0, nothing.
         rule: which tensors make a fragment: `balanced` in size, `sequential`, or `strided`.
-        codec: how the ways are sent, or None for float32 as they are; the paper has four bits.
-        feedback: whether, or what part of, what a message leaves out is added to the next one.
-        exchange: how messages travel: `two_phases`, `gather`, or None for the one that sends least.
-        seed: of the codec's random rounding.
+        codec, feedback, exchange, seed: the compressed mean, see `Channel`; the paper has four bits.
         axis: the worker axis.
 
     Raises:
-        ValueError: `every` below 1, `overlap` not in [0, every), `mixing` not in [0, 1), more fragments than tensors,
+        InputError: `every` below 1, `overlap` not in [0, every), `mixing` not in [0, 1), more fragments than tensors,
             `outer` is no optimiser, feedback or an exchange without a codec, or no parameters given to `update`.
 
     >>> update = streaming_diloco(every=1, fragments=1, outer=optax.sgd(1.0), overlap=0, mixing=0.5)
@@ -144,7 +144,7 @@ def streaming_diloco(
     Array([2. , 2.5, 4.5], dtype=float32)
     """
     _check(every, overlap, mixing)
-    outer = periodic.check_optimizer('streaming_diloco', outer)
+    outer = check_optimizer('streaming_diloco', outer)
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def channels(params: Any) -> list[tuple[tuple[int, ...], Channel]]:
@@ -156,36 +156,36 @@ def streaming_diloco(
     def init(params: optax.Params) -> StreamingDilocoState:
         memory, states = [], []
         for members, own in channels(params):
-            with meshes.part_of(members):
-                memory.append(remember(pick(params, members), own))
+            with leaves_sharded_as(members):
+                memory.append(compressed.init(pick(params, members), own))
                 states.append(outer.init(pick(params, members)))
-        nothing = collectives.per_worker(jax.tree.map(jnp.zeros_like, params), axis) if overlap else ()
+        nothing = collectives.pvary(jax.tree.map(jnp.zeros_like, params), axis) if overlap else ()
         return StreamingDilocoState(jnp.zeros((), jnp.int32), params, tuple(states), nothing, tuple(memory))
 
     def update(
-        updates: optax.Updates, state: StreamingDilocoState, params: Any = None, *, idle: Any = False, **_: Any
+        updates: optax.Updates, state: StreamingDilocoState, params: Any = None, *, rejected: Any = False, **_: Any
     ) -> tuple[optax.Updates, StreamingDilocoState]:
-        periodic.check_given('streaming_diloco', params)
-        updates, step = periodic.still(updates, idle), state.step + 1
-        back = periodic.way(state.anchor, optax.apply_updates(params, updates), axis)
+        periodic.require_params('streaming_diloco', params)
+        updates, step = periodic.mask_rejected(updates, rejected), state.step + 1
+        back = periodic.displacement(optax.apply_updates(params, updates), state.anchor, axis)
         parts, taken = channels(params), state.sent if overlap else back
 
         def turn(number: int, members: tuple[int, ...], own: Channel) -> tuple[Any, ...]:
             here, u, anchor, sent = (pick(tree, members) for tree in (params, updates, state.anchor, taken))
-            outer_state, memory = state.outer[number], state.memory[number]
+            outer_state, memory = state.outer[number], state.compression[number]
 
             def meet() -> tuple[Any, ...]:
-                gradient, after = average(sent, memory, own)
+                gradient, after = compressed.mean(sent, memory, own)
                 move, outer_after = outer.update(gradient, outer_state, anchor)
                 new = optax.apply_updates(anchor, move)
                 there = jax.tree.map(lambda x, v, a: mixing * (x + v) + (1 - mixing) * a, here, u, new)
-                return periodic.way(there if mixing else new, here, axis), new, outer_after, after
+                return periodic.displacement(here, there if mixing else new, axis), new, outer_after, after
 
             def stay() -> tuple[Any, ...]:
-                return collectives.per_worker(u, axis), anchor, outer_state, memory
+                return collectives.pvary(u, axis), anchor, outer_state, memory
 
             due = (step > overlap) & ((step - overlap - number * every // len(parts)) % every == 0)
-            with meshes.part_of(members):
+            with leaves_sharded_as(members):
                 return lax.cond(due, meet, stay)
 
         after = [turn(number, *part) for number, part in enumerate(parts)]
@@ -208,9 +208,9 @@ def _taken(step: jax.Array, every: int, parts: list[tuple[int, ...]], back: Any,
 
 def _check(every: int, overlap: int, mixing: float) -> None:
     if callable(every):
-        raise ValueError('streaming_diloco: every is a schedule; fragments take turns in a fixed number of steps')
+        raise InputError('streaming_diloco: every is a schedule; fragments take turns in a fixed number of steps')
     periodic.check_every('streaming_diloco', every)
     if not 0 <= overlap < every:
-        raise ValueError(f'streaming_diloco: overlap={overlap} must be 0 or more, and less than every={every}')
+        raise InputError(f'streaming_diloco: overlap={overlap} must be 0 or more, and less than every={every}')
     if not 0 <= mixing < 1:
-        raise ValueError(f'streaming_diloco: mixing={mixing} must be 0 or more, and less than 1: 1 would never meet')
+        raise InputError(f'streaming_diloco: mixing={mixing} must be 0 or more, and less than 1: 1 would never meet')

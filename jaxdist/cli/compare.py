@@ -16,7 +16,7 @@ from jaxdist import report
 from jaxdist.cli import options
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
-from jaxdist.training.compare import Contender, compare, contenders, write_report
+from jaxdist.training.compare import Variant, compare, variants, write_report
 from jaxdist.training.experiment import Experiment, sweep
 
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
         experiments = [_under(chosen, line) for line in chosen.update]
     else:
         experiments = [_under(_parse(path, rest, base), base.update) for base in sweep(path or Path())]
-    who = contenders(experiments)
+    who = variants(experiments)
     options.start(*experiments)
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
@@ -76,7 +76,7 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
     return {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
 
 
-def _run(who: Sequence[Contender], seeds: int, folder: Path) -> None:
+def _run(who: Sequence[Variant], seeds: int, folder: Path) -> None:
     """Runs what is not there yet."""
     command = options.typed()
     with asked_to_stop() as stop, Progress(stop) as progress:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxdist.core import registry
+from jaxdist.core.errors import InputError
 from jaxdist.training.user_code import load_script
 
 What = tyro.conf.Positional[
@@ -18,7 +19,7 @@ def chosen(what: tuple[str, ...], known: dict[str, registry.Entry]) -> list[regi
     """The entries that names and files stand for; all that are known for none.
 
     Raises:
-        ValueError: no entry has the name, or the file registers nothing.
+        InputError: no entry has the name, or the file registers nothing.
 
     >>> [entry.name for entry in chosen(('delay',), registry.algorithms())]
     ['delay']
@@ -52,7 +53,7 @@ def _named(name: str, known: dict[str, registry.Entry]) -> registry.Entry:
     if name not in known:
         close = registry.nearest(name, known)
         hint = f'; did you mean {close[0]!r}?' if close else f'; there are {", ".join(known)}'
-        raise ValueError(f'there is no {" or ".join(sorted({e.kind for e in known.values()}))} {name!r}{hint}')
+        raise InputError(f'there is no {" or ".join(sorted({e.kind for e in known.values()}))} {name!r}{hint}')
     return known[name]
 
 
@@ -68,5 +69,5 @@ def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
     found = registered()
     if not found:
         marks = ' or '.join(f'@{kind}(...)' for kind in sorted(kinds))
-        raise ValueError(f'{path} registers nothing: put {marks} of jaxdist.core.registry on a function')
+        raise InputError(f'{path} registers nothing: put {marks} of jaxdist.core.registry on a function')
     return found

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxdist.cli import entries, options
-from jaxdist.laws import Verdict, check_entry
+from jaxdist.laws import LawResult, check_entry
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _text(verdict: Verdict) -> str:
+def _text(verdict: LawResult) -> str:
     if not verdict.problem:
         return f'  holds   {escape(verdict.law)}'
     return f'  [red]broken[/]  {escape(verdict.law)}: {escape(verdict.problem)}'

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from jaxdist import line
-from jaxdist.core import registry
 from jaxdist.cli import entries, options
+from jaxdist.core import registry
+from jaxdist.core.errors import InputError
 from jaxdist.line.calls import FILLED
 from jaxdist.training.plan import sent_each_step, update_traffic
 
@@ -94,9 +95,9 @@ def _head(console: Console, entry: registry.Entry, where: str = '') -> None:
 
 def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None:
     if chosen.workers is not None and chosen.workers < 1:
-        raise ValueError(f'--workers {chosen.workers} must be 1 or more')
+        raise InputError(f'--workers {chosen.workers} must be 1 or more')
     if chosen.config and chosen.workers is None:
-        raise ValueError('--config tells of which model bytes are counted, and --workers for how many: give both')
+        raise InputError('--config tells of which model bytes are counted, and --workers for how many: give both')
     found = entries.chosen(chosen.what, known)
     params = _params(chosen.config) if chosen.workers else None
     console = Console(highlight=False)

@@ -1,18 +1,15 @@
 """`jaxdist`: the command line. It and its commands are the only place that prints."""
 
-import linecache
 import os
 import signal
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from jaxdist.training.checkpoint import CheckpointError
 from jaxdist.cli import compare, laws, listing, plan, train
+from jaxdist.core.errors import JaxdistError
 from jaxdist.core.registry import nearest
-from jaxdist.training.run import Diverged
 
 COMMANDS = {
     'train': (train.main, 'train an experiment, or go on with a run'),
@@ -39,32 +36,16 @@ def main() -> None:
 
 
 def _call(name: str, arguments: list[str]) -> None:
-    """Runs a command; what went wrong outside of the program is told without a traceback."""
+    """Runs a command; an error that was raised for the user is printed without a traceback."""
     try:
         COMMANDS[name][0](arguments)
-    except (CheckpointError, Diverged) as error:
-        _fail(str(error), 1)
+    except JaxdistError as error:
+        _fail(str(error), error.exit_code)
     except BrokenPipeError:  # nobody reads what is printed, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, ImportError, OSError) as error:
-        if not _on_purpose(error):
-            raise
-        _fail(str(error), 2 if isinstance(error, ValueError | ImportError | FileNotFoundError) else 1)
     except KeyboardInterrupt:
         _fail('stopped', 128 + signal.SIGINT)
-
-
-def _on_purpose(error: BaseException) -> bool:
-    """Whether jaxdist itself raised the error, with a text for the user; any other is a mistake in the program."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    file = trace.tb_frame.f_code.co_filename
-    ours = Path(__file__).parent in Path(file).parents
-    return ours and linecache.getline(file, trace.tb_lineno).lstrip().startswith('raise ')
 
 
 def _fail(text: str, code: int) -> None:

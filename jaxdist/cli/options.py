@@ -13,8 +13,10 @@ from typing import Annotated, TypeVar
 import jax
 import tyro
 
-from jaxdist import cluster, line
-from jaxdist.cluster.join import Cluster
+from jaxdist import line
+from jaxdist.cluster import processes as cluster
+from jaxdist.cluster.processes import Cluster
+from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
 from jaxdist.training.user_code import load_script
 
@@ -108,15 +110,15 @@ def start(*experiments: Experiment, where: Cluster = Cluster()) -> None:
     meshes = [experiment.mesh for experiment in experiments if not experiment.mesh.simulate]
     if cluster.size(where) > 1 and len(meshes) < len(experiments):
         raise ExperimentError('simulated workers live in one process: leave out --simulate or the --cluster options')
-    emulated = max((mesh.workers * mesh.model for mesh in meshes if mesh.emulate), default=0)
+    emulated = max((mesh.devices for mesh in meshes if mesh.emulate), default=0)
     if emulated:
         emulate(emulated, cluster.size(where))
     cluster.join(where)
     for mesh in meshes:
-        if jax.process_count() > 1 and mesh.workers * mesh.model != jax.device_count():
+        if jax.process_count() > 1 and mesh.devices != jax.device_count():
             raise ExperimentError(
                 f'{jax.process_count()} processes have {jax.device_count()} devices together, and the mesh must have '
-                f'as many: it has {mesh.workers} workers x {mesh.model} model'
+                f'as many: it has {axis_text(mesh.axes)}'
             )
 
 

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxdist.cluster.join import Cluster
 from jaxdist.cli import options
 from jaxdist.cli.progress import facts_text, mesh_text
+from jaxdist.cluster.processes import Cluster
+from jaxdist.report import bytes_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.plan import Plan, plan
-from jaxdist.report import bytes_text
 from jaxdist.training.train import prepare
 
 
@@ -53,11 +53,8 @@ def show(made: Plan, experiment: Experiment) -> None:
     say(f'devices     {mesh_text(experiment.mesh)}')
     say(f'parameters  {made.parameters:,}')
     say(f'data        {facts_text(made.data)}')
-    for name, call in made.constraints.items():
-        say(f'holds       {name}: {call}')
-    if made.constraints:
-        asked = experiment.constraints
-        say(f'multipliers {asked.dual}, {asked.order}, every={asked.every}, penalty={asked.penalty}')
+    for label, text in made.objective.items():
+        say(f'{label:<11} {text}')
     own = made.per_worker
     listed = ', '.join(own[:2]) + (f' and {len(own) - 2} more' if len(own) > 2 else '')
     say(f'per worker  {listed or "nothing: all workers share the whole state"}')
@@ -67,7 +64,7 @@ def show(made: Plan, experiment: Experiment) -> None:
         sent.add_row(*map(escape, row))
     console.print(sent)
     held = Table('held by one device', 'bytes', title_justify='left')
-    for name, size in made.ledger.held.items():
+    for name, size in made.ledger.memory.items():
         held.add_row(name, bytes_text(size))
     console.print(held)
     each_step = made.ledger.sent('workers')

@@ -16,8 +16,9 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from jaxdist.cli.stopping import Stop
-from jaxdist.training.experiment import Mesh
+from jaxdist.core.mesh import axis_text
 from jaxdist.report import bytes_text, seconds_text
+from jaxdist.training.experiment import Mesh
 from jaxdist.training.run import Event, Ready
 
 BAR = 12
@@ -218,7 +219,7 @@ def mesh_text(mesh: Mesh) -> str:
     >>> mesh_text(Mesh(workers=4, model=2, emulate=True))
     '4 workers x 2 model on 8 emulated devices'
     """
-    shape = f'{mesh.workers} workers' + (f' x {mesh.model} model' if mesh.model > 1 else '')
+    shape = axis_text(mesh.axes)
     if mesh.simulate:
         return f'{shape}, simulated on one device'
-    return f'{shape} on {mesh.workers * mesh.model} {"emulated " if mesh.emulate else ""}devices'
+    return f'{shape} on {mesh.devices} {"emulated " if mesh.emulate else ""}devices'

@@ -5,16 +5,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxdist.cluster.join import Cluster
 from jaxdist.cli import options
 from jaxdist.cli.plan import show as show_plan
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
-from jaxdist.training.experiment import Experiment
-from jaxdist.training.run_folder import new_folder
-from jaxdist.training.plan import plan
+from jaxdist.cluster.processes import Cluster
 from jaxdist.report import seconds_text
+from jaxdist.training.experiment import Experiment
+from jaxdist.training.plan import plan
 from jaxdist.training.run import Done, run
+from jaxdist.training.run_folder import new_folder
 from jaxdist.training.train import prepare
 
 

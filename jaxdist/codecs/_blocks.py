@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core.bits import from_bytes, pack, to_bytes, unpack
 from jaxdist.codecs.codec import LANES, Codec, padded
+from jaxdist.core.bits import from_bytes, pack, to_bytes, unpack
+from jaxdist.core.errors import InputError
 
 ToCodes = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 FromCodes = Callable[[jax.Array, jax.Array], jax.Array]
@@ -24,7 +25,7 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
         from_codes: `(uint8 [b, block], scale [b, 1]) -> float32 [b, block]`.
 
     Raises:
-        ValueError: a block that does not fill whole bytes.
+        InputError: a block that does not fill whole bytes.
 
     >>> whole = in_blocks(
     ...     'whole', 4, 8, lambda x, key: (x.astype('uint8'), x[:, :1]), lambda codes, scale: jnp.float32(codes)
@@ -33,9 +34,9 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
     (512, Array([0., 1., 2., 3.], dtype=float32))
     """
     if block < 1:
-        raise ValueError(f'{name}: block={block} must be 1 or more')
+        raise InputError(f'{name}: block={block} must be 1 or more')
     if block * bits % 8:
-        raise ValueError(f'{name}: block={block} must be a multiple of {8 // bits}, to fill whole bytes')
+        raise InputError(f'{name}: block={block} must be a multiple of {8 // bits}, to fill whole bytes')
     width = block * bits // 8
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Ar
     right.
 
     Raises:
-        ValueError: a rounding that does not exist.
+        InputError: a rounding that does not exist.
 
     >>> rounder('int8', 'nearest')(jnp.array([1.4, -1.6]), jax.random.key(0))
     Array([ 1., -2.], dtype=float32)
@@ -77,7 +78,7 @@ def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Ar
         return lambda x, key: jnp.floor(x + 0.5)
     if rounding == 'stochastic':
         return lambda x, key: jnp.floor(x + jax.random.uniform(key, x.shape))
-    raise ValueError(f"{name}: rounding={rounding!r} must be 'nearest' or 'stochastic'")
+    raise InputError(f"{name}: rounding={rounding!r} must be 'nearest' or 'stochastic'")
 
 
 def largest(blocks: jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.codec import LANES, Codec
+from jaxdist.core.bits import from_bytes, to_bytes
 
 
 def cast(dtype: jax.typing.DTypeLike) -> Codec:

@@ -13,23 +13,24 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core import collectives
-from jaxdist.codecs.codec import AnyCodec, Codec
 from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs._groups import groups
+from jaxdist.codecs.codec import AnyCodec, Codec
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 Feedback = bool | float | Literal['ef21']
 """No memory (False), error feedback (True; a number between 0 and 1 is the part that is kept), or EF21."""
 
 
 class Channel(NamedTuple):
-    """How averages are sent.
+    """How the mean over workers is computed: the arguments that all algorithms with a mean share.
 
     Attributes:
         axis: the worker axis.
-        codec: how arrays become messages, or None for float32 as they are.
-        feedback: what is remembered of what messages leave out.
-        exchange: how messages travel, see `exchange.py`; None for the way that sends least.
+        codec: how arrays are encoded; None for float32.
+        feedback: error feedback: False; True; a number between 0 and 1, the part of the residual that is kept; 'ef21'.
+        exchange: how messages travel: 'two_phases', 'gather', 'all_reduce'; None for the one that sends least.
         seed: of the codec's random rounding.
     """
 
@@ -40,7 +41,7 @@ class Channel(NamedTuple):
     seed: int = 0
 
 
-class Memory(NamedTuple):
+class CompressionState(NamedTuple):
     """What an average through a codec remembers; () for what it needs not. Tensors averaged exactly have None.
 
     Attributes:
@@ -57,70 +58,70 @@ class Memory(NamedTuple):
     key: Any
 
 
-def remember(params: Any, channel: Channel) -> Memory:
+def init(params: Any, channel: Channel) -> CompressionState:
     """The memory before anything was sent: residuals of zero.
 
     Raises:
-        ValueError: feedback or an exchange without a codec, which would have nothing to do, or a codec that feedback
+        InputError: feedback or an exchange without a codec, which would have nothing to do, or a codec that feedback
             does not go with.
 
-    >>> remember(jnp.ones(2), Channel())
-    Memory(residual=(), estimate=(), warm=(), key=())
+    >>> init(jnp.ones(2), Channel())
+    CompressionState(residual=(), estimate=(), warm=(), key=())
     """
     feedback = channel.feedback
     if feedback not in (False, True, 'ef21') and not _is_part(feedback):
-        raise ValueError(
+        raise InputError(
             f"feedback={feedback!r} must be False, True, 'ef21', or the part that is kept, a number between 0 and 1"
         )
     if channel.codec is None:
         if feedback:
-            raise ValueError(
+            raise InputError(
                 f'feedback={feedback!r} needs a codec: an exact mean leaves nothing out, so nothing is fed back'
             )
         if channel.exchange is not None:
-            raise ValueError(f'exchange={channel.exchange!r} needs a codec: an exact mean is one all-reduce')
-        return Memory((), (), (), ())
+            raise InputError(f'exchange={channel.exchange!r} needs a codec: an exact mean is one all-reduce')
+        return CompressionState((), (), (), ())
     leaves, like = jax.tree.flatten(params)
     zeros: list[Any] = [None] * len(leaves)
     warm: list[Any] = [None] * len(leaves)
     key = jax.random.key(channel.seed)
     sent = groups(params, channel.codec, channel.exchange)
     if channel.exchange is not None and sent and not any(isinstance(group.codec, Codec) for group in sent):
-        raise ValueError(
+        raise InputError(
             f'exchange={channel.exchange!r} is for messages of bytes, and this codec has an exchange of its own'
         )
     for group in sent:
         if feedback and isinstance(group.codec, Codec) and not group.codec.contracts:
-            raise ValueError(
+            raise InputError(
                 f"feedback={feedback!r} needs a codec whose error is smaller than what it is given; this one's can be "
                 'larger, and what is fed back would grow without end'
             )
         first = group.start([jax.random.fold_in(key, i) for i in group.members])
         for i, remembered in zip(group.members, first, strict=True):
             zeros[i], warm[i] = jnp.zeros(leaves[i].shape, jnp.float32), remembered
-    residual = collectives.per_worker(jax.tree.unflatten(like, zeros), channel.axis) if feedback else ()
+    residual = collectives.pvary(jax.tree.unflatten(like, zeros), channel.axis) if feedback else ()
     estimate = jax.tree.unflatten(like, zeros) if feedback == 'ef21' else ()
-    return Memory(residual, estimate, jax.tree.unflatten(like, warm) if jax.tree.leaves(warm) else (), key)
+    return CompressionState(residual, estimate, jax.tree.unflatten(like, warm) if jax.tree.leaves(warm) else (), key)
 
 
-def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
+def mean(tree: Any, memory: CompressionState, channel: Channel) -> tuple[Any, CompressionState]:
     """The mean over workers of each leaf, shared by all, and the memory after it.
 
-    Where the mesh has other axes, every shard is averaged where it lies (see `jaxdist.core.mesh.cut_as`): putting a tensor
+    Where the mesh has other axes, every shard is averaged where it lies (see `jaxdist.core.protocol.sharded_as`): putting a tensor
     in one vector first would gather it over those axes.
 
     Args:
         tree: arrays of real numbers, alike in shape on every worker.
-        memory: from `remember` or the last call.
+        memory: from `init` or the last call.
         channel: how they are sent.
 
-    >>> mean_of = lambda x: average(x, Memory((), (), (), ()), Channel())[0]
+    >>> mean_of = lambda x: mean(x, CompressionState((), (), (), ()), Channel())[0]
     >>> jax.vmap(mean_of, axis_name='workers')(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
     axis, feedback = channel.axis, channel.feedback
     if channel.codec is None:
-        return collectives.mean(tree, axis), memory
+        return collectives.pmean(tree, axis), memory
     leaves, like = jax.tree.flatten(tree)
     residual, estimate, warm = (_parts(part, like) for part in memory[:3])
     key, now = jax.random.split(memory.key)
@@ -129,7 +130,7 @@ def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
     for number, group in enumerate(sent):
         values = [_offset(leaves[i].astype(jnp.float32), residual[i], feedback) for i in group.members]
         known, draw = [warm[i] for i in group.members], jax.random.fold_in(now, number)
-        got, left, learnt = group.runner(axis)(values, known, collectives.index(axis), draw)
+        got, left, learnt = group.runner(axis)(values, known, collectives.axis_index(axis), draw)
         for i, mean, rest, remembered in zip(group.members, got, left, learnt, strict=True):
             warm[i] = remembered
             if feedback == 'ef21':
@@ -141,32 +142,10 @@ def average(tree: Any, memory: Memory, channel: Channel) -> tuple[Any, Memory]:
                 # What a short dtype rounds off is the same for all workers, so it belongs to each one's residual.
                 residual[i] = rest + (mean - means[i].astype(jnp.float32))
     whole = lambda old, new: () if _absent(old) else jax.tree.unflatten(like, new)  # noqa: E731
-    after = Memory(whole(memory.residual, residual), whole(memory.estimate, estimate), whole(memory.warm, warm), key)
+    after = CompressionState(
+        whole(memory.residual, residual), whole(memory.estimate, estimate), whole(memory.warm, warm), key
+    )
     return jax.tree.unflatten(like, [means[i] for i in range(len(leaves))]), after
-
-
-def meeting_place(local: Any, anchor: Any, memory: Memory, channel: Channel) -> tuple[Any, Any, Memory]:
-    """Where workers meet at the mean of their parameters, shared by all; the anchor, and the memory, after it.
-
-    Through a codec, what is sent is how far each has come from the anchor, the place where they last met.
-
-    Args:
-        local: this worker's parameters.
-        anchor: the place where they last met; () without a codec, which needs none.
-        memory: from `remember` or the last call.
-        channel: how they are sent.
-
-    >>> place = lambda x: meeting_place(x, (), Memory((), (), (), ()), Channel())[0]
-    >>> jax.vmap(place, axis_name='workers')(jnp.arange(4.0))
-    Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
-    """
-    if channel.codec is None:
-        there, memory = average(local, memory, channel)
-        return there, anchor, memory
-    ways = collectives.per_worker(jax.tree.map(jnp.subtract, local, anchor), channel.axis)
-    step, memory = average(ways, memory, channel)
-    there = jax.tree.map(lambda a, s: (a + s).astype(a.dtype), anchor, step)
-    return there, there, memory
 
 
 def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = None) -> Callable[[int, Any], Fraction]:
@@ -188,7 +167,7 @@ def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = No
 def _exact(leaves: list[Any], coded: set[int], axis: str) -> dict[int, Any]:
     """The exact means of the tensors that no codec is for, by number."""
     rest = [i for i in range(len(leaves)) if i not in coded]
-    return dict(zip(rest, collectives.mean([leaves[i] for i in rest], axis), strict=True))
+    return dict(zip(rest, collectives.pmean([leaves[i] for i in rest], axis), strict=True))
 
 
 def _offset(value: jax.Array, residual: jax.Array | None, feedback: Feedback) -> jax.Array:

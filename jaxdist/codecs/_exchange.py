@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core import collectives
 from jaxdist.codecs.codec import Codec, Summed, padded
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 ExchangeName = Literal['all_reduce', 'gather', 'two_phases']
 
@@ -40,12 +41,12 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Ar
     the server's residual of DoubleSqueeze (Tang et al. 2019, arXiv 1905.05957).
 
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: two_phases(x, int8(block=1), jax.random.key(0), 'workers', collectives.index())[0]
+    >>> run = lambda x: two_phases(x, int8(block=1), jax.random.key(0), 'workers', collectives.axis_index())[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
-    w = collectives.size(axis)
+    w = collectives.axis_size(axis)
     chunk = padded(-(-x.size // w), codec.block)
     parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
     # Every message is rounded by noise of its own: the same noise on two workers would not average out.
@@ -61,7 +62,9 @@ def push(parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, me: jax.Arr
     A worker's own part goes nowhere, so it is not rounded, unless it is a vote, which is counted. W - 1 messages.
 
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: push(x, int8(block=1), jax.random.split(jax.random.key(0)), 'workers', collectives.index())[0]
+    >>> run = lambda x: push(
+    ...     x, int8(block=1), jax.random.split(jax.random.key(0)), 'workers', collectives.axis_index()
+    ... )[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.array([[[0.0], [2.0]], [[4.0], [2.0]]]))
     Array([[2.],
            [2.]], dtype=float32)
@@ -69,7 +72,7 @@ def push(parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, me: jax.Arr
     w, n = parts.shape
     messages = jax.vmap(codec.encode)(parts, keys)
     decode = jax.vmap(lambda message: codec.decode(message, n))
-    told = decode(collectives.exchange(messages, axis))
+    told = decode(collectives.all_to_all(messages, axis))
     mean = collectives.sum_rows(told if codec.votes else told.at[me].set(parts[me])) / w
     left = parts - decode(messages)
     return mean, left if codec.votes else left.at[me].set(0)
@@ -85,7 +88,7 @@ def pull(part: jax.Array, codec: Codec, key: jax.Array, axis: str) -> tuple[jax.
            [4.]], dtype=float32)
     """
     message = codec.encode(part, key)
-    everybody = jax.vmap(lambda message: codec.decode(message, part.size))(collectives.gather(message, axis))
+    everybody = jax.vmap(lambda message: codec.decode(message, part.size))(collectives.all_gather(message, axis))
     return everybody, part - codec.decode(message, part.size)
 
 
@@ -93,13 +96,13 @@ def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array)
     """Everybody sends everything to everybody: W - 1 messages a worker, and one rounding.
 
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: gather(x, int8(block=1), jax.random.key(0), 'workers', collectives.index())[0]
+    >>> run = lambda x: gather(x, int8(block=1), jax.random.key(0), 'workers', collectives.axis_index())[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
     everybody, left = pull(_whole(x, codec), codec, jax.random.fold_in(key, me), axis)
-    return (collectives.sum_rows(everybody) / collectives.size(axis))[: x.size], left[: x.size]
+    return (collectives.sum_rows(everybody) / collectives.axis_size(axis))[: x.size], left[: x.size]
 
 
 def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,16 +111,16 @@ def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Ar
     Scales have to be agreed on first, and sums have to fit: whole numbers get coarser with more workers.
 
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: all_reduce(x, int8(block=2), jax.random.key(0), 'workers', collectives.index())[0]
+    >>> run = lambda x: all_reduce(x, int8(block=2), jax.random.key(0), 'workers', collectives.axis_index())[0]
     >>> jax.vmap(run, axis_name='workers')(jnp.array([[63.0, 2.0], [61.0, 4.0]]))
     Array([[62.,  3.],
            [62.,  3.]], dtype=float32)
     """
-    w, whole = collectives.size(axis), _whole(x, codec)
+    w, whole = collectives.axis_size(axis), _whole(x, codec)
     summed = _summed(codec, w)
-    largest = collectives.largest(summed.agree(whole), axis)
+    largest = collectives.pmax(summed.agree(whole), axis)
     message = summed.encode(whole, largest, key, jax.random.fold_in(key, me))
-    mean = summed.decode(collectives.total(message, axis), largest, key, whole.size, w) / w
+    mean = summed.decode(collectives.psum(message, axis), largest, key, whole.size, w) / w
     left = whole - summed.decode(message, largest, key, whole.size, 1)
     return mean[: x.size], left[: x.size]
 
@@ -161,7 +164,7 @@ def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
     An exchange that would cost precision (whole numbers that leave room for their sum) is taken by name only.
 
     Raises:
-        ValueError: there is no such exchange, or the codec cannot travel so.
+        InputError: there is no such exchange, or the codec cannot travel so.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choose(None, int8(), 8, 10**6) is EXCHANGES['two_phases'], choose(None, int8(), 2, 10**6) is EXCHANGES['gather']
@@ -172,9 +175,9 @@ def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
         fine = [e for e in able if e.mean is not all_reduce or codec.sums_as_fine]
         return min(fine, key=lambda exchange: exchange.sends(codec, w, n))
     if name not in EXCHANGES:
-        raise ValueError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')
+        raise InputError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')
     exchange = EXCHANGES[name]
     if not exchange.takes(codec):
         others = [other for other, each in EXCHANGES.items() if each.takes(codec)]
-        raise ValueError(f'exchange={name!r} takes a codec with {exchange.needs}; this one can travel by {others}')
+        raise InputError(f'exchange={name!r} takes a codec with {exchange.needs}; this one can travel by {others}')
     return exchange

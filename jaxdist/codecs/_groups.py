@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxdist.core import mesh as meshes
-from jaxdist.core import collectives
-from jaxdist.core.bits import flatten, unflatten
-from jaxdist.codecs.codec import AnyCodec, Averager, Codec, PerTensor, Shape, resolve
 from jaxdist.codecs._exchange import ExchangeName, choose
+from jaxdist.codecs.codec import AnyCodec, Codec, PerTensor, Reducer, Shape, resolve
+from jaxdist.core import collectives
+from jaxdist.core import mesh as meshes
+from jaxdist.core.bits import flatten, unflatten
+from jaxdist.core.errors import InputError
+from jaxdist.core.protocol import shard_specs
 
 Run = Callable[..., tuple[list[jax.Array], list[jax.Array], list[Any]]]
 
@@ -30,7 +32,7 @@ class Group(NamedTuple):
         cuts: how each is cut over the mesh's other axes; None if it has no others.
     """
 
-    codec: Codec | Averager
+    codec: Codec | Reducer
     exchange: ExchangeName | None
     members: tuple[int, ...]
     shapes: tuple[Shape, ...]
@@ -51,7 +53,7 @@ class Group(NamedTuple):
 
     def sends(self, workers: int) -> Fraction:
         """Bytes that one worker sends for one average, by the formulas of the codec and the exchange."""
-        if isinstance(self.codec, Averager):
+        if isinstance(self.codec, Reducer):
             return self.codec.sends(workers, self.shapes)
         sizes: list[int] = [math.prod(shape) for shape in self.shapes]
         n = sum(sizes)
@@ -63,7 +65,7 @@ class Group(NamedTuple):
             return self._run(axis)
         mesh = jax.sharding.get_abstract_mesh()
         others = set(mesh.axis_names) - set(mesh.manual_axes)
-        cuts, warm = list(self.cuts), P(self.axes) if isinstance(self.codec, Averager) else P()
+        cuts, warm = list(self.cuts), P(self.axes) if isinstance(self.codec, Reducer) else P()
         return jax.shard_map(
             self._run(axis), in_specs=(cuts, warm, P(), P()), out_specs=(cuts, cuts, warm), axis_names=others
         )
@@ -71,8 +73,8 @@ class Group(NamedTuple):
     def _run(self, axis: str) -> Run:
         codec, axes = self.codec, self.axes
 
-        def by_averager(values: list[jax.Array], remembered: list[Any], me: jax.Array, key: jax.Array) -> Any:
-            assert isinstance(codec, Averager)
+        def by_reducer(values: list[jax.Array], remembered: list[Any], me: jax.Array, key: jax.Array) -> Any:
+            assert isinstance(codec, Reducer)
             means, left, after = codec.mean(values, [x[0] for x in remembered], axis)
             return means, left, [x[None] for x in after]
 
@@ -80,18 +82,18 @@ class Group(NamedTuple):
             assert isinstance(codec, Codec)
             vector = flatten(values)
             noise = jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
-            exchange = choose(self.exchange, codec, collectives.size(axis), vector.size)
+            exchange = choose(self.exchange, codec, collectives.axis_size(axis), vector.size)
             mean, left = exchange.mean(vector, codec, noise, axis, me)
             return unflatten(mean, values), unflatten(left, values), remembered
 
-        return by_message if isinstance(codec, Codec) else by_averager
+        return by_message if isinstance(codec, Codec) else by_reducer
 
 
 def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> list[Group]:
     """The groups of a tree of arrays, or of shapes; tensors in none of them are averaged exactly.
 
     Raises:
-        ValueError: a leaf that is not of real numbers, or the codec does not fit the tree.
+        InputError: a leaf that is not of real numbers, or the codec does not fit the tree.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> [group.members for group in groups({'b': jnp.ones(3), 'w': jnp.ones((2, 2))}, int8())]
@@ -100,8 +102,8 @@ def groups(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = None) -> 
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = meshes.path_text(path)
-            raise ValueError(f'{name!r} is {leaf.dtype}: through a codec go averages of real numbers')
-    cuts, tensors = meshes.cuts(tree), _tensors(tree)
+            raise InputError(f'{name!r} is {leaf.dtype}: through a codec go averages of real numbers')
+    cuts, tensors = shard_specs(tree), _tensors(tree)
     shapes, picked = [shape for _, shape in tensors], resolve(codec, tensors)
     alike: dict[Any, list[int]] = {}
     for i, each in enumerate(picked):
@@ -129,7 +131,7 @@ def settled(codec: AnyCodec | None, tree: Any) -> AnyCodec | None:
 
 def _tensors(tree: Any) -> list[tuple[str, Shape]]:
     """The path and the shape on a device of each tensor."""
-    named, cuts = jax.tree_util.tree_flatten_with_path(tree)[0], meshes.cuts(tree)
+    named, cuts = jax.tree_util.tree_flatten_with_path(tree)[0], shard_specs(tree)
     return [
         (meshes.path_text(path), on_a_device(leaf.shape, cut))
         for (path, leaf), cut in zip(named, cuts or [P()] * len(named), strict=True)

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core.bits import pack, unpack
 from jaxdist.codecs._blocks import in_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec, Summed, padded
+from jaxdist.core.bits import pack, unpack
+from jaxdist.core.errors import InputError
 
 
 def integers(name: str, bits: int, block: int, rounding: str) -> Codec:
@@ -34,7 +35,7 @@ def integers(name: str, bits: int, block: int, rounding: str) -> Codec:
     def summed(workers: int) -> Summed:
         most = top // workers
         if most < 1:
-            raise ValueError(
+            raise InputError(
                 f"exchange='all_reduce': the sum of {workers} workers' {name} numbers does not fit {bits} bits; "
                 f'{top} workers at most, or another exchange'
             )

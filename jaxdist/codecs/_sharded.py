@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxdist.core import mesh as meshes
-from jaxdist.core import collectives
 from jaxdist.codecs import _exchange as exchange
-from jaxdist.codecs.codec import Codec, Shape, padded
 from jaxdist.codecs._groups import axes_of, on_a_device
+from jaxdist.codecs.codec import Codec, Shape, padded
+from jaxdist.core import collectives
+from jaxdist.core.protocol import shard_specs
 
 
-class Share(NamedTuple):
+class ShardGroup(NamedTuple):
     """Tensors whose parts travel together.
 
     Attributes:
@@ -57,31 +57,31 @@ class Share(NamedTuple):
         return jax.shard_map(code, in_specs=one(given), out_specs=one(out), axis_names=others)(*args)
 
 
-def shares(tree: Any) -> list[Share]:
+def shard_groups(tree: Any) -> list[ShardGroup]:
     """What travels together of a tree of arrays, or of shapes.
 
-    >>> [share.members for share in shares({'b': jnp.ones(3), 'w': jnp.ones((2, 2))})]
+    >>> [share.members for share in shard_groups({'b': jnp.ones(3), 'w': jnp.ones((2, 2))})]
     [(0, 1)]
     """
-    leaves, cuts = jax.tree.leaves(tree), meshes.cuts(tree)
+    leaves, cuts = jax.tree.leaves(tree), shard_specs(tree)
     alike: dict[tuple[str, ...], list[int]] = {}
     for i in range(len(leaves)):
         alike.setdefault(axes_of(cuts[i]) if cuts else (), []).append(i)
     shape = lambda i: on_a_device(leaves[i].shape, cuts[i] if cuts else P())  # noqa: E731
     return [
-        Share(tuple(members), tuple(map(shape, members)), tuple(cuts[i] for i in members) if cuts else None)
+        ShardGroup(tuple(members), tuple(map(shape, members)), tuple(cuts[i] for i in members) if cuts else None)
         for members in alike.values()
     ]
 
 
-def own(tree: Any, axis: str = collectives.AXIS) -> Any:
+def local_shard(tree: Any, axis: str = collectives.AXIS) -> Any:
     """This worker's parts of a tree that all share: for each leaf [shards, k].
 
-    >>> jax.vmap(lambda _: own(jnp.arange(3.0), 'w'), axis_name='w')(jnp.zeros(2))
+    >>> jax.vmap(lambda _: local_shard(jnp.arange(3.0), 'w'), axis_name='w')(jnp.zeros(2))
     Array([[[0., 1.]],
            [[2., 0.]]], dtype=float32)
     """
-    w, me = collectives.size(axis), collectives.index(axis)
+    w, me = collectives.axis_size(axis), collectives.axis_index(axis)
 
     def code(values: list[jax.Array], me: jax.Array) -> tuple[list[jax.Array]]:
         return ([_rows(x, w)[me][None] for x in values],)
@@ -89,7 +89,7 @@ def own(tree: Any, axis: str = collectives.AXIS) -> Any:
     return _over(tree, lambda number, share, values: share.run(code, 'tr', 'p', values, me)[0])
 
 
-def push(
+def reduce_scatter(
     tree: Any, residual: Any, codec: Codec | None, keep: float, key: jax.Array, axis: str = collectives.AXIS
 ) -> tuple[Any, Any]:
     """To each owner the mean over workers of its parts: for each leaf [shards, k]; and what messages left out.
@@ -102,20 +102,20 @@ def push(
         key: of the codec's random rounding.
         axis: the worker axis.
 
-    >>> mean = lambda x: push(x, (), None, 1.0, jax.random.key(0), 'w')[0]
+    >>> mean = lambda x: reduce_scatter(x, (), None, 1.0, jax.random.key(0), 'w')[0]
     >>> jax.vmap(mean, axis_name='w')(jnp.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
     Array([[[2., 3.]],
            [[4., 0.]]], dtype=float32)
     """
-    w, me = collectives.size(axis), collectives.index(axis)
+    w, me = collectives.axis_size(axis), collectives.axis_index(axis)
     with_residual = bool(jax.tree.leaves(residual))
     offset = jax.tree.map(lambda v, h: v + keep * h, tree, residual) if with_residual else tree
 
-    def run(number: int, share: Share, values: list[jax.Array]) -> list[Any]:
+    def run(number: int, share: ShardGroup, values: list[jax.Array]) -> list[Any]:
         def code(values: Any, me: Any, key: Any) -> Any:
             rows = _filled(_joined(values, w), codec)
             if codec is None:
-                return _split(collectives.scatter(rows, axis) / w, values, w), values
+                return _split(collectives.reduce_scatter(rows, axis) / w, values, w), values
             keys = jax.random.split(_noise(key, me, share), w)
             mean, left = exchange.push(rows.astype(jnp.float32), codec, keys, axis, me)
             return _split(mean, values, w), _whole(left, values)
@@ -128,7 +128,7 @@ def push(
     return first, second if with_residual else ()
 
 
-def pull(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis: str = collectives.AXIS) -> Any:
+def all_gather(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis: str = collectives.AXIS) -> Any:
     """Everybody's parts put together, shared by all; through a codec, what all know moved towards that.
 
     Args:
@@ -138,19 +138,19 @@ def pull(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis: str 
         key: of the codec's random rounding.
         axis: the worker axis.
 
-    >>> whole = lambda part: pull(part, jnp.zeros(3), None, jax.random.key(0), 'w')
+    >>> whole = lambda part: all_gather(part, jnp.zeros(3), None, jax.random.key(0), 'w')
     >>> jax.vmap(whole, axis_name='w', out_axes=None)(jnp.array([[[2.0, 3.0]], [[4.0, 0.0]]]))
     Array([2., 3., 4.], dtype=float32)
     """
-    w, me = collectives.size(axis), collectives.index(axis)
+    w, me = collectives.axis_size(axis), collectives.axis_index(axis)
     like: Any = jax.tree.structure(known)
     pieces = like.flatten_up_to(parts)
 
-    def run(number: int, share: Share, values: list[jax.Array]) -> list[jax.Array]:
+    def run(number: int, share: ShardGroup, values: list[jax.Array]) -> list[jax.Array]:
         def code(parts: Any, known: Any, me: Any, key: Any) -> Any:
             mine = jnp.concatenate([part.reshape(-1) for part in parts])
             if codec is None:
-                return (_whole(collectives.gather(_filled(mine, codec), axis), known),)
+                return (_whole(collectives.all_gather(_filled(mine, codec), axis), known),)
             behind = _filled((mine - _joined(known, w)[me]).astype(jnp.float32), codec)
             told, _ = exchange.pull(behind, codec, _noise(key, me, share), axis)
             return ([x + d for x, d in zip(known, _whole(told, known), strict=True)],)
@@ -173,26 +173,26 @@ def whole_tiles(n: int) -> int:
     return padded(n, 2048 if n >= 2**14 else 128)
 
 
-def bytes_pushed(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
+def bytes_sent(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
     """The formula of what one worker sends to push or to pull a tree: `(workers, tree) -> bytes`. For no other axes.
 
-    >>> bytes_pushed()(4, jnp.ones(4096))
+    >>> bytes_sent()(4, jnp.ones(4096))
     Fraction(12288, 1)
     """
 
     def formula(workers: int, params: Any) -> Fraction:
-        parts = [share.part(workers) for share in shares(params)]
+        parts = [share.part(workers) for share in shard_groups(params)]
         one = lambda n: 4 * whole_tiles(n) if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
         return Fraction((workers - 1) * sum(one(n) for n in parts))
 
     return formula
 
 
-def _over(tree: Any, run: Callable[[int, Share, list[jax.Array]], list[Any]]) -> Any:
+def _over(tree: Any, run: Callable[[int, ShardGroup, list[jax.Array]], list[Any]]) -> Any:
     """The tree that `run` makes of the leaves of each share, which are numbered."""
     leaves, like = jax.tree.flatten(tree)
     out: list[Any] = [None] * len(leaves)
-    for number, share in enumerate(shares(tree)):
+    for number, share in enumerate(shard_groups(tree)):
         for i, made in zip(share.members, run(number, share, [leaves[i] for i in share.members]), strict=True):
             out[i] = made
     return jax.tree.unflatten(like, out)
@@ -207,7 +207,7 @@ def _is_pushed(x: Any) -> bool:
     return isinstance(x, _Pushed)
 
 
-def _noise(key: jax.Array, me: jax.Array, share: Share) -> jax.Array:
+def _noise(key: jax.Array, me: jax.Array, share: ShardGroup) -> jax.Array:
     """What a message draws from: each worker's, and each shard's, are rounded by noise of their own."""
     own = jax.random.fold_in(key, me)
     return jax.random.fold_in(own, lax.axis_index(share.axes)) if share.axes else own

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxdist import laws
 from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -23,7 +24,7 @@ def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) 
         rest: the codec of parameters that no rule matches; None for float32 as they are.
 
     Raises:
-        ValueError: an expression that cannot be read or, when parameters are given, one that matches none of them.
+        InputError: an expression that cannot be read or, when parameters are given, one that matches none of them.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choice = by_path(rules={'.*bias': None}, rest=int8())
@@ -34,13 +35,13 @@ def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) 
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f'by_path: {pattern!r} is no regular expression: {error}') from None
+            raise InputError(f'by_path: {pattern!r} is no regular expression: {error}') from None
 
     def pick(tensors: Sequence[tuple[str, Shape]]) -> list[AnyCodec | None]:
         first = [next((p for p in rules if re.fullmatch(p, path)), None) for path, _ in tensors]
         unused = [p for p in rules if not any(re.fullmatch(p, path) for path, _ in tensors)]
         if unused:
-            raise ValueError(f'by_path: {unused} match no parameter; there are {[path for path, _ in tensors]}')
+            raise InputError(f'by_path: {unused} match no parameter; there are {[path for path, _ in tensors]}')
         return [rest if pattern is None else rules[pattern] for pattern in first]
 
     return PerTensor(pick)

@@ -5,6 +5,7 @@ from math import prod
 
 from jaxdist import laws
 from jaxdist.codecs.codec import AnyCodec, PerTensor, Shape
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -28,7 +29,7 @@ def by_size(large: AnyCodec, below: int = 4096, small: AnyCodec | None = None) -
         small: the codec of small tensors; None for float32 as they are.
 
     Raises:
-        ValueError: `below` is negative.
+        InputError: `below` is negative.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choice = by_size(large=int8(), below=100)
@@ -36,7 +37,7 @@ def by_size(large: AnyCodec, below: int = 4096, small: AnyCodec | None = None) -
     [False, True]
     """
     if below < 0:
-        raise ValueError(f'by_size: below={below} must be 0 or more entries')
+        raise InputError(f'by_size: below={below} must be 0 or more entries')
 
     def pick(tensors: Sequence[tuple[str, Shape]]) -> list[AnyCodec | None]:
         return [large if prod(shape) >= below else small for _, shape in tensors]

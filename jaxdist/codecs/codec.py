@@ -50,7 +50,7 @@ class Codec(NamedTuple):
     sums_as_fine: bool = False
 
 
-class Averager(NamedTuple):
+class Reducer(NamedTuple):
     """A way to take the mean over workers of several tensors that is not one of messages.
 
     Attributes:
@@ -77,11 +77,11 @@ class PerTensor(NamedTuple):
     pick: 'Callable[[Sequence[tuple[str, Shape]]], list[AnyCodec | None]]'
 
 
-AnyCodec = Codec | Averager | PerTensor
+AnyCodec = Codec | Reducer | PerTensor
 """What an algorithm takes as `codec`."""
 
 
-def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> list[Codec | Averager | None]:
+def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> list[Codec | Reducer | None]:
     """The codec of each tensor `(path, shape)`, choices within choices made.
 
     >>> odd = PerTensor(lambda tensors: [None for _ in tensors])
@@ -91,7 +91,7 @@ def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> lis
     if not isinstance(codec, PerTensor):
         return [codec] * len(tensors)
     picked = codec.pick(tensors)
-    out: list[Codec | Averager | None] = [None] * len(tensors)
+    out: list[Codec | Reducer | None] = [None] * len(tensors)
     for choice in {id(each): each for each in picked}.values():
         members = [i for i, each in enumerate(picked) if each is choice]
         for i, found in zip(members, resolve(choice, [tensors[i] for i in members]), strict=True):

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, safe
 from jaxdist.codecs.codec import Codec
+from jaxdist.core.bits import from_bytes, to_bytes
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 FORMATS = {'e4m3': jnp.float8_e4m3fn, 'e5m2': jnp.float8_e5m2}
@@ -29,14 +30,14 @@ def fp8(format: Literal['e4m3', 'e5m2'] = 'e4m3', block: int = 256) -> Codec:
         block: entries that share a scale.
 
     Raises:
-        ValueError: a format that does not exist, or a block smaller than 1.
+        InputError: a format that does not exist, or a block smaller than 1.
 
     >>> c = fp8(block=4)
     >>> c.decode(c.encode(jnp.array([0.0, 1.0, -2.0, 448.0]), jax.random.key(0)), 4)
     Array([  0.,   1.,  -2., 448.], dtype=float32)
     """
     if format not in FORMATS:
-        raise ValueError(f"fp8: format={format!r} must be 'e4m3' or 'e5m2'")
+        raise InputError(f"fp8: format={format!r} must be 'e4m3' or 'e5m2'")
     dtype = FORMATS[format]
     top = float(jnp.finfo(dtype).max)
 

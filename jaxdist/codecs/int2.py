@@ -31,7 +31,7 @@ def int2(block: int = 64) -> Codec:
         block: entries that share a scale; a multiple of 4.
 
     Raises:
-        ValueError: a block that does not fill whole bytes.
+        InputError: a block that does not fill whole bytes.
 
     >>> c = int2(block=4)
     >>> c.decode(c.encode(jnp.array([1.0, -3.0, 3.0, -1.0]), jax.random.key(0)), 4)

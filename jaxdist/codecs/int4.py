@@ -4,8 +4,8 @@ from typing import Literal
 
 from jaxdist import laws
 from jaxdist.codecs._blocks import block_bytes
-from jaxdist.codecs.codec import Codec
 from jaxdist.codecs._integers import integers
+from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
 
@@ -28,7 +28,7 @@ def int4(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest
         rounding: `nearest`, or `stochastic` and right on average.
 
     Raises:
-        ValueError: a block that does not fill whole bytes, or a rounding that does not exist.
+        InputError: a block that does not fill whole bytes, or a rounding that does not exist.
 
     >>> import jax, jax.numpy as jnp
     >>> c = int4(block=4)

@@ -4,8 +4,8 @@ from typing import Literal
 
 from jaxdist import laws
 from jaxdist.codecs._blocks import block_bytes
-from jaxdist.codecs.codec import Codec
 from jaxdist.codecs._integers import integers
+from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
 
@@ -35,7 +35,7 @@ def int8(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest
         rounding: `nearest`, off by half a step at most; or `stochastic`, off by less than a step and right on average.
 
     Raises:
-        ValueError: a block smaller than 1, or a rounding that does not exist.
+        InputError: a block smaller than 1, or a rounding that does not exist.
 
     >>> import jax, jax.numpy as jnp
     >>> c = int8(block=4)

@@ -28,7 +28,7 @@ def majority(block: int = 4096) -> Codec:
         block: entries that share four bytes which tell of zeros and of what is not finite; a multiple of 8.
 
     Raises:
-        ValueError: a block that does not fill whole bytes.
+        InputError: a block that does not fill whole bytes.
 
     >>> c = majority(block=8)
     >>> c.decode(c.encode(jnp.array([1.0, -3.0, 1.0, -3.0, 2.0, -2.0, 2.0, -2.0]), jax.random.key(0)), 8)

@@ -35,7 +35,7 @@ def natural(block: int = 4096) -> Codec:
         block: entries that share a largest exponent.
 
     Raises:
-        ValueError: a block smaller than 1.
+        InputError: a block smaller than 1.
 
     >>> c = natural(block=4)
     >>> c.decode(c.encode(jnp.array([0.0, 1.0, -2.0, 0.25]), jax.random.key(0)), 4)

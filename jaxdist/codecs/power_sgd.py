@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
+from jaxdist.codecs.codec import PerTensor, Reducer, Shape
 from jaxdist.core import collectives
 from jaxdist.core.bits import flatten, unflatten
-from jaxdist.codecs.codec import Averager, PerTensor, Shape
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -34,14 +35,14 @@ def power_sgd(rank: int = 2) -> PerTensor:
         rank: of the approximation; 2 in the paper for its convolutional net, 4 for its LSTM.
 
     Raises:
-        ValueError: a rank below 1.
+        InputError: a rank below 1.
 
     >>> average = power_sgd(rank=1).pick([('w', (8, 8)), ('b', (8,))])
     >>> [each is None for each in average], average[0].sends(2, [(8, 8)])
     ([False, True], Fraction(64, 1))
     """
     if rank < 1:
-        raise ValueError(f'power_sgd: rank={rank} must be 1 or more')
+        raise InputError(f'power_sgd: rank={rank} must be 1 or more')
 
     def start(shape: Shape, key: jax.Array) -> jax.Array:
         return jax.random.normal(key, (_sides(shape)[1], rank), jnp.float32)
@@ -59,7 +60,7 @@ def power_sgd(rank: int = 2) -> PerTensor:
     def sends(workers: int, shapes: Sequence[Shape]) -> Fraction:
         return Fraction(2 * (workers - 1), workers) * 4 * sum(rank * sum(_sides(shape)) for shape in shapes)
 
-    average = Averager(start, mean, sends)
+    average = Reducer(start, mean, sends)
 
     def pick(tensors: Sequence[tuple[str, Shape]]) -> list[Any]:
         return [average if len(s) > 1 and rank * sum(_sides(s)) < math.prod(s) else None for _, s in tensors]
@@ -69,7 +70,7 @@ def power_sgd(rank: int = 2) -> PerTensor:
 
 def _mean(factors: list[jax.Array], axis: str) -> list[jax.Array]:
     """The mean of each over workers, all in one message."""
-    return unflatten(collectives.mean(flatten(factors), axis), factors)
+    return unflatten(collectives.pmean(flatten(factors), axis), factors)
 
 
 def _sides(shape: Shape) -> Shape:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxdist import laws
 from jaxdist.codecs._blocks import block_bytes, in_blocks, rounder, safe
 from jaxdist.codecs.codec import Codec
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -35,14 +36,14 @@ def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
         block: entries that share a norm (the paper's bucket).
 
     Raises:
-        ValueError: bits other than 2, 4 or 8, or a block that does not fill whole bytes.
+        InputError: bits other than 2, 4 or 8, or a block that does not fill whole bytes.
 
     >>> c = qsgd(bits=8, block=4)
     >>> c.decode(c.encode(jnp.array([0.0, 0.0, -2.0, 0.0]), jax.random.key(0)), 4)
     Array([ 0.,  0., -2.,  0.], dtype=float32)
     """
     if bits not in (2, 4, 8):
-        raise ValueError(f'qsgd: bits={bits} must be 2, 4 or 8')
+        raise InputError(f'qsgd: bits={bits} must be 2, 4 or 8')
     levels = 2 ** (bits - 1) - 1
     round_off = rounder('qsgd', 'stochastic')
 

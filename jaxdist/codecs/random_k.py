@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.codec import LANES, Codec, Summed, padded
+from jaxdist.core.bits import from_bytes, to_bytes
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -35,16 +36,16 @@ def random_k(k: int, block: int = 4096, run: int = 1, unbiased: bool = False) ->
         unbiased: whether what is kept counts block / k times: right on average, but not to be fed back.
 
     Raises:
-        ValueError: k below 1 or beyond the block, or a run that does not divide both.
+        InputError: k below 1 or beyond the block, or a run that does not divide both.
 
     >>> c = random_k(k=2, block=4)
     >>> int((c.decode(c.encode(jnp.ones(4), jax.random.key(0)), 4) == 1).sum())
     2
     """
     if block < 1 or not 1 <= k <= block:
-        raise ValueError(f'random_k: k={k} must be 1 to the block, {block}')
+        raise InputError(f'random_k: k={k} must be 1 to the block, {block}')
     if run < 1 or k % run or block % run:
-        raise ValueError(f'random_k: run={run} must divide both k={k} and the block, {block}')
+        raise InputError(f'random_k: run={run} must divide both k={k} and the block, {block}')
 
     def keep(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = x.reshape(-1, block // run, run)

@@ -26,7 +26,7 @@ def sign(block: int = 512) -> Codec:
         block: entries that share a scale; a multiple of 8. The paper takes a layer at a time.
 
     Raises:
-        ValueError: a block that does not fill whole bytes.
+        InputError: a block that does not fill whole bytes.
 
     >>> c = sign(block=8)
     >>> c.decode(c.encode(jnp.array([1.0, -3.0, 1.0, -3.0, 2.0, -2.0, 2.0, -2.0]), jax.random.key(0)), 8)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxdist import laws
 from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -34,14 +35,14 @@ def ternary(
             variance, and no longer right on average.
 
     Raises:
-        ValueError: a block that does not fill whole bytes, a clip of 0 or less, or a rounding that does not exist.
+        InputError: a block that does not fill whole bytes, a clip of 0 or less, or a rounding that does not exist.
 
     >>> c = ternary(block=4)
     >>> c.decode(c.encode(jnp.array([0.0, 3.0, -3.0, 0.0]), jax.random.key(0)), 4)
     Array([ 0.,  3., -3.,  0.], dtype=float32)
     """
     if clip is not None and clip <= 0:
-        raise ValueError(f'ternary: clip={clip} must be above 0 standard deviations')
+        raise InputError(f'ternary: clip={clip} must be above 0 standard deviations')
     round_off = rounder('ternary', rounding)
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

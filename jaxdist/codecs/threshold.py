@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.codec import LANES, Codec, padded
+from jaxdist.core.bits import from_bytes, to_bytes
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 LARGEST_BLOCK = 2**15 - 1
@@ -34,18 +35,18 @@ def threshold(at: float, most: int, block: int = 4096) -> Codec:
         block: entries of a block, 32767 at most.
 
     Raises:
-        ValueError: a threshold of 0 or less, `most` below 1 or beyond the block, or a block that is too large.
+        InputError: a threshold of 0 or less, `most` below 1 or beyond the block, or a block that is too large.
 
     >>> c = threshold(at=1.0, most=2, block=4)
     >>> c.decode(c.encode(jnp.array([0.5, -3.0, 0.0, 1.5]), jax.random.key(0)), 4)
     Array([ 0., -1.,  0.,  1.], dtype=float32)
     """
     if at <= 0:
-        raise ValueError(f'threshold: at={at} must be above 0')
+        raise InputError(f'threshold: at={at} must be above 0')
     if not 1 <= block <= LARGEST_BLOCK:
-        raise ValueError(f'threshold: block={block} must be 1 to {LARGEST_BLOCK}')
+        raise InputError(f'threshold: block={block} must be 1 to {LARGEST_BLOCK}')
     if not 1 <= most <= block:
-        raise ValueError(f'threshold: most={most} must be 1 to the block, {block}')
+        raise InputError(f'threshold: most={most} must be 1 to the block, {block}')
 
     def size(n: int) -> int:
         return padded(n // block * (4 + 2 * most), LANES)

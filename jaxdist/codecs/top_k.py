@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.core.bits import from_bytes, to_bytes
 from jaxdist.codecs.bf16 import bf16
 from jaxdist.codecs.codec import LANES, Codec, padded
+from jaxdist.core.bits import from_bytes, to_bytes
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 
@@ -43,18 +44,18 @@ def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
             float32 as they are.
 
     Raises:
-        ValueError: k below 1 or beyond the block, a block beyond 2**24, or values that are no codec of vectors.
+        InputError: k below 1 or beyond the block, a block beyond 2**24, or values that are no codec of vectors.
 
     >>> c = top_k(k=1, block=4)
     >>> c.decode(c.encode(jnp.array([1.0, -3.0, 2.0, 3.0]), jax.random.key(0)), 4)
     Array([ 0., -3.,  0.,  0.], dtype=float32)
     """
     if not 1 <= block <= 2**24:
-        raise ValueError(f'top_k: block={block} must be 1 to 2**24')
+        raise InputError(f'top_k: block={block} must be 1 to 2**24')
     if not 1 <= k <= block:
-        raise ValueError(f'top_k: k={k} must be 1 to the block, {block}')
+        raise InputError(f'top_k: k={k} must be 1 to the block, {block}')
     if values is not None and not isinstance(values, Codec):
-        raise ValueError('top_k: values must be a codec of vectors, such as bf16(), or None for float32')
+        raise InputError('top_k: values must be a codec of vectors, such as bf16(), or None for float32')
     width = max(1, -(-(block - 1).bit_length() // 8))
 
     def value_bytes(n: int) -> int:

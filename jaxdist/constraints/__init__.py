@@ -1,12 +1,12 @@
 """Constraints, held by multipliers that all workers agree on. The signs are stated in `lagrangian.py`."""
 
-from jaxdist.constraints.solvers.consensus_admm import Balance, by_steps, consensus_admm, least_squares
+from typing import Any
+
 from jaxdist.constraints.constraint import Constraint, equality, inequality
-from jaxdist.constraints.library import density
 from jaxdist.constraints.diagnostics import KKT, Best, better, duality_gap, first_best, kkt
-from jaxdist.constraints.dual_ascent import DualAscent, Duals
-from jaxdist.constraints.solvers.dual_decomposition import dual_decomposition
-from jaxdist.constraints.library import demographic_parity, equal_opportunity
+from jaxdist.constraints.dual_ascent import Duals
+from jaxdist.constraints.dual_transformations import nupi, restart, scale_by_penalty, within
+from jaxdist.constraints.feature_multipliers import linear
 from jaxdist.constraints.lagrangian import (
     Term,
     augmented_lagrangian,
@@ -15,23 +15,22 @@ from jaxdist.constraints.lagrangian import (
     quadratic_penalty,
     violation,
 )
-from jaxdist.constraints.solvers.linearized_admm import linearized_admm
-from jaxdist.constraints.dual_transformations import nupi
-from jaxdist.constraints.feature_multipliers import linear
+from jaxdist.constraints.library import demographic_parity, density, equal_opportunity, squared_norm
+from jaxdist.constraints.objective import LagrangianObjective
 from jaxdist.constraints.penalties import growing
+from jaxdist.constraints.solvers.consensus_admm import Balance, by_steps, consensus_admm, least_squares
+from jaxdist.constraints.solvers.dual_decomposition import dual_decomposition
+from jaxdist.constraints.solvers.linearized_admm import linearized_admm
 from jaxdist.constraints.solvers.primal_dual import primal_dual
-from jaxdist.constraints.dual_transformations import restart
-from jaxdist.constraints.dual_transformations import scale_by_penalty
-from jaxdist.constraints.library import squared_norm
-from jaxdist.constraints.dual_transformations import within
+from jaxdist.core.deprecation import former_name
 
 __all__ = [
     'KKT',
     'Balance',
     'Best',
     'Constraint',
-    'DualAscent',
     'Duals',
+    'LagrangianObjective',
     'Term',
     'augmented_lagrangian',
     'better',
@@ -61,3 +60,7 @@ __all__ = [
     'violation',
     'within',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return former_name(__name__, name, {'DualAscent': LagrangianObjective})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.constraints.feature_multipliers import OfFeatures
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Params
 
 Kind = Literal['inequality', 'equality']
@@ -58,21 +59,21 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
-            raise ValueError(f'{self.name!r} cannot name a constraint: use letters, digits and _')
+            raise InputError(f'{self.name!r} cannot name a constraint: use letters, digits and _')
         if self.over not in TAKES:
-            raise ValueError(f'over={self.over!r} of {self.name!r} must be one of {", ".join(TAKES)}')
+            raise InputError(f'over={self.over!r} of {self.name!r} must be one of {", ".join(TAKES)}')
         if self.per_worker and self.over in ('none', 'example'):
-            raise ValueError(
+            raise InputError(
                 f'{self.name!r}: per_worker=True says that each worker holds its own sum, mean or ratio; '
                 f'over={self.over!r} has none'
             )
         if (self.multiplier or self.rows) and self.over != 'example':
-            raise ValueError(f"{self.name!r}: multiplier and rows are for over='example', not {self.over!r}")
+            raise InputError(f"{self.name!r}: multiplier and rows are for over='example', not {self.over!r}")
         if self.multiplier is not None and self.multiplier.signed != (self.kind == 'equality'):
             signs = 'of both signs' if self.kind == 'equality' else 'of 0 or more'
-            raise ValueError(f'{self.name!r} is an {self.kind}, and needs multipliers {signs}: see OfFeatures.signed')
+            raise InputError(f'{self.name!r} is an {self.kind}, and needs multipliers {signs}: see OfFeatures.signed')
         if not np.isfinite(np.asarray(self.bound)).all():
-            raise ValueError(f'bound={self.bound} of {self.name!r} must be finite')
+            raise InputError(f'bound={self.bound} of {self.name!r} must be finite')
         for measure in (self.measure, *([self.true] if self.true else [])):
             _check_takes(self, measure)
 
@@ -90,7 +91,7 @@ class Constraint:
         """This worker's sums of `measure`; of single examples, their values [B] and what each counts [B].
 
         Raises:
-            ValueError: the measure gives another shape than `over` asks for.
+            InputError: the measure gives another shape than `over` asks for.
         """
         given = self.measure(params) if self.over == 'none' else self.measure(params, batch)
         parts = given if self.over == 'ratio' and isinstance(given, tuple | list) else (given,)
@@ -162,7 +163,7 @@ def _check_takes(constraint: Constraint, measure: Measure) -> None:
     except TypeError:
         takes = TAKES[constraint.over][0]
         other = 'mean' if constraint.over == 'none' else 'none'
-        raise ValueError(
+        raise InputError(
             f'the measure of {constraint.name!r} is called as measure{takes}, for over={constraint.over!r}, and cannot '
             f'be; over={other!r} calls it as measure{TAKES[other][0]}'
         ) from None
@@ -173,14 +174,14 @@ def _check_takes(constraint: Constraint, measure: Measure) -> None:
 def _real(constraint: Constraint, x: Any) -> jax.Array:
     array = jnp.asarray(x)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f'the measure of {constraint.name!r} gives complex numbers, which have no order')
+        raise InputError(f'the measure of {constraint.name!r} gives complex numbers, which have no order')
     # Whole numbers have no gradient, and sums of short floats no digits.
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def _misfit(constraint: Constraint, shapes: list[Any], size: int | None = None) -> ValueError:
+def _misfit(constraint: Constraint, shapes: list[Any], size: int | None = None) -> InputError:
     among = '' if size is None else f' of {size} examples here'
-    return ValueError(
+    return InputError(
         f'the measure of {constraint.name!r} must give {TAKES[constraint.over][1]}{among} (over={constraint.over!r}); '
         f'it gives {", ".join(map(str, shapes))}'
     )

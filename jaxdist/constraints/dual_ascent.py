@@ -20,15 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.core import collectives
-from jaxdist.constraints import multipliers as stores, penalties
-from jaxdist.constraints.checking import check_ascends, check_examples
+from jaxdist.constraints import multipliers as stores
+from jaxdist.constraints import penalties
 from jaxdist.constraints.constraint import Constraint, Sums
 from jaxdist.constraints.lagrangian import Term, effective_multiplier, violation
-from jaxdist.constraints.evaluation import shown
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import inverse
 from jaxdist.core.types import Batch, Params
-from jaxdist.core.workers import Workers, part_shapes
 
 Order = Literal['alternating', 'simultaneous', 'primal_first', 'extragradient']
 
@@ -93,7 +92,9 @@ class DualAscent:
 
     def __post_init__(self) -> None:
         if isinstance(self.constraints, Constraint):
-            raise TypeError(f'constraints come in a tuple, as in DualAscent(({self.constraints.name},), ...)')
+            raise TypeError(
+                f'constraints come in a tuple, as in {type(self).__name__}(({self.constraints.name},), ...)'
+            )
         if not isinstance(self.dual, optax.GradientTransformation):
             raise TypeError(
                 f'dual={self.dual!r} must be an optax transformation; jaxdist.line.build_dual makes one of text'
@@ -102,11 +103,11 @@ class DualAscent:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice or not self.names:
             what = f'{twice} stand for several' if twice else 'there are none'
-            raise ValueError(f'dual ascent needs constraints of different names: {what}')
+            raise InputError(f'dual ascent needs constraints of different names: {what}')
         if self.order not in get_args(Order):
-            raise ValueError(f'order={self.order!r} must be one of {", ".join(get_args(Order))}')
+            raise InputError(f'order={self.order!r} must be one of {", ".join(get_args(Order))}')
         if self.every < 1:
-            raise ValueError(f'every={self.every} must be 1 or more primal steps to a dual step')
+            raise InputError(f'every={self.every} must be 1 or more primal steps to a dual step')
         penalties.begin(self.penalty)
 
     @property
@@ -118,30 +119,11 @@ class DualAscent:
         """Multipliers of 0, for a worker's part of the batch; of both shapes will do.
 
         Raises:
-            ValueError: a measure gives another shape than its constraint says.
+            InputError: a measure gives another shape than its constraint says.
         """
         multipliers = {c.name: stores.start(c, params, batch) for c in self.constraints}
         state = self.dual.init(multipliers)
         return Duals(multipliers, state, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
-
-    def check(self, params: Params, batch: Batch, where: Workers, accumulate: int) -> None:
-        """Says what is wrong with constraints that cannot be had.
-
-        Args:
-            params: shapes.
-            batch: the whole batch, or its shapes.
-            where: the workers.
-            accumulate: parts that each worker's batch is taken in.
-
-        Raises:
-            ValueError: a measure of another shape than its constraint says; examples that wander between workers or
-                are taken in parts; a dual line that would lower the multiplier of a violated constraint.
-        """
-        for c in self.constraints:
-            check_examples(c, batch, accumulate)
-        duals = jax.eval_shape(lambda: self.begin(params, part_shapes(batch, where.count)))
-        now = penalties.current(self.penalty, penalties.begin(self.penalty), jnp.zeros((), jnp.int32))
-        check_ascends(self.dual, duals.multipliers, now)
 
     def penalty_of(self, duals: Duals) -> jax.Array:
         """The penalty of the augmented Lagrangian, a scalar."""
@@ -168,11 +150,11 @@ class DualAscent:
         told['count'] = count
         if 'weight' in batch and any(c.over == 'example' for c in self.constraints):
             told['examples'] = batch['weight'].sum()
-        everyone = collectives.total(told, axis)
+        everyone = collectives.psum(told, axis)
         # Made of parameters that all share, what is a function of them alone is shared too.
         shared = {c.name: c.sums(params, batch) for c in self.constraints if c.over == 'none'}
         agreed = {**sums, **shared, **everyone['sums']}
-        rows = next(iter(batch.values())).shape[0] * collectives.size(axis)
+        rows = next(iter(batch.values())).shape[0] * collectives.axis_size(axis)
         return Seen(
             agreed,
             {**agreed, **judged, **everyone['judged']},
@@ -186,12 +168,12 @@ class DualAscent:
         The mean over workers of the parts is the Lagrangian: a sum over workers counts W-fold, a function of the
         parameters alone once.
         """
-        w = collectives.size(axis)
+        w = collectives.axis_size(axis)
         found = {}
         for c in self.constraints:
-            value, pull = jax.vjp(c.value, collectives.per_worker(seen.sums[c.name], axis))
+            value, pull = jax.vjp(c.value, collectives.pvary(seen.sums[c.name], axis))
             term = Term(c.kind, value, stores.read(c, duals.multipliers[c.name], batch))
-            (counts,) = pull(collectives.per_worker(effective_multiplier(term, penalty).astype(value.dtype), axis))
+            (counts,) = pull(collectives.pvary(effective_multiplier(term, penalty).astype(value.dtype), axis))
             if c.over == 'example':
                 counts = (counts[0] * seen.sums[c.name][1] * inverse(seen.examples), jnp.zeros_like(counts[1]))
             found[c.name] = counts if c.over == 'none' else tuple(w * x for x in counts)
@@ -232,10 +214,10 @@ class DualAscent:
             for name, own in multipliers.items()
         }
 
-    def shown(self, duals: Duals, seen: Seen) -> dict[str, dict[str, jax.Array]]:
-        """For each constraint the scalars of `jaxdist.constraints.evaluation.shown`."""
+    def metrics(self, duals: Duals, seen: Seen) -> dict[str, dict[str, jax.Array]]:
+        """For each constraint the scalars of `constraint_metrics`."""
         return {
-            c.name: shown(c, duals.multipliers[c.name], seen.sums[c.name], seen.judged[c.name])
+            c.name: constraint_metrics(c, duals.multipliers[c.name], seen.sums[c.name], seen.judged[c.name])
             for c in self.constraints
         }
 
@@ -246,4 +228,30 @@ class DualAscent:
         each = [jnp.max(violation(Term(c.kind, c.value(seen.judged[c.name]), 0.0))) for c in self.constraints]
         worst = jnp.max(jnp.stack([x.astype(float) for x in each]))
         alone = any(c.per_worker or c.over == 'example' for c in self.constraints)
-        return collectives.largest(worst, axis) if alone else worst
+        return collectives.pmax(worst, axis) if alone else worst
+
+
+def constraint_metrics(constraint: Constraint, multipliers: Any, sums: Sums, judged: Sums) -> dict[str, jax.Array]:
+    """Scalars: `value` (of the true measure; NaN where no example tells it), its `violation`, and its `multiplier`.
+
+    Where a constraint has several values, the one is shown that is violated most, or nearest to it; and of several
+    multipliers the largest in size, which need not be that one's: of a gap bounded from both sides, the value changes
+    sides from batch to batch. If it has a true measure, the value of its proxy is there too, as `proxy`. A function of
+    features has no multiplier to show.
+
+    >>> from jaxdist.constraints.constraint import inequality
+    >>> two = inequality('two', lambda params: params)
+    >>> at = (jnp.array([-1.0, 2.0]),)
+    >>> {name: float(x) for name, x in constraint_metrics(two, jnp.array([0.0, 0.5]), at, at).items()}
+    {'value': 2.0, 'violation': 2.0, 'multiplier': 0.5}
+    """
+    value = jnp.where(constraint.known(judged), constraint.value(judged), jnp.nan).reshape(-1)
+    far = value if constraint.kind == 'inequality' else jnp.abs(value)
+    at = jnp.argmax(jnp.where(jnp.isnan(far), -jnp.inf, far))
+    metrics = {'value': value[at], 'violation': violation(Term(constraint.kind, value[at], 0.0))}
+    if constraint.multiplier is None:
+        each = multipliers.reshape(-1)
+        metrics['multiplier'] = each[jnp.argmax(jnp.abs(each))]
+    if constraint.true is not None:
+        metrics['proxy'] = constraint.value(sums).reshape(-1)[at]
+    return metrics

@@ -1,25 +1,14 @@
 """Transformations of a dual line, beside those of optax: controllers, restarts, projections."""
 
-from typing import Any, NamedTuple
-import jax
-import jax.numpy as jnp
-import optax
-from jaxdist.core.registry import dual
-from typing import Any
-import jax
-import jax.numpy as jnp
-import optax
-from jaxdist.core.registry import dual
-from typing import Any
-import jax
-import optax
-from jaxdist.core.registry import dual
 import math
-from typing import Any
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 from optax import projections
+
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import dual
 
 
@@ -54,7 +43,7 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
         kd: the derivative gain.
 
     Raises:
-        ValueError: `nu` out of range, or gains that would move no multiplier.
+        InputError: `nu` out of range, or gains that would move no multiplier.
 
     >>> controller = nupi(ki=0.1, kp=1.0)
     >>> state = controller.init(jnp.zeros(()))
@@ -65,11 +54,11 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
     1.3
     """
     if not 0 <= nu < 1:
-        raise ValueError(f'nu={nu} of nupi must be from 0 to below 1')
+        raise InputError(f'nu={nu} of nupi must be from 0 to below 1')
     if ki < 0:
-        raise ValueError(f'ki={ki} of nupi must be 0 or more: below, a violation that lasts lowers its multiplier')
+        raise InputError(f'ki={ki} of nupi must be 0 or more: below, a violation that lasts lowers its multiplier')
     if ki == kp == kd == 0:
-        raise ValueError('nupi with gains ki, kp and kd of 0 moves no multiplier')
+        raise InputError('nupi with gains ki, kp and kd of 0 moves no multiplier')
 
     def init(multipliers: Any) -> NuPIState:
         zeros = jax.tree.map(jnp.zeros_like, multipliers)
@@ -87,7 +76,7 @@ def nupi(ki: float, kp: float, nu: float = 0.0, kd: float = 0.0) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
-@dual(paper='Gallego-Posada et al. 2022, arXiv 2208.04425', examples={'sgd(0.01) | restart()': ()}, settles=True)
+@dual(paper='Gallego-Posada et al. 2022, arXiv 2208.04425', examples={'sgd(0.01) | restart()': ()}, final=True)
 def restart() -> optax.GradientTransformationExtraArgs:
     """Sets the multiplier of an inequality that holds, with room to spare, to 0; it comes last in a dual line.
 
@@ -131,7 +120,7 @@ def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
 @dual(
     paper='Duchi et al. 2008, Efficient projections onto the l1-ball',
     examples={'sgd(0.01) | within(radius=10.0)': ()},
-    settles=True,
+    final=True,
 )
 def within(most: float = math.inf, radius: float = math.inf) -> optax.GradientTransformationExtraArgs:
     """Projects multipliers, as moved so far, onto a box and then onto a ball; it comes last in a dual line.
@@ -144,7 +133,7 @@ def within(most: float = math.inf, radius: float = math.inf) -> optax.GradientTr
         radius: the most that the 1-norm of all multipliers together may be.
 
     Raises:
-        ValueError: a bound that is not above 0, or no bound.
+        InputError: a bound that is not above 0, or no bound.
 
     >>> chain = optax.chain(optax.sgd(1.0), within(radius=3.0))
     >>> at = {'a': jnp.zeros(2)}
@@ -152,9 +141,9 @@ def within(most: float = math.inf, radius: float = math.inf) -> optax.GradientTr
     {'a': Array([3., 0.], dtype=float32)}
     """
     if not (most > 0 and radius > 0):
-        raise ValueError(f'within(most={most}, radius={radius}) needs bounds above 0')
+        raise InputError(f'within(most={most}, radius={radius}) needs bounds above 0')
     if math.isinf(most) and math.isinf(radius):
-        raise ValueError('within() needs a bound: most=..., of each multiplier, or radius=..., of all together')
+        raise InputError('within() needs a bound: most=..., of each multiplier, or radius=..., of all together')
 
     def update(updates: Any, state: Any, params: Any = None, *, least: Any = None, **_: Any) -> tuple[Any, Any]:
         lower = jax.tree.map(lambda p: jnp.zeros_like(p), params) if least is None else least

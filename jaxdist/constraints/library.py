@@ -5,19 +5,14 @@ need `group` [B], 0 or 1, in the batch; their rates are ratios of sums over all 
 """
 
 import re
-import jax
-from jaxdist.core.mesh import path_text
-from jaxdist.core.types import Params
-import jax.numpy as jnp
-from jaxdist.constraints.constraint import Constraint, inequality
-from jaxdist.core.registry import constraint
-import jax.numpy as jnp
-from jaxdist.constraints.constraint import Constraint, inequality
-from jaxdist.core.registry import constraint
 from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
 from jaxdist.constraints.constraint import Constraint, Measure, inequality
+from jaxdist.core.errors import InputError
+from jaxdist.core.mesh import path_text
 from jaxdist.core.registry import constraint
 from jaxdist.core.types import Batch, Model, Params
 
@@ -26,7 +21,7 @@ def select(params: Params, path: str) -> list[jax.Array]:
     """The tensors whose whole path the regular expression matches, in the order of the tree.
 
     Raises:
-        ValueError: no path matches; the text has the paths that there are.
+        InputError: no path matches; the text has the paths that there are.
 
     >>> select({'up': {'bias': 1.0, 'kernel': 2.0}}, '.*kernel')
     [2.0]
@@ -34,7 +29,7 @@ def select(params: Params, path: str) -> list[jax.Array]:
     every = [(path_text(at), tensor) for at, tensor in jax.tree_util.tree_flatten_with_path(params)[0]]
     found = [tensor for name, tensor in every if re.fullmatch(path, name)]
     if not found:
-        raise ValueError(f'no parameter has a path like {path!r}; they are {", ".join(name for name, _ in every)}')
+        raise InputError(f'no parameter has a path like {path!r}; they are {", ".join(name for name, _ in every)}')
     return found
 
 
@@ -52,14 +47,14 @@ def density(bound: float, path: str = '.*kernel', small: float = 0.01, width: fl
         width: of the smooth count: of weights far above it, the count has no gradient.
 
     Raises:
-        ValueError: a bound that is no part, or a size that is not above 0.
+        InputError: a bound that is no part, or a size that is not above 0.
 
     >>> thin = density(bound=0.25)
     >>> float(thin.value(thin.judged({'kernel': jnp.array([0.5, -0.4, 0.001, 0.0])}, {})))
     0.25
     """
     if not (0 < bound < 1 and small > 0 and width > 0):
-        raise ValueError(f'density(bound={bound}, small={small}, width={width}): a part between 0 and 1, sizes above 0')
+        raise InputError(f'density(bound={bound}, small={small}, width={width}): a part between 0 and 1, sizes above 0')
 
     def weights(params: object) -> jnp.ndarray:
         return jnp.concatenate([tensor.reshape(-1) for tensor in select(params, path)])
@@ -84,14 +79,14 @@ def squared_norm(bound: float, path: str = '.*', each: bool = False) -> Constrai
         each: whether each tensor's norm is bounded, with a multiplier each, or that of all together.
 
     Raises:
-        ValueError: a bound that is not above 0.
+        InputError: a bound that is not above 0.
 
     >>> ball = squared_norm(bound=1.0, path='.*kernel', each=True)
     >>> ball.value(ball.sums({'a': {'kernel': jnp.ones(3)}, 'b': {'kernel': jnp.zeros(2), 'bias': jnp.ones(9)}}, {}))
     Array([ 2., -1.], dtype=float32)
     """
     if not bound > 0:
-        raise ValueError(f'bound={bound} of squared_norm must be above 0')
+        raise InputError(f'bound={bound} of squared_norm must be above 0')
 
     def measure(params: object) -> object:
         norms = jnp.stack([jnp.sum(jnp.square(tensor)) for tensor in select(params, path)])
@@ -115,7 +110,7 @@ def demographic_parity(model: Model, gap: float = 0.05) -> Constraint:
         gap: 0 or more.
 
     Raises:
-        ValueError: a gap below 0, or a model of more classes, or of tokens.
+        InputError: a gap below 0, or a model of more classes, or of tokens.
 
     >>> from jaxdist.core.types import Task
     >>> outputs = lambda params, batch: batch['x']
@@ -136,15 +131,15 @@ def equal_opportunity(model: Model, gap: float = 0.05) -> Constraint:
         gap: 0 or more.
 
     Raises:
-        ValueError: a gap below 0, or a model of another task.
+        InputError: a gap below 0, or a model of another task.
 
     >>> from jaxdist.core.types import Task
     >>> equal_opportunity(Model(None, None, (), None, Task('values', (2,), 1)))
     Traceback (most recent call last):
-    ValueError: equal_opportunity compares rates of positive labels, and needs a task of two classes, not values
+    jaxdist.InputError: equal_opportunity compares rates of positive labels, and needs a task of two classes, not values
     """
     if model.task is not None and model.task.kind == 'values':
-        raise ValueError(
+        raise InputError(
             'equal_opportunity compares rates of positive labels, and needs a task of two classes, not values'
         )
     return _gap('equal_opportunity', model, gap, lambda batch: (batch['y'] == 1).astype(float))
@@ -153,15 +148,15 @@ def equal_opportunity(model: Model, gap: float = 0.05) -> Constraint:
 def _gap(name: str, model: Model, gap: float, counted: Counted) -> Constraint:
     task = model.task
     if gap < 0:
-        raise ValueError(f'gap={gap} of {name} must be 0 or more')
+        raise InputError(f'gap={gap} of {name} must be 0 or more')
     if task is None or not (task.kind == 'values' or (task.kind == 'classes' and task.classes == 2)):
         what = 'an unknown task' if task is None else f'{task.classes} {task.kind}'
-        raise ValueError(f'{name} compares two groups in a task of two classes or of values; the model has {what}')
+        raise InputError(f'{name} compares two groups in a task of two classes or of values; the model has {what}')
 
     def rates(positive: Callable[[jax.Array], jax.Array]) -> Measure:
         def measure(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
             if 'group' not in batch:
-                raise ValueError(
+                raise InputError(
                     f"{name} needs batches with `group` [B], 0 or 1: give the data a group, as Table(group='sex')"
                 )
             assert model.outputs is not None

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core import collectives
 from jaxdist.constraints.constraint import Constraint, Sums
+from jaxdist.core import collectives
 from jaxdist.core.gradient import inverse
 from jaxdist.core.types import Batch, Params
 
@@ -78,6 +78,6 @@ def feed(
             return value, counts
         none, rows = jnp.zeros_like(store), batch['row']
         return none.at[rows].set(value), none.astype(bool).at[rows].set(counts)
-    _, pull = jax.vjp(lambda own: model.apply(own, batch), collectives.per_worker(store, axis))
+    _, pull = jax.vjp(lambda own: model.apply(own, batch), collectives.pvary(store, axis))
     share = value * sums[1] * inverse(examples)
-    return collectives.total(pull(collectives.per_worker(share, axis))[0], axis), True
+    return collectives.psum(pull(collectives.pvary(share, axis))[0], axis), True

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import dual
 
 
@@ -50,13 +51,13 @@ def growing(start: float, factor: float = 2.0, shrink: float = 0.9, most: float 
         most: it never exceeds this.
 
     Raises:
-        ValueError: a number out of range.
+        InputError: a number out of range.
 
     >>> growing(1.0, factor=10.0).most
     10000.0
     """
     if not (0 < start <= most and factor > 1 and 0 < shrink <= 1):
-        raise ValueError(
+        raise InputError(
             f'growing(start={start}, factor={factor}, shrink={shrink}, most={most}) needs 0 < start <= most, '
             'factor above 1 and 0 < shrink <= 1'
         )
@@ -67,7 +68,7 @@ def begin(penalty: Penalty) -> Any:
     """What a penalty remembers, before the first dual step.
 
     Raises:
-        ValueError: a number below 0.
+        InputError: a number below 0.
 
     >>> begin(1.0), float(begin(growing(2.0)).penalty)
     ((), 2.0)
@@ -79,7 +80,7 @@ def begin(penalty: Penalty) -> Any:
             f'penalty={penalty!r} must be a number, a schedule or growing(...); jaxdist.line.build_value reads text'
         )
     if not callable(penalty) and not penalty >= 0:
-        raise ValueError(f'penalty={penalty} must be 0 or more')
+        raise InputError(f'penalty={penalty} must be 0 or more')
     return ()
 
 

@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     words: str
 
 
-class Told(NamedTuple):
+class Observation(NamedTuple):
     """A constraint at some step of training: its violation and its multiplier, None where unknown."""
 
     violation: float | None
@@ -38,7 +38,7 @@ class Told(NamedTuple):
 def verdicts(
     values: Mapping[str, float],
     violations: Mapping[str, float],
-    told: Mapping[str, Sequence[Told]],
+    told: Mapping[str, Sequence[Observation]],
     tolerance: float,
     priced: Collection[str] = (),
 ) -> dict[str, Verdict]:
@@ -55,7 +55,7 @@ def verdicts(
         tolerance: the largest violation that counts as held.
         priced: those whose multiplier is what a looser bound would save, as it is where one multiplier is all there is.
 
-    >>> rising = [Told(0.5, 0.1 * t) for t in range(10)]
+    >>> rising = [Observation(0.5, 0.1 * t) for t in range(10)]
     >>> verdict = verdicts({'small': 0.5}, {'small': 0.5}, {'small': rising}, 0.01)['small']
     >>> verdict.holds, verdict.words
     (False, 'small does not hold: 0.5 too much (tolerance 0.01). Its multiplier grew from 0.5 halfway to 0.9, and
@@ -68,7 +68,9 @@ def verdicts(
     }
 
 
-def _one(name: str, value: float, violation: float, told: Sequence[Told], tolerance: float, priced: bool) -> Verdict:
+def _one(
+    name: str, value: float, violation: float, told: Sequence[Observation], tolerance: float, priced: bool
+) -> Verdict:
     multiplier = told[-1].multiplier if told else None
     if value != value:  # NaN: no example, of a group perhaps
         return Verdict(False, value, violation, multiplier, f'{name} is unknown: no example tells it')
@@ -90,7 +92,7 @@ def _price(value: float, multiplier: float | None, tolerance: float, priced: boo
     return f'; a bound looser by 1 would lower the loss at the rate of {abs(multiplier):.3g}'
 
 
-def _why(told: Sequence[Told]) -> str:
+def _why(told: Sequence[Observation]) -> str:
     """Why a constraint does not hold, from what training told in its second half."""
     known = [(v, m) for v, m in told if v is not None and m is not None]
     if len(known) < 4:

@@ -10,28 +10,28 @@ AXIS = 'workers'
 """The worker axis's name wherever nobody gives another."""
 
 
-def size(axis: str = AXIS) -> int:
+def axis_size(axis: str = AXIS) -> int:
     """The number of workers W.
 
-    >>> jax.vmap(lambda x: x * size('w'), axis_name='w')(jnp.ones(3))
+    >>> jax.vmap(lambda x: x * axis_size('w'), axis_name='w')(jnp.ones(3))
     Array([3., 3., 3.], dtype=float32)
     """
     return lax.axis_size(axis)
 
 
-def index(axis: str = AXIS) -> jax.Array:
+def axis_index(axis: str = AXIS) -> jax.Array:
     """This worker's number, 0 to W - 1, as an int32 scalar.
 
-    >>> jax.vmap(lambda x: x + index('w'), axis_name='w')(jnp.zeros(3))
+    >>> jax.vmap(lambda x: x + axis_index('w'), axis_name='w')(jnp.zeros(3))
     Array([0., 1., 2.], dtype=float32)
     """
     return lax.axis_index(axis)
 
 
-def on_mesh(axis: str = AXIS) -> bool:
+def is_manual(axis: str = AXIS) -> bool:
     """Whether the axis is one of a mesh, inside `shard_map`, where types tell what varies; under `vmap` they do not.
 
-    >>> jax.vmap(lambda x: x * on_mesh('w'), axis_name='w')(jnp.ones(2))
+    >>> jax.vmap(lambda x: x * is_manual('w'), axis_name='w')(jnp.ones(2))
     Array([0., 0.], dtype=float32)
     """
     return axis in jax.sharding.get_abstract_mesh().manual_axes
@@ -41,7 +41,7 @@ def varies(x: jax.Array, axis: str = AXIS) -> bool:
     """Whether the type of `x` says that it may differ between workers. Only inside `shard_map`.
 
     >>> seen = []
-    >>> code = lambda x: seen.append((varies(x), varies(mean(x)))) or x
+    >>> code = lambda x: seen.append((varies(x), varies(pmean(x)))) or x
     >>> mesh = jax.make_mesh((1,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     >>> _ = jax.shard_map(code, mesh=mesh, in_specs=jax.P(AXIS), out_specs=jax.P(AXIS))(jnp.ones(2))
     >>> seen
@@ -50,51 +50,69 @@ def varies(x: jax.Array, axis: str = AXIS) -> bool:
     return axis in jax.typeof(x).mat.varying
 
 
-def per_worker(tree: Any, axis: str = AXIS) -> Any:
+def pvary(tree: Any, axis: str = AXIS) -> Any:
     """The same values, typed as different on each worker.
 
     A gradient taken of such parameters is local: of parameters that all workers share, JAX would sum it over them.
 
-    >>> jax.vmap(per_worker, axis_name=AXIS)(jnp.ones(2))
+    >>> jax.vmap(pvary, axis_name=AXIS)(jnp.ones(2))
     Array([1., 1.], dtype=float32)
     """
-    if not on_mesh(axis):
+    if not is_manual(axis):
         return tree
     return jax.tree.map(lambda x: x if varies(x, axis) else lax.pcast(x, axis, to='varying'), tree)
 
 
-def total(tree: Any, axis: str = AXIS) -> Any:
+def zeros(shapes: Any) -> Any:
+    """Zeros of these shapes and dtypes that vary where they do: for the carry of a scan.
+
+    Args:
+        shapes: from `jax.eval_shape`, inside or outside of `shard_map`.
+
+    >>> zeros(jax.eval_shape(lambda: jnp.ones(2)))
+    Array([0., 0.], dtype=float32)
+    """
+
+    def one(x: Any) -> jax.Array:
+        varying = tuple(x.manual_axis_type.varying) if x.manual_axis_type else ()
+        zero = jnp.zeros(x.shape, x.dtype)
+        return lax.pcast(zero, varying, to='varying') if varying else zero
+
+    return jax.tree.map(one, shapes)
+
+
+def psum(tree: Any, axis: str = AXIS) -> Any:
     """The sum over workers, leaf by leaf: shared by all. Sends 2 (W - 1) / W times the bytes of the tree, in one
     collective a dtype.
 
-    >>> jax.vmap(total, axis_name=AXIS)(jnp.arange(4.0))
+    >>> jax.vmap(psum, axis_name=AXIS)(jnp.arange(4.0))
     Array([6., 6., 6., 6.], dtype=float32)
     """
-    if on_mesh(axis):
-        return lax.psum(per_worker(tree, axis), axis)
+    if is_manual(axis):
+        return lax.psum(pvary(tree, axis), axis)
     return jax.tree.map(lambda x: sum_rows(lax.all_gather(x, axis)), tree)
 
 
-def mean(tree: Any, axis: str = AXIS) -> Any:
-    """The mean over workers, leaf by leaf, shared by all. Sends as `total` does.
+def pmean(tree: Any, axis: str = AXIS) -> Any:
+    """The mean over workers, leaf by leaf, shared by all. Sends as `psum` does.
 
-    >>> jax.vmap(mean, axis_name=AXIS)(jnp.arange(4.0))
+    >>> jax.vmap(pmean, axis_name=AXIS)(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
-    w = size(axis)
-    return jax.tree.map(lambda x: x / w, total(tree, axis))
+    w = axis_size(axis)
+    return jax.tree.map(lambda x: x / w, psum(tree, axis))
 
 
-def largest(x: jax.Array, axis: str = AXIS) -> jax.Array:
+def pmax(x: jax.Array, axis: str = AXIS) -> jax.Array:
     """The largest over workers, entry by entry, shared by all. Sends 2 (W - 1) / W times the bytes of `x`.
 
     Whether NaN is larger than a number depends on the backend; infinity is.
 
-    >>> jax.vmap(largest, axis_name=AXIS, out_axes=None)(jnp.array([[1.0, 5.0], [3.0, 4.0]]))
+    >>> jax.vmap(pmax, axis_name=AXIS, out_axes=None)(jnp.array([[1.0, 5.0], [3.0, 4.0]]))
     Array([3., 5.], dtype=float32)
     """
-    if on_mesh(axis):
-        return lax.pmax(per_worker(x, axis), axis)
+    if is_manual(axis):
+        return lax.pmax(pvary(x, axis), axis)
     return jnp.max(lax.all_gather(x, axis), axis=0)
 
 
@@ -108,37 +126,37 @@ def sum_rows(x: jax.Array) -> jax.Array:
     return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision='highest')
 
 
-def gather(x: jax.Array, axis: str = AXIS) -> jax.Array:
+def all_gather(x: jax.Array, axis: str = AXIS) -> jax.Array:
     """Everybody's `x`, stacked: [W, ...], shared by all. Sends W - 1 times the bytes of `x`.
 
-    >>> jax.vmap(gather, axis_name=AXIS, out_axes=None)(jnp.arange(3))
+    >>> jax.vmap(all_gather, axis_name=AXIS, out_axes=None)(jnp.arange(3))
     Array([0, 1, 2], dtype=int32)
     """
-    if not on_mesh(axis):
+    if not is_manual(axis):
         return lax.all_gather(x, axis)
     # Of bytes in one row a TPU would send four times as many: its tiles hold four rows, and it sends whole tiles.
     rows = x.reshape(4, -1) if x.dtype == jnp.uint8 and x.ndim == 1 and x.size % 4 == 0 else x
     return lax.all_gather(rows, axis, to='invarying').reshape(-1, *x.shape)
 
 
-def exchange(x: jax.Array, axis: str = AXIS) -> jax.Array:
+def all_to_all(x: jax.Array, axis: str = AXIS) -> jax.Array:
     """Row j of `x` [W, ...] goes to worker j; returned is [W, ...] with row i from worker i. Sends (W - 1) / W of `x`.
 
-    >>> jax.vmap(exchange, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
+    >>> jax.vmap(all_to_all, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
     Array([[0, 2],
            [1, 3]], dtype=int32)
     """
-    if not on_mesh(axis):  # under vmap, all_to_all gets the shape wrong of what no worker has of its own
+    if not is_manual(axis):  # under vmap, all_to_all gets the shape wrong of what no worker has of its own
         x = x + (0 * lax.axis_index(axis)).astype(x.dtype)
     return lax.all_to_all(x, axis, 0, 0, tiled=True)
 
 
-def scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
+def reduce_scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
     """The sum over workers of row j of `x` [W, ...] goes to worker j: [...]. Sends (W - 1) / W of `x`.
 
-    >>> jax.vmap(scatter, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
+    >>> jax.vmap(reduce_scatter, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
     Array([2, 4], dtype=int32)
     """
     # A TPU makes an all-reduce of it unless what is scattered lies outside of the tiles, whose rows have 128 lanes.
     rows = x.reshape(x.shape[0], -1, 128) if x.ndim == 2 and x.shape[1] % 128 == 0 else x
-    return lax.psum_scatter(per_worker(rows, axis), axis).reshape(x.shape[1:])
+    return lax.psum_scatter(pvary(rows, axis), axis).reshape(x.shape[1:])

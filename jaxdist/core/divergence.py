@@ -8,7 +8,7 @@ from typing import Any
 from jax.extend import core
 
 
-def split_choices(program: Any, axis: str) -> Iterator[str]:
+def divergent_branches(program: Any, axis: str) -> Iterator[str]:
     """Each `cond`, `switch` or loop of a traced program whose condition differs between workers, and not its result's
     type.
 
@@ -22,7 +22,7 @@ def split_choices(program: Any, axis: str) -> Iterator[str]:
     >>> mesh = jax.make_mesh((1,), ('w',), axis_types=(jax.sharding.AxisType.Auto,))
     >>> choose = lambda x: jax.lax.cond(x[0] > 0, lambda: 1.0, lambda: 2.0)
     >>> code = jax.shard_map(choose, mesh=mesh, in_specs=jax.P('w'), out_specs=jax.P())
-    >>> list(split_choices(jax.make_jaxpr(code)(jax.numpy.ones(1)), 'w'))
+    >>> list(divergent_branches(jax.make_jaxpr(code)(jax.numpy.ones(1)), 'w'))
     ['cond']
     """
     for eqn in program.eqns:
@@ -31,7 +31,7 @@ def split_choices(program: Any, axis: str) -> Iterator[str]:
         if split and any(not _differs(out, axis) for out in eqn.outvars):
             yield kind
         for inner in core.jaxprs_in_params(eqn.params):
-            yield from split_choices(inner, axis)
+            yield from divergent_branches(inner, axis)
 
 
 def _condition_differs(eqn: Any, axis: str) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdist.core import collectives
 from jaxdist.core.types import Batch, Loss, Params
 
 
@@ -25,7 +26,7 @@ def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None)
 
     def part(params: Params, batch: Batch, key: jax.Array, of_the_mean: bool = True) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
-            sums, count = loss(cast(params, compute), batch, key)
+            sums, count = loss(cast_params(params, compute), batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
             return sums['loss'] * (inverse(count) if of_the_mean else 1), (sums, count)
 
@@ -75,9 +76,10 @@ def _parts(batch: Batch, key: jax.Array, accumulate: int) -> tuple[Batch, jax.Ar
 
 
 def _sum_of_parts(one: Callable[[Any], Any], parts: Any) -> Any:
+    # The sum starts from zeros, not from the first part: the program then has forward and backward once.
     add = lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None)  # noqa: E731
-    begin = one(jax.tree.map(lambda x: x[0], parts))
-    return lax.scan(add, begin, jax.tree.map(lambda x: x[1:], parts))[0]
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    return lax.scan(add, collectives.zeros(shapes), parts)[0]
 
 
 def inverse(count: jax.Array) -> jax.Array:
@@ -89,10 +91,10 @@ def inverse(count: jax.Array) -> jax.Array:
     return jnp.where(count > 0, 1 / count, 0)
 
 
-def cast(params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+def cast_params(params: Params, compute: jax.typing.DTypeLike | None) -> Params:
     """The parameters as the loss sees them: real numbers in the dtype `compute`, if one is given.
 
-    >>> cast({'w': jnp.ones(1)}, jnp.bfloat16)
+    >>> cast_params({'w': jnp.ones(1)}, jnp.bfloat16)
     {'w': Array([1], dtype=bfloat16)}
     """
     if compute is None:

@@ -1,4 +1,4 @@
-"""What workers settle around an update: who takes the step, and how much each one's gradient counts."""
+"""Decides whether a step is applied, and weights each worker's gradient by its example count."""
 
 from typing import Any, NamedTuple
 
@@ -7,61 +7,66 @@ import jax.numpy as jnp
 
 from jaxdist.core import collectives
 from jaxdist.core.gradient import inverse
+from jaxdist.core.protocol import diverges
 from jaxdist.core.types import Params
 
 
-class Accord(NamedTuple):
-    """How workers agree, or that they need not.
+class StepGuard(NamedTuple):
+    """Rejects steps with a non-finite gradient.
 
     Attributes:
-        layout: which leaves of the state, a NamedTuple with `params` and `opt_state`, differ between workers.
-        alone: whether workers go their own ways, each deciding for what is its own; else all decide together.
-        guard: whether a gradient that is not finite is left out.
-        uneven: whether workers' counts of examples may differ.
+        layout: which leaves of the state, a NamedTuple with `params` and `opt_state`, vary over workers.
+        diverge: whether workers diverge, and each decides for itself; else they decide together.
+        active: whether a non-finite gradient is rejected.
+        uneven: whether workers' example counts may differ.
         axis: the worker axis.
     """
 
     layout: Any
-    alone: bool
-    guard: bool
+    diverge: bool
+    active: bool
     uneven: bool
     axis: str
 
-    def before(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params]:
-        """Whether this worker takes the step, and the gradient that it takes it with; `also` has to be finite too."""
-        finite = is_finite((grads, also))
-        if self.alone:
-            # The others may meet with this worker at this very step: nothing that is not finite may reach them.
-            ok = finite if self.guard else jnp.bool(True)
-            return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.guard else grads
-        told = {'bad': 1 - finite.astype(count.dtype)} if self.guard else {}
-        told |= {'count': count} if self.uneven else {}
-        everyone = collectives.total(told, self.axis) if told else {}
-        if self.uneven:
-            share = count * collectives.size(self.axis) * inverse(everyone['count'])
-            grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
-        return everyone['bad'] == 0 if self.guard else jnp.bool(True), grads
+    def admit(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params]:
+        """Whether this worker applies the step, and its weighted gradient; `also` has to be finite too.
 
-    def extras(self, ok: jax.Array) -> dict[str, jax.Array]:
-        """What the update is told: with `idle`, a part that works locally leaves out this worker's own movement."""
-        return {'idle': ~ok} if self.alone and self.guard else {}
-
-    def after(self, ok: jax.Array, new: Any, old: Any) -> Any:
-        """The new state or, where the step is not taken, the old one bit for bit.
-
-        Of workers on their own, what is kept is their optimisers' state. Parameters and the state of what works locally
-        are that part's to settle, for the worker may just have met the others.
+        Where workers do not diverge, they vote: 4 bytes each, and 4 more for the counts if these are uneven.
         """
-        if not self.guard:
+        finite = is_finite((grads, also))
+        if self.diverge:
+            # A synchronisation round may be in this very step: no non-finite number may reach the other workers.
+            ok = finite if self.active else jnp.bool(True)
+            return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.active else grads
+        votes = {'bad': 1 - finite.astype(count.dtype)} if self.active else {}
+        votes |= {'count': count} if self.uneven else {}
+        sums = collectives.psum(votes, self.axis) if votes else {}
+        if self.uneven:
+            share = count * collectives.axis_size(self.axis) * inverse(sums['count'])
+            grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+        return sums['bad'] == 0 if self.active else jnp.bool(True), grads
+
+    def update_kwargs(self, ok: jax.Array) -> dict[str, jax.Array]:
+        """The extra keyword arguments of the update; see `jaxdist.core.protocol`."""
+        # `idle` is the former name of `rejected`, for algorithms that were written for it.
+        return {'rejected': ~ok, 'idle': ~ok} if self.diverge and self.active else {}
+
+    def commit(self, ok: jax.Array, new: Any, old: Any) -> Any:
+        """The new state or, where the step is rejected, the old one bit for bit.
+
+        Where workers diverge, a rejected worker keeps the state of its optimiser. Its parameters, and the state of the
+        algorithm that lets them diverge, are that algorithm's: this step may have been a synchronisation round.
+        """
+        if not self.active:
             return new
-        if not self.alone:
+        if not self.diverge:
             return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
         def keep(varies: Any, new: Any, old: Any) -> Any:
             return jnp.where(ok, new, old) if varies is True else new
 
         return new._replace(
-            opt_state=jax.tree.map(keep, self.layout.opt_state, new.opt_state, old.opt_state, is_leaf=_says_so)
+            opt_state=jax.tree.map(keep, self.layout.opt_state, new.opt_state, old.opt_state, is_leaf=diverges)
         )
 
 
@@ -73,16 +78,3 @@ def is_finite(tree: Any) -> jax.Array:
     """
     numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
-
-
-def local_parts(opt_state: Any) -> list[Any]:
-    """The parts of an update's state whose algorithm lets workers differ on purpose: `works_locally` of them is true.
-
-    >>> local_parts(({'mu': 0.0},))
-    []
-    """
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=_says_so) if _says_so(node)]
-
-
-def _says_so(node: Any) -> bool:
-    return bool(getattr(node, 'works_locally', False))

@@ -1,14 +1,15 @@
-"""Meshes, and which axis cuts which parameter: rules by path, loud about what does not fit."""
+"""The table of mesh axes, meshes made of it, and sharding rules: which axis shards which dim of a parameter."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from jaxdist.core.errors import InputError
+from jaxdist.core.protocol import is_spec
 
 KeyPath = tuple[Any, ...]
 """A leaf's place in a pytree, as `jax.tree_util` gives it."""
@@ -17,31 +18,84 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 """(regular expression that must match a parameter's whole path, one mesh axis or None for each dim)."""
 
 
-def make(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with these axes and sizes over the first devices; the compiler decides on every axis that is not made
-    manual.
+AxisKind = Literal['workers', 'stage', 'fsdp', 'context', 'expert', 'model']
+"""What a mesh axis is for, outermost first; every other than `workers` is inside a worker.
+
+workers: replicas that train together by an algorithm. stage: pipeline stages. fsdp: sharded parameters and state.
+context: parts of a sequence. expert: experts of a layer. model: tensor parallelism.
+"""
+
+KINDS: tuple[AxisKind, ...] = get_args(AxisKind)
+
+
+class Axis(NamedTuple):
+    """One mesh axis: its name, its number of devices, and what it is for."""
+
+    name: str
+    size: int
+    kind: AxisKind
+
+
+def axis_table(**sizes: int) -> tuple[Axis, ...]:
+    """The mesh axes in the order of `KINDS`, the last one fastest: devices next to each other are of one worker.
+
+    `workers` is always there; any other axis only if it has more than one device.
+
+    Args:
+        **sizes: the number of devices by kind; 1 for those not given.
 
     Raises:
-        ValueError: an axis is smaller than 1, or there are fewer devices than the mesh needs.
+        InputError: an unknown kind, or a size below 1.
 
-    >>> dict(make({'workers': 4, 'model': 2}).shape)
+    >>> axis_table(model=2, workers=4)
+    (Axis(name='workers', size=4, kind='workers'), Axis(name='model', size=2, kind='model'))
+    """
+    for kind, size in sizes.items():
+        if kind not in KINDS:
+            raise InputError(f'there is no mesh axis {kind!r}; the axes are {", ".join(KINDS)}')
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f'mesh axis {kind!r} has size {size!r}; it must be a whole number, 1 or more')
+    each = [Axis(kind, sizes.get(kind, 1), kind) for kind in KINDS]
+    return tuple(axis for axis in each if axis.kind == 'workers' or axis.size > 1)
+
+
+def axis_text(axes: Sequence[Axis]) -> str:
+    """A table of axes in words.
+
+    >>> axis_text(axis_table(workers=4, model=2))
+    '4 workers x 2 model'
+    """
+    return ' x '.join(f'{axis.size} {axis.name}' for axis in axes)
+
+
+def make(axes: Mapping[str, int] | Sequence[Axis], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of these axes over the first devices; the compiler decides on every axis that is not made manual.
+
+    Args:
+        axes: a table of axes, or the sizes by name, in order.
+        devices: all that JAX has, if not given.
+
+    Raises:
+        InputError: an axis is smaller than 1, or there are fewer devices than the mesh needs.
+
+    >>> dict(make(axis_table(workers=4, model=2)).shape)
     {'workers': 4, 'model': 2}
     """
+    sizes = axes if isinstance(axes, Mapping) else {axis.name: axis.size for axis in axes}
     devices = jax.devices() if devices is None else devices
-    need = 1
-    for name, n in axes.items():
+    for name, n in sizes.items():
         if n < 1:
-            raise ValueError(f'mesh axis {name!r} has size {n}; it must be 1 or more')
-        need *= n
+            raise InputError(f'mesh axis {name!r} has size {n}; it must be 1 or more')
+    need = math.prod(sizes.values())
     if need > len(devices):
-        shape = ' x '.join(f'{n} {name}' for name, n in axes.items())
-        raise ValueError(
+        shape = ' x '.join(f'{n} {name}' for name, n in sizes.items())
+        raise InputError(
             f'a mesh of {shape} needs {need} devices, and there are {len(devices)} ({devices[0].platform}). '
             f'Emulate them on CPU with --emulate (in Python: jax.config.update("jax_num_cpu_devices", {need}) '
             'before anything runs), or simulate the workers on one device with --simulate.'
         )
-    kinds = (AxisType.Auto,) * len(axes)
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices[:need])
+    kinds = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices[:need])
 
 
 def path_text(path: KeyPath) -> str:
@@ -60,10 +114,10 @@ def specs(params: Any, rules: Rules, mesh: Mesh | AbstractMesh | None) -> Any:
     replicated.
 
     Axes that the mesh does not have are left out, so that a model's rules serve any mesh; without a mesh nothing is
-    cut.
+    sharded.
 
     Raises:
-        ValueError: a rule matches no leaf, has more dims than the leaf, or its axis does not divide the dim.
+        InputError: a rule matches no leaf, has more dims than the leaf, or its axis does not divide the dim.
 
     >>> mesh = make({'workers': 2, 'model': 2})
     >>> specs({'up': jax.ShapeDtypeStruct((8, 4), 'float32')}, [('up', (None, 'model'))], mesh)
@@ -83,7 +137,7 @@ def specs(params: Any, rules: Rules, mesh: Mesh | AbstractMesh | None) -> Any:
     out = jax.tree_util.tree_map_with_path(spec, params)
     if unused:
         names = [path_text(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-        raise ValueError(f'sharding rules that match no parameter: {sorted(unused)}; the parameters are {names}')
+        raise InputError(f'sharding rules that match no parameter: {sorted(unused)}; the parameters are {names}')
     return out
 
 
@@ -92,10 +146,10 @@ def _fitting(
 ) -> PartitionSpec:
     """The rule's spec for this leaf, once it is sure to fit."""
     if len(dims) > len(shape):
-        raise ValueError(f'rule {pattern!r} names {len(dims)} dims, and parameter {name!r} has {len(shape)}: {shape}')
+        raise InputError(f'rule {pattern!r} names {len(dims)} dims, and parameter {name!r} has {len(shape)}: {shape}')
     for dim, (axis, n) in enumerate(zip(dims, shape, strict=False)):
         if axis is not None and n % axes.get(axis, 1):
-            raise ValueError(
+            raise InputError(
                 f'dim {dim} of parameter {name!r} {shape} has {n} entries, which mesh axis {axis!r} '
                 f'of size {axes[axis]} does not divide (rule {pattern!r}); change the size of either'
             )
@@ -105,96 +159,37 @@ def _fitting(
     return PartitionSpec(*kept)
 
 
-_CUTS: ContextVar[Any] = ContextVar('cuts', default=None)
-
-
-@contextmanager
-def cut_as(param_specs: Any) -> Iterator[None]:
-    """While an update is traced inside: how parameters, and gradients with them, are cut over the mesh's other axes.
-
-    A type does not tell it, and neither `init` nor `update` of an optax transformation has a place for it.
-
-    >>> with cut_as({'up': jax.P(None, 'model')}):
-    ...     cuts({'up': jax.numpy.ones((8, 4))})
-    [P(None, 'model')]
-    """
-    token = _CUTS.set(param_specs)
-    try:
-        yield
-    finally:
-        _CUTS.reset(token)
-
-
-def cuts(params: Any) -> list[PartitionSpec] | None:
-    """How each leaf of a tree like the parameters is cut, as `cut_as` has it; None if the mesh has no other axes.
-
-    Raises:
-        ValueError: the tree is not like the parameters.
-
-    >>> cuts({'up': jax.numpy.ones((8, 4))})
-    """
-    specs = _CUTS.get()
-    if specs is None:
-        return None
-    found: list[PartitionSpec] = jax.tree.leaves(specs, is_leaf=_is_spec)
-    if len(found) != len(jax.tree.leaves(params)):
-        raise ValueError(
-            f'how {len(found)} parameters are cut over the mesh is known, and the tree has '
-            f'{len(jax.tree.leaves(params))} leaves; on a mesh with other axes a part of them cannot be averaged alone'
-        )
-    return found
-
-
-@contextmanager
-def part_of(members: Sequence[int]) -> Iterator[None]:
-    """Inside `cut_as`, for the part of the parameters with these leaves: `cuts` then tells how those are cut.
-
-    >>> with cut_as([jax.P('model'), jax.P()]), part_of((1,)):
-    ...     cuts({'a': None, 'b': jax.numpy.ones(3)})
-    [P()]
-    """
-    specs = _CUTS.get()
-    leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
-    with cut_as(None if specs is None else [leaves[i] for i in members]):
-        yield
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
-
-
-def follow(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) -> Any:
-    """Specs for an optimiser's state: a leaf that belongs to a parameter is cut as that parameter is; the rest is
-    replicated.
+def state_specs(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) -> Any:
+    """Specs for an optimiser's state: a leaf that belongs to a parameter is sharded like it; the rest is replicated.
 
     A leaf belongs to a parameter if its path ends with the parameter's and its last dims are the parameter's: moments,
-    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has
-    something for each of them. Left alone, the compiler would replicate every one of them.
+    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has an entry
+    for each of them. Without specs the compiler would replicate every one of them.
 
     Args:
         state: shapes.
         params: shapes.
-        param_specs: how the parameters are cut.
+        param_specs: how the parameters are sharded.
         sizes: the mesh's axes and their sizes.
 
     >>> of = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
     >>> state = {'queue': {'up': of(3, 8, 4)}, 'factor': {'up': of(2, 4, 1)}}
-    >>> follow(state, {'up': of(8, 4)}, {'up': jax.P(None, 'model')}, {'model': 2})
+    >>> state_specs(state, {'up': of(8, 4)}, {'up': jax.P(None, 'model')}, {'model': 2})
     {'factor': {'up': P('model',)}, 'queue': {'up': P(None, None, 'model')}}
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    each = jax.tree.leaves(param_specs, is_leaf=_is_spec)
-    known = [(path, p.shape, cut) for (path, p), cut in zip(flat, each, strict=True)]
+    each = jax.tree.leaves(param_specs, is_leaf=is_spec)
+    known = [(path, p.shape, pspec) for (path, p), pspec in zip(flat, each, strict=True)]
     known.sort(key=lambda owner: -len(owner[0]))  # of 'b' and 'a/b', the longer path owns 'mu/a/b'
 
     def spec(path: KeyPath, leaf: Any) -> PartitionSpec:
-        for owner, shape, cut in known:
-            if path[len(path) - len(owner) :] != owner or not cut:
+        for owner, shape, pspec in known:
+            if path[len(path) - len(owner) :] != owner or not pspec:
                 continue
             extra = len(leaf.shape) - len(shape)
             if extra >= 0 and leaf.shape[extra:] == shape:
-                return PartitionSpec(*(None,) * extra, *cut)
-            axes = tuple(sorted(axis for axis in cut if axis is not None))
+                return PartitionSpec(*(None,) * extra, *pspec)
+            axes = tuple(sorted(axis for axis in pspec if axis is not None))
             if leaf.shape[:1] == (math.prod(sizes[axis] for axis in axes),):
                 return PartitionSpec(axes)
         return PartitionSpec()

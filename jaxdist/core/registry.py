@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import optax
 
+from jaxdist.core.errors import InputError
+
 Kind = Literal['algorithm', 'codec', 'dual', 'constraint']
-Meets = Literal['', 'updates', 'parameters']
+Syncs = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
 _ENTRIES: dict[str, 'Entry'] = {}
@@ -21,8 +23,8 @@ class Entry:
     """One registered function: its name, its kind, the function, its paper, its examples and a summary.
 
     `examples` maps update lines to the claims that hold for them. The claims are laws, which live on a
-    higher floor: here they are only kept. `meets` says what workers come to agree on through it, if anything, and
-    `settles` whether a link of a dual line says where multipliers are to be.
+    higher floor: here they are only kept. `synchronises` says what workers come to agree on through it, if anything, and
+    `final` whether a link of a dual line says where multipliers are to be.
     """
 
     name: str
@@ -31,18 +33,18 @@ class Entry:
     paper: str
     examples: Mapping[str, tuple[Any, ...]]
     summary: str
-    meets: Meets = ''
-    settles: bool = False
+    syncs: Syncs = ''
+    final: bool = False
 
 
-def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets = '') -> Callable[[Make], Make]:
+def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs = '') -> Callable[[Make], Make]:
     """Registers a function that returns an optax transformation, and gives it back unchanged.
 
     `examples` maps lines to the laws that each line claims; at least one is needed. Every parameter must
     be one that a line can give by name, with a default that a line can write (or none): the signature is
     all the schema there is. A parameter called `axis` is filled in by `build`.
 
-    With `meets`, workers come to agree through it: on 'updates', as by a mean of gradients, or on 'parameters', to
+    With `synchronises`, workers come to agree through it: on 'updates', as by a mean of gradients, or on 'parameters', to
     which it moves them. A line has one such link, and nothing comes after one that moves parameters.
 
     Raises ValueError for a function that breaks these rules, or a name that another module has taken.
@@ -58,7 +60,7 @@ def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Mee
     ...     algorithms()['halve'].summary
     'Halves every update.'
     """
-    return _register('algorithm', paper, examples, meets)
+    return _register('algorithm', paper, examples, syncs)
 
 
 def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -77,10 +79,10 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     return _register('codec', paper, examples, '')
 
 
-def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], settles: bool = False) -> Callable[[Make], Make]:
+def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], final: bool = False) -> Callable[[Make], Make]:
     """Registers a function that returns a link of a dual line, or its penalty; rules as for `algorithm`.
 
-    With `settles`, it says where multipliers are to be, and comes last in a line.
+    With `final`, it says where multipliers are to be, and comes last in a line.
 
     >>> from unittest import mock
     >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # leaves no trace of this example
@@ -93,7 +95,7 @@ def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], settles: bool =
     ...     'halve' in duals(), 'halve' in algorithms()
     (True, False)
     """
-    return _register('dual', paper, examples, '', settles)
+    return _register('dual', paper, examples, '', final)
 
 
 def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -196,17 +198,17 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
 
 
 def _register(
-    kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], meets: Meets, settles: bool = False
+    kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs, final: bool = False
 ) -> Callable[[Make], Make]:
     def keep(make: Make) -> Make:
         name = make.__name__
         if not examples:
-            raise ValueError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
+            raise InputError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
         _check_name(name, kind, make.__module__)
         for parameter in inspect.signature(make).parameters.values():
             _check_parameter(name, parameter)
         summary = (inspect.getdoc(make) or '').partition('\n')[0]
-        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, meets, settles)
+        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, syncs, final)
         return make
 
     return keep
@@ -216,14 +218,14 @@ def _check_name(name: str, kind: Kind, module: str) -> None:
     held = _ENTRIES.get(name)
     # The same module may register a name again: it was reloaded.
     if held and (held.kind, held.make.__module__) != (kind, module):
-        raise ValueError(f'{kind} {name!r} of {module}: the {held.kind} of {held.make.__module__} has that name')
+        raise InputError(f'{kind} {name!r} of {module}: the {held.kind} of {held.make.__module__} has that name')
 
 
 def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
     if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
-        raise ValueError(f'{name}({parameter}): a line gives every parameter by name, so this one needs a name')
+        raise InputError(f'{name}({parameter}): a line gives every parameter by name, so this one needs a name')
     if parameter.default is not parameter.empty and not _writable(parameter.default):
-        raise ValueError(
+        raise InputError(
             f'{name}({parameter.name}={parameter.default!r}): a line cannot write this default; '
             f'take a constant, or None and make the value inside'
         )

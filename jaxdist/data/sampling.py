@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
+
 Parts = tuple[np.ndarray, ...]
 """Numbers of the examples that each worker owns; a single part is drawn from by all workers together."""
 
@@ -76,20 +78,20 @@ def check_batch(seed: int, step: int, size: int, workers: int) -> None:
     """Nothing, if there is such a batch.
 
     Raises:
-        ValueError: workers do not divide the batch, or a number is out of range.
+        InputError: workers do not divide the batch, or a number is out of range.
 
     >>> check_batch(0, 0, 30, 8)
     Traceback (most recent call last):
-    ValueError: a batch of 30 examples cannot be divided among 8 workers: use 24 or 32
+    jaxdist.InputError: a batch of 30 examples cannot be divided among 8 workers: use 24 or 32
     """
     if seed < 0 or step < 0:
-        raise ValueError(f'seed and step must be 0 or more, not {seed} and {step}')
+        raise InputError(f'seed and step must be 0 or more, not {seed} and {step}')
     if workers < 1:
-        raise ValueError(f'there must be 1 worker or more, not {workers}')
+        raise InputError(f'there must be 1 worker or more, not {workers}')
     if size < 1 or size % workers:
         below = max(size, 0) // workers * workers
         fits = f'{below} or {below + workers}' if below else f'{workers}'
-        raise ValueError(f'a batch of {size} examples cannot be divided among {workers} workers: use {fits}')
+        raise InputError(f'a batch of {size} examples cannot be divided among {workers} workers: use {fits}')
 
 
 def in_epochs(count: int, seed: int, stream: int, step: int, size: int) -> np.ndarray:

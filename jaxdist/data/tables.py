@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
+from jaxdist.core.errors import MissingExtraError
 from jaxdist.data.dataset import Data, Facts
 from jaxdist.data.division import Division, Even
 from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
@@ -58,7 +59,7 @@ class Table:
 
         Raises:
             ImportError: scikit-learn is missing.
-            ValueError: the table has no such feature for `group`, or one of the two groups is empty.
+            InputError: the table has no such feature for `group`, or one of the two groups is empty.
 
         >>> Table(name='iris').load().task
         Task(kind='classes', shape=(4,), classes=3)
@@ -83,7 +84,7 @@ def _sklearn() -> ModuleType:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "this data set comes with scikit-learn, which is not installed: pip install 'jaxdist[data]'"
         ) from error
     return datasets

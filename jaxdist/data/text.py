@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import DatasetError, InputError
+from jaxdist.core.types import Batch, Task
 from jaxdist.data.dataset import Data, batches, constant_loss, digest, held_out_count, in_order
 from jaxdist.data.division import Division, Even
 from jaxdist.data.sampling import Parts, at_random, sampler
-from jaxdist.core.types import Batch, Task
 
 BYTES = 256
 LIMIT = 8_000_000
@@ -62,8 +63,8 @@ class Text:
         single file `ByLabel` gives each worker stretches of its own.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the text is empty, or too short for the context.
+            DatasetError: there is no such file.
+            InputError: the text is empty, or too short for the context.
 
         >>> data = Text(context=32).load()
         >>> data.batch(seed=0, step=0, size=4, workers=2)['tokens'].shape
@@ -86,12 +87,12 @@ class Text:
     def _split(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Training and held-out bytes."""
         if self.context < 1:
-            raise ValueError(f'context={self.context} must be 1 byte or more')
+            raise InputError(f'context={self.context} must be 1 byte or more')
         size = len(source.text)
         held = held_out_count(size, self.held_out, f'bytes ({source.name})')
         if size - held < 2 * self.context or held <= self.context:
             need = max(2 * self.context / (1 - self.held_out), (self.context + 1) / self.held_out)
-            raise ValueError(
+            raise InputError(
                 f'the text ({source.name}) has {size} bytes, too few for context={self.context} with '
                 f'held_out={self.held_out}: it needs about {math.ceil(need)}, or a shorter context'
             )
@@ -125,12 +126,12 @@ def _facts(source: Source, train: int, held: int) -> dict[str, str | int | float
 def _file(path: Path) -> Source:
     """The bytes of one file."""
     if path.is_dir():
-        raise ValueError(f'{str(path)!r} is a folder; path must be one text file')
+        raise InputError(f'{str(path)!r} is a folder; path must be one text file')
     if not path.is_file():
-        raise FileNotFoundError(f'there is no text file {str(path)!r}')
+        raise DatasetError(f'there is no text file {str(path)!r}')
     text = np.fromfile(path, np.uint8)
     if not len(text):
-        raise ValueError(f'the text file {str(path)!r} is empty')
+        raise InputError(f'the text file {str(path)!r} is empty')
     return Source(text, np.array([len(text)]), path.name)
 
 
@@ -145,7 +146,7 @@ def _standard_library() -> Source:
         if size == LIMIT:
             break
     if not size:
-        raise FileNotFoundError(
+        raise DatasetError(
             f'this Python has no sources of its standard library in {str(root)!r}: give a path to a text'
         )
     ends = np.cumsum([len(piece) for piece in pieces])

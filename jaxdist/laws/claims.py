@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdist import line as lines
 from jaxdist.laws.law import Law, LawBroken, close, same_bits
-from jaxdist.laws.trial import Path, Trial, largest, mean_held, mean_rows
+from jaxdist.laws.trial import Path, Trial, largest, mean_residual, mean_rows
 
 
 def agrees() -> Law:
@@ -59,19 +59,19 @@ def near_mean(tolerance: float) -> Law:
     return Law(f'within {tolerance:.4g} of the mean', check)
 
 
-def loses_nothing(residual: Callable[[Any], Any]) -> Law:
+def conserves_feedback(residual: Callable[[Any], Any]) -> Law:
     """Error feedback: what was applied, and the mean of what workers still hold, is the sum of the means put in.
 
     Args:
         residual: from the optimiser state, the residuals, in the shape of the parameters.
 
-    >>> loses_nothing(lambda state: state.residual).name
-    'feedback loses nothing'
+    >>> conserves_feedback(lambda state: state.residual).name
+    'conserves feedback'
     """
 
     def check(trial: Trial) -> None:
         path: Path = trial.path
-        held = mean_held(residual, path)
+        held = mean_residual(residual, path)
         applied = jax.tree.map(lambda u: u[:, 0].astype(np.float64).sum(0), path.updates)
         put_in = jax.tree.map(lambda g: g.astype(np.float64).mean(1).sum(0), path.gradients)
         scale = largest(path.gradients)
@@ -87,18 +87,18 @@ def loses_nothing(residual: Callable[[Any], Any]) -> Law:
                     f'leaf {jax.tree_util.keystr(name)}: {off:.4g} was lost or made up, of gradients up to {scale:.4g}'
                 )
 
-    return Law('feedback loses nothing', check)
+    return Law('conserves feedback', check)
 
 
-def walks(loop: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Law:
+def matches_reference(loop: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Law:
     """It does what a plain loop over the workers does, to rounding.
 
     Args:
         loop: `(updates put in [T, W, ...], start [...]) -> updates that come out [T, W, ...]`, of one parameter, in
             float64.
 
-    >>> walks(lambda puts, start: puts).name
-    'does what its plain loop does'
+    >>> matches_reference(lambda puts, start: puts).name
+    'matches its reference'
     """
 
     def check(trial: Trial) -> None:
@@ -108,7 +108,7 @@ def walks(loop: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Law:
         moved = jax.tree.map(lambda p: np.abs(p).max(keepdims=True), path.params)
         close(path.updates, promised, 'the updates', 1e-5, beside=moved)
 
-    return Law('does what its plain loop does', check)
+    return Law('matches its reference', check)
 
 
 def equals(line: str) -> Law:

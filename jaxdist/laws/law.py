@@ -27,28 +27,28 @@ class Law(NamedTuple):
     workers: int | None = None
 
 
-class Verdict(NamedTuple):
+class LawResult(NamedTuple):
     """What became of one law: `problem` is empty where it holds."""
 
     law: str
     problem: str
 
 
-def judge(law: Law, trial: Any) -> Verdict:
+def check_law(law: Law, trial: Any) -> LawResult:
     """Whether the law holds in this trial. An error of the tried code breaks the law too.
 
     >>> def fails(trial):
     ...     raise LawBroken('seen 2, promised 1')
-    >>> judge(Law('is one', fails), None)
-    Verdict(law='is one', problem='seen 2, promised 1')
+    >>> check_law(Law('is one', fails), None)
+    LawResult(law='is one', problem='seen 2, promised 1')
     """
     try:
         law.check(trial)
     except LawBroken as broken:
-        return Verdict(law.name, str(broken))
+        return LawResult(law.name, str(broken))
     except Exception as error:  # the code on trial is anybody's, and may raise anything
-        return Verdict(law.name, f'{type(error).__name__}: {error}')
-    return Verdict(law.name, '')
+        return LawResult(law.name, f'{type(error).__name__}: {error}')
+    return LawResult(law.name, '')
 
 
 def same_bits(seen: Any, promised: Any, what: str) -> None:

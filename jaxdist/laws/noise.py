@@ -60,7 +60,7 @@ def unbiased(draws: int = 400) -> Law:
     return Law('unbiased', check)
 
 
-def own_noise(residual: Callable[[Any], Any]) -> Law:
+def independent_noise(residual: Callable[[Any], Any]) -> Law:
     """Rounding errors average out over workers: given the same gradients, they are left with unlike residuals.
 
     Independent residuals e of W workers have |sum e|^2 near the sum of |e|^2, equal ones W times that; half way is
@@ -69,7 +69,7 @@ def own_noise(residual: Callable[[Any], Any]) -> Law:
     Args:
         residual: from the optimiser state, the residuals, [W, ...] each.
 
-    >>> own_noise(lambda state: state.residual).name
+    >>> independent_noise(lambda state: state.residual).name
     'noise of its own'
     """
 
@@ -87,10 +87,10 @@ def own_noise(residual: Callable[[Any], Any]) -> Law:
     return Law('noise of its own', check)
 
 
-def draws_anew(every: int = 1) -> Law:
+def fresh_keys(every: int = 1) -> Law:
     """No random key of the state is used twice: each is another after every `every` steps.
 
-    >>> draws_anew().name
+    >>> fresh_keys().name
     'draws anew'
     """
 

@@ -8,27 +8,27 @@ import jax
 import numpy as np
 
 from jaxdist.laws.law import Law, LawBroken, close, same_bits
-from jaxdist.laws.trial import Path, Trial, largest, mean_held, mean_rows
+from jaxdist.laws.trial import Path, Trial, largest, mean_residual, mean_rows
 
 
-def meets(every: int) -> Law:
+def synchronises(every: int) -> Law:
     """Every `every` steps all workers have the same parameters, to rounding; in between updates pass untouched.
 
-    >>> meets(4).name
-    'meets every 4'
+    >>> synchronises(4).name
+    'synchronises every 4'
     """
 
     def check(trial: Trial) -> None:
         _check_meetings(trial.lasting(2 * every + 1), lambda t: t % every == 0)
 
-    return Law(f'meets every {every}', check)
+    return Law(f'synchronises every {every}', check)
 
 
-def meets_at(steps: Sequence[int]) -> Law:
-    """As `meets`, at these steps (the first is 1) and at no other up to the last of them.
+def synchronises_at(steps: Sequence[int]) -> Law:
+    """As `synchronises`, at these steps (the first is 1) and at no other up to the last of them.
 
-    >>> meets_at((1, 2, 4)).name
-    'meets at 1, 2, 4'
+    >>> synchronises_at((1, 2, 4)).name
+    'synchronises at 1, 2, 4'
     """
 
     def check(trial: Trial) -> None:
@@ -36,7 +36,7 @@ def meets_at(steps: Sequence[int]) -> Law:
         until = jax.tree.map(lambda x: x[: max(steps)], path._replace(state=(), params=()))
         _check_meetings(until._replace(params=path.params), lambda t: t in steps)
 
-    return Law(f'meets at {", ".join(map(str, steps))}', check)
+    return Law(f'synchronises at {", ".join(map(str, steps))}', check)
 
 
 def _check_meetings(path: Path, due: Callable[[int], bool]) -> None:
@@ -51,13 +51,13 @@ def _check_meetings(path: Path, due: Callable[[int], bool]) -> None:
             close(params, first, what, beside=before)
 
 
-def meets_in_turn(every: int) -> Law:
+def synchronises_in_turn(every: int) -> Law:
     """Each parameter is the same on all workers once in `every` steps, and moves by the updates put in otherwise.
 
     Of one worker this says nothing: it is the same always.
 
-    >>> meets_in_turn(6).name
-    'meets in turn, each every 6'
+    >>> synchronises_in_turn(6).name
+    'synchronises in turn, each every 6'
     """
 
     def check(trial: Trial) -> None:
@@ -76,17 +76,17 @@ def meets_in_turn(every: int) -> Law:
             apart = [t - 1 for t in range(1, len(p)) if t not in met]
             same_bits(u[apart], g[apart], f'updates of {jax.tree_util.keystr(name)} between meetings')
 
-    return Law(f'meets in turn, each every {every}', check)
+    return Law(f'synchronises in turn, each every {every}', check)
 
 
-def near_meeting(every: int, tolerance: float) -> Law:
+def synchronises_near(every: int, tolerance: float) -> Law:
     """Every `every` steps workers meet at the mean of where they would be, off by `tolerance` times how far any came.
 
     How far is the largest distance of an entry from the last meeting. An anchor that stays behind breaks this, and a
     codec whose error does not shrink with the steps.
 
-    >>> near_meeting(4, 0.01).name
-    'meets every 4 within 0.01'
+    >>> synchronises_near(4, 0.01).name
+    'synchronises every 4 within 0.01'
     """
 
     def check(trial: Trial) -> None:
@@ -110,7 +110,7 @@ def near_meeting(every: int, tolerance: float) -> Law:
                     f'promised are {tolerance:.4g} of that at most'
                 )
 
-    return Law(f'meets every {every} within {tolerance:.4g}', check)
+    return Law(f'synchronises every {every} within {tolerance:.4g}', check)
 
 
 def conserves_mean(residual: Callable[[Any], Any] | None = None) -> Law:
@@ -129,18 +129,18 @@ def conserves_mean(residual: Callable[[Any], Any] | None = None) -> Law:
         moved = jax.tree.map(lambda g, p: p[:1] + g.cumsum(0), mean_rows(path.gradients), mean_rows(path.params))
         seen = jax.tree.map(lambda p: p[1:], mean_rows(path.params))
         if residual is not None:
-            held = mean_held(residual, path)
+            held = mean_residual(residual, path)
             seen, moved = jax.tree.map(lambda p, e: p[-1] + e, seen, held), jax.tree.map(lambda p: p[-1], moved)
         close(seen, moved, "the mean of the workers' parameters", 1e-5)
 
     return Law('conserves the mean', check)
 
 
-def one_when_alike() -> Law:
+def alike_equals_one() -> Law:
     """Workers that put in the same are all where one worker alone would be.
 
-    >>> one_when_alike().name
-    'is one worker when all are alike'
+    >>> alike_equals_one().name
+    'alike workers equal one'
     """
 
     def check(trial: Trial) -> None:
@@ -152,7 +152,7 @@ def one_when_alike() -> Law:
         promised = jax.tree.map(lambda p, like: np.broadcast_to(p, like.shape), alone, seen)
         close(seen, promised, 'how far workers come that are alike', 1e-5, beside=trial.path.params)
 
-    return Law('is one worker when all are alike', check)
+    return Law('alike workers equal one', check)
 
 
 def conserves_sum(centre: Callable[[Any], Any]) -> Law:

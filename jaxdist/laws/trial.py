@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from jaxdist.core import workers
-from jaxdist.core.workers import Program, Workers
+from jaxdist.core.program import Program, update_program
+from jaxdist.core.workers import Workers
 
 SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
 """Shapes that no number of workers divides, and a scalar; entries for several workers even where 256 share a scale."""
@@ -57,16 +58,16 @@ class Trial:
     axis: str = 'workers'
 
     @cached_property
-    def simulated(self) -> Program:
+    def simulated(self) -> Program[Any]:
         """The update as a program with simulated workers."""
         return self.program(workers.simulated(self.count, self.axis))
 
     @cached_property
-    def placed(self) -> Program:
+    def placed(self) -> Program[Any]:
         """The update as a program on a mesh of as many devices.
 
         Raises:
-            ValueError: there are fewer devices.
+            InputError: there are fewer devices.
         """
         mesh = jax.make_mesh((self.count,), (self.axis,), axis_types=(jax.sharding.AxisType.Auto,))
         return self.program(workers.on_mesh(mesh, self.axis))
@@ -99,9 +100,9 @@ class Trial:
         """`path`, or a longer one where it has fewer steps: for laws on what happens late."""
         return self.path if steps <= STEPS else self.run(self.gradients(steps))
 
-    def program(self, where: Workers) -> Program:
+    def program(self, where: Workers) -> Program[Any]:
         """`step((params, opt_state), gradients) -> (state, (updates, params))`, all per worker."""
-        return workers.update_program(self.update, self.start, self.batch(0), where)
+        return update_program(self.update, self.start, self.batch(0), where)
 
     def start(self) -> Any:
         """The parameters at the beginning, the same on every worker."""
@@ -117,7 +118,7 @@ class Trial:
         """What the program's step number t is given: random gradients [W, ...]."""
         return jax.tree.map(lambda g: g[t], self.gradients(t + 1))
 
-    def run(self, gradients: Any, program: Program | None = None) -> Path:
+    def run(self, gradients: Any, program: Program[Any] | None = None) -> Path:
         """Runs one step for each row of `gradients` [T, W, ...].
 
         Without a program the workers are simulated, and states are not donated.
@@ -144,11 +145,11 @@ def mean_rows(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.broadcast_to(x.astype(np.float64).mean(1, keepdims=True), x.shape), tree)
 
 
-def mean_held(residual: Callable[[Any], Any], path: Path) -> Any:
+def mean_residual(residual: Callable[[Any], Any], path: Path) -> Any:
     """The mean over workers of what is held at the end, in the shape of the parameters; zeros where nothing is.
 
     >>> path = Path((), (), params={'w': np.ones((2, 3, 1))}, state=((), {'w': np.arange(3.0)[:, None]}))
-    >>> mean_held(lambda state: state, path)
+    >>> mean_residual(lambda state: state, path)
     {'w': array([1.])}
     """
     like: Any = jax.tree.structure(path.params)

@@ -1,28 +1,28 @@
 """Bytes sent and held, read from the traced and the compiled program: measured, never declared.
 
 `traced` reads what a program asks for, `compiled` what it became, `shares` how often each conditional part
-runs, `held` what lies on a device; `measure` puts all of it in one `Ledger`.
+runs, `memory_bytes` what lies on a device; `measure` puts all of it in one `Ledger`.
 """
 
-from jaxdist.ledger.ledger import Ledger, Row, held, per_step
-from jaxdist.ledger.frequency import Shares, shares
-from jaxdist.ledger.collective import Branch, Entry, Totals, totals
-from jaxdist.ledger.traced import traced
-from jaxdist.ledger.measure import measure, traced_step
+from jaxdist.ledger.collective import Branch, Collective, Totals, totals
 from jaxdist.ledger.compiled import compiled
+from jaxdist.ledger.frequency import Frequencies, frequencies
+from jaxdist.ledger.ledger import Ledger, Row, memory_bytes, per_step
+from jaxdist.ledger.measure import measure, traced_step
+from jaxdist.ledger.traced import traced
 
 __all__ = [
     'Branch',
-    'Entry',
+    'Collective',
+    'Frequencies',
     'Ledger',
     'Row',
-    'Shares',
     'Totals',
     'compiled',
-    'held',
+    'frequencies',
     'measure',
+    'memory_bytes',
     'per_step',
-    'shares',
     'totals',
     'traced',
     'traced_step',

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
 from jaxdist.ledger.collective import bits
 
 _NAMES = {'pred': 'bool', 'bf16': 'bfloat16'}
@@ -68,7 +69,7 @@ def parse(text: str) -> Module:
     """The program that a text of `Compiled.as_text()` describes.
 
     Raises:
-        ValueError: the text is not a program's.
+        InputError: the text is not a program's.
 
     >>> module = parse('''HloModule jit_f, num_partitions=2
     ...
@@ -92,7 +93,7 @@ def parse(text: str) -> Module:
             if line.lstrip().startswith('ROOT '):
                 current.root = instruction.name
     if not entry:
-        raise ValueError('this is not the text of a compiled program: no computation is marked ENTRY')
+        raise InputError('this is not the text of a compiled program: no computation is marked ENTRY')
     head = text.split('\n', 1)[0]
     return Module(computations, entry, _count(head, 'num_partitions'), _count(head, 'replica_count'))
 
@@ -119,7 +120,7 @@ def _closing(text: str, start: int = 0) -> int:
         depth += 1 if mark.group() == '(' else -1
         if depth == 0:
             return start + mark.end()
-    raise ValueError(f'a parenthesis is not closed in {text!r}')
+    raise InputError(f'a parenthesis is not closed in {text!r}')
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -140,7 +141,7 @@ def payload(shape: str) -> dict[str, Fraction]:
     """Bytes of each dtype in a shape's text.
 
     Raises:
-        ValueError: an unknown dtype.
+        InputError: an unknown dtype.
 
     >>> payload('(f32[4,2]{1,0:T(8,128)}, s4[3]{0}, pred[])')
     {'float32': Fraction(32, 1), 'int4': Fraction(3, 2), 'bool': Fraction(1, 1)}
@@ -164,7 +165,7 @@ def dtype(kind: str) -> str:
         return _NAMES[kind]
     found = re.fullmatch(r'([sufc])(\d+)(e\w+)?', kind)
     if found is None:
-        raise ValueError(f'{kind!r} is not a dtype that the ledger knows')
+        raise InputError(f'{kind!r} is not a dtype that the ledger knows')
     letter, width, rest = found.groups()
     return f'{_KINDS[letter]}{width}' + (f'_{rest}' if rest else '')
 
@@ -173,7 +174,7 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
     """The groups of devices that exchange among themselves, from any notation of `replica_groups`.
 
     Raises:
-        ValueError: an unknown notation.
+        InputError: an unknown notation.
 
     >>> for text in ('{{0,2},{1,3}}', '[2,2]<=[2,2]T(1,0)', "mesh['a'=2,'b'=2] {'a'}", '{}'):
     ...     groups(f', channel_id=1, replica_groups={text}, dimensions=(0)', 4)
@@ -195,7 +196,7 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
         return np.arange(devices).reshape(dims).transpose(order or range(len(dims))).reshape(shape).tolist()
     if mesh := re.match(r'mesh\[([^\]]*)\]\s*\{([^}]*)\}', text):
         return _along(dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1))), mesh.group(2), devices)
-    raise ValueError(f'replica_groups in a notation that the ledger does not know: {text[:80]}')
+    raise InputError(f'replica_groups in a notation that the ledger does not know: {text[:80]}')
 
 
 def _along(sizes: dict[str, str], axes: str, devices: int) -> list[list[int]]:

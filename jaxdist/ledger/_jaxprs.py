@@ -1,5 +1,6 @@
 """Traced programs, alike in all versions of JAX: which equations hold which programs, and which send."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -124,14 +125,29 @@ def axis_names(eqn: Any) -> tuple[str, ...]:
     return ()
 
 
-def talks(eqn: Any) -> bool:
-    """Whether an equation, itself or in a program that it holds, sends something or may do so.
+def communicates(eqn: Any) -> bool:
+    """Whether an equation, or one in its programs, sends something or may do so.
 
     >>> import jax
-    >>> talks(jax.make_jaxpr(lambda x: jax.lax.psum(x, 'w'), axis_env=[('w', 2)])(2.0).eqns[0])
+    >>> communicates(jax.make_jaxpr(lambda x: jax.lax.psum(x, 'w'), axis_env=[('w', 2)])(2.0).eqns[0])
     True
     """
+    return any(map(_may_send, nested(eqn)))
+
+
+def nested(eqn: Any) -> Iterator[Any]:
+    """An equation and all those in its programs.
+
+    >>> import jax
+    >>> [name(eqn) for eqn in nested(jax.make_jaxpr(jax.jit(lambda x: x + 1))(2.0).eqns[0])]
+    ['jit', 'add']
+    """
+    yield eqn
+    for program in core.jaxprs_in_params(eqn.params):
+        for inner in program.eqns:
+            yield from nested(inner)
+
+
+def _may_send(eqn: Any) -> bool:
     silent = inlined(eqn) is not None or eqn.primitive.name.endswith('done') or name(eqn) in _SILENT
-    if axis_names(eqn) and not silent:
-        return True
-    return any(talks(inner) for program in core.jaxprs_in_params(eqn.params) for inner in program.eqns)
+    return bool(axis_names(eqn)) and not silent

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdist.core.errors import InputError
+
 Totals = dict[tuple[tuple[str, ...], str, bool], Fraction]
 """(mesh axes, dtype, whether it stands in a conditional branch) -> bytes sent."""
 
@@ -32,7 +34,7 @@ class Branch:
     index: int
 
 
-class Entry(NamedTuple):
+class Collective(NamedTuple):
     """One collective.
 
     Attributes:
@@ -80,7 +82,7 @@ def sent(kind: str, payload: Fraction, groups: Sequence[int], devices: int) -> F
     """Bytes that one device sends in a collective other than a permutation, as a mean over all devices.
 
     Args:
-        kind: see `Entry`.
+        kind: see `Collective`.
         payload: bytes that one device puts in: the whole input, before anything is exchanged.
         groups: the sizes of the groups that exchange among themselves.
         devices: how many devices there are; those in no group send nothing.
@@ -117,21 +119,21 @@ def crossed(groups: Iterable[Sequence[int]], sizes: Mapping[str, int]) -> tuple[
     return tuple(name for name, found in zip(sizes, differ, strict=True) if found)
 
 
-def totals(entries: Iterable[Entry]) -> Totals:
+def totals(entries: Iterable[Collective]) -> Totals:
     """Bytes that one device sends if every branch is taken, by axes, dtype and whether that is conditional.
 
     This is what a traced and a compiled program have in common: the compiler may merge or split collectives.
 
     Raises:
-        ValueError: a collective stands in a loop whose length depends on data.
+        InputError: a collective stands in a loop whose length depends on data.
 
-    >>> totals([Entry(('workers',), 'all_gather', 'int8', Fraction(7), times=3)])
+    >>> totals([Collective(('workers',), 'all_gather', 'int8', Fraction(7), times=3)])
     {(('workers',), 'int8', False): Fraction(21, 1)}
     """
     out: Totals = {}
     for entry in entries:
         if entry.times is None:
-            raise ValueError(
+            raise InputError(
                 f'{entry.kind} of {entry.dtype} over {entry.axes} stands in a loop whose length depends on '
                 'data: its bytes cannot be summed; use a scan of fixed length'
             )

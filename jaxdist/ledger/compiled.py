@@ -1,17 +1,17 @@
 """Collectives of a compiled program, whoever put them there: the program itself, or the compiler."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
-from jaxdist.ledger import _hlo as hlo
-from jaxdist.ledger.collective import Entry, crossed, sent
-from jaxdist.ledger.traced import Place
-import math
-import re
-from jaxdist.ledger._hlo import Computation, Instruction, Module
 
+from jaxdist.core.errors import InputError, UnknownCollectiveError
+from jaxdist.ledger import _hlo as hlo
+from jaxdist.ledger._hlo import Computation, Instruction, Module
+from jaxdist.ledger.collective import Collective, crossed, sent
+from jaxdist.ledger.traced import Place
 
 _SENDS = {
     'all-reduce': 'all_reduce',
@@ -23,7 +23,7 @@ _SENDS = {
 _REFUSED = {'ragged-all-to-all', 'collective-broadcast', 'send', 'recv'}
 
 
-def compiled(program: Any, mesh: Any) -> list[Entry]:
+def compiled(program: Any, mesh: Any) -> list[Collective]:
     """The collectives of a compiled program, with the payloads of one device.
 
     The compiler may merge collectives, cut their payloads over other axes, and choose others. On CPU it sends
@@ -36,8 +36,8 @@ def compiled(program: Any, mesh: Any) -> list[Entry]:
         mesh: the mesh that it was compiled for, or anything else with its `shape`.
 
     Raises:
-        ValueError: the program was compiled for another number of devices.
-        NotImplementedError: it communicates in a way that the ledger does not know.
+        InputError: the program was compiled for another number of devices.
+        UnknownCollectiveError: it communicates in a way that the ledger does not know.
 
     >>> import jax
     >>> text = '''HloModule jit_f, num_partitions=8
@@ -47,13 +47,13 @@ def compiled(program: Any, mesh: Any) -> list[Entry]:
     ...   ROOT %r = f32[10]{0} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
     ... }'''
     >>> compiled(text, jax.sharding.AbstractMesh((4, 2), ('workers', 'model')))
-    [Entry(axes=('workers',), kind='all_reduce', dtype='float32', sent=Fraction(60, 1), times=1, branch=())]
+    [Collective(axes=('workers',), kind='all_reduce', dtype='float32', sent=Fraction(60, 1), times=1, branch=())]
     """
     text = program if isinstance(program, str) else program.as_text()
     module = hlo.parse(text)
     devices, sizes = module.partitions * module.replicas, dict(mesh.shape)
     if devices != mesh.size:
-        raise ValueError(f'the program was compiled for {devices} devices; the mesh of {sizes} has {mesh.size}')
+        raise InputError(f'the program was compiled for {devices} devices; the mesh of {sizes} has {mesh.size}')
     return list(_Walk(module, sizes, devices).computation(module.entry, Place(), set()))
 
 
@@ -65,16 +65,16 @@ class _Walk:
     sizes: Mapping[str, int]
     devices: int
 
-    def computation(self, name: str, place: Place, chains: set[str]) -> Iterator[Entry]:
+    def computation(self, name: str, place: Place, chains: set[str]) -> Iterator[Collective]:
         """The entries of one computation. `chains` are asynchronous collectives that were counted already."""
         for instruction in self.module.computations[name].instructions.values():
             yield from self._instruction(instruction, name, place, chains)
 
-    def _instruction(self, op: hlo.Instruction, where: str, place: Place, chains: set[str]) -> Iterator[Entry]:
+    def _instruction(self, op: hlo.Instruction, where: str, place: Place, chains: set[str]) -> Iterator[Collective]:
         opcode = op.opcode.removesuffix('-start')
         here = place._replace(path=f'{place.path}/{op.name}' if place.path else op.name)
         if opcode in _REFUSED and 'is_host_transfer=true' not in op.attributes:
-            raise NotImplementedError(f'the ledger does not know what {op.opcode} sends: {op.name} in {where}')
+            raise UnknownCollectiveError(f'the ledger does not know what {op.opcode} sends: {op.name} in {where}')
         if opcode in _SENDS:
             if self._is_new(op, chains):
                 yield from self._collective(op, where, place)
@@ -102,7 +102,7 @@ class _Walk:
         chains.add(chain.group(1))
         return new
 
-    def _collective(self, op: hlo.Instruction, where: str, place: Place) -> Iterator[Entry]:
+    def _collective(self, op: hlo.Instruction, where: str, place: Place) -> Iterator[Collective]:
         kind = _SENDS[op.opcode.removesuffix('-start')]
         # XLA for TPU writes its reduce-scatter as a fusion of this name: an all-reduce and a slice.
         if where.startswith('all-reduce-scatter'):
@@ -114,7 +114,7 @@ class _Walk:
             exchanged = self._groups(op)
             factor = sent(kind, Fraction(1), [len(group) for group in exchanged], self.devices)
         if any(not 0 <= i < self.devices for group in exchanged for i in group):
-            raise ValueError(f'{op.name} in {where} names a device beyond the {self.devices} of the program')
+            raise InputError(f'{op.name} in {where} names a device beyond the {self.devices} of the program')
         if not factor:
             return
         axes = crossed(exchanged, self.sizes)
@@ -122,7 +122,7 @@ class _Walk:
         operands = [instructions[name].shape for name in op.operands]
         for dtype, payload in hlo.payload(', '.join(operands)).items():
             if payload:
-                yield Entry(axes, kind, dtype, factor * payload, place.times, place.branch)
+                yield Collective(axes, kind, dtype, factor * payload, place.times, place.branch)
 
     def _groups(self, op: hlo.Instruction) -> list[list[int]]:
         """Without a channel the participants are replicas, and all of them if no group is named."""

@@ -1,11 +1,12 @@
-"""On what share of the steps each branch of a conditional is taken, found from the program itself.
+"""How often each branch of a conditional is taken, computed from the traced step itself.
 
-The predicate's origins tell which leaves of the state decide; if neither the batch nor another worker is
-among them, the part of the step that leads from those leaves to the predicate, and to their next values, is
-run for as many steps as asked: a few scalars, as a rule.
+`recorded` rewrites the step so that it also returns how often each branch is taken. JAX's dead-code elimination
+then keeps the equations that compute those counts, and the next values of the state leaves that they depend on:
+a few scalars, as a rule. If neither the batch nor a value that varies over workers remains, these equations run
+for as many steps as asked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,16 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 
+from jaxdist.core.errors import InputError
+from jaxdist.ledger._recorder import recorded
 from jaxdist.ledger.collective import Branch
-from jaxdist.ledger.evaluation import Evaluation, Known
 from jaxdist.ledger.traced import Flow
 
-Shares = dict[Branch, Fraction | None]
+Frequencies = dict[Branch, Fraction | None]
 """Branch -> the share of its chances at which it is taken; None: it depends on data."""
 
 
-def shares(
+def frequencies(
     step: Callable[[Any, Any], tuple[Any, Any]],
     state: Any,
     batch: Any,
@@ -30,7 +34,7 @@ def shares(
     steps: int,
     *,
     initial: Callable[[], Any] | None = None,
-) -> Shares:
+) -> Frequencies:
     """For every conditional with a collective in it, on what share of the first steps each branch is taken.
 
     Of a conditional in a scan, every turn of every step is a chance. Branches are named as `traced` names
@@ -46,7 +50,7 @@ def shares(
             first device, and only if `state` has no values.
 
     Raises:
-        ValueError: fewer than 1 step; the step returns a state of another type; or a leaf that decides has no
+        InputError: fewer than 1 step; the step returns a state of another type; or a leaf that decides has no
             value.
 
     >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -55,12 +59,12 @@ def shares(
     ...     return count + 1, jax.lax.cond((count + 1) % 5 == 0, meet, lambda x: x, x)
     >>> specs = jax.P(), jax.P('workers')
     >>> step = jax.shard_map(code, mesh=mesh, in_specs=specs, out_specs=specs)
-    >>> found = shares(step, jnp.int32(0), jax.ShapeDtypeStruct((8,), 'float32'), mesh.shape, steps=100)
+    >>> found = frequencies(step, jnp.int32(0), jax.ShapeDtypeStruct((8,), 'float32'), mesh.shape, steps=100)
     >>> [(branch.index, str(share)) for branch, share in found.items()]
     [(0, '4/5'), (1, '1/5')]
     """
     traced = jitted(step).trace(state, batch)
-    return count_runs(traced.jaxpr, Flow.of(traced.jaxpr, sizes), traced.out_info, state, steps, initial)
+    return count_frequencies(Flow.of(traced.jaxpr, sizes), traced.out_info, state, steps, initial)
 
 
 def jitted(step: Callable[..., Any]) -> Any:
@@ -73,31 +77,30 @@ def jitted(step: Callable[..., Any]) -> Any:
     return step if hasattr(step, 'trace') else jax.jit(step)
 
 
-def count_runs(
-    program: Any, flow: Flow, out: Any, state: Any, steps: int, initial: Callable[[], Any] | None = None
-) -> Shares:
-    """`shares` of a step that is already traced and walked.
+def count_frequencies(
+    flow: Flow, out: Any, state: Any, steps: int, initial: Callable[[], Any] | None = None
+) -> Frequencies:
+    """`frequencies` of a step that is already traced.
 
     >>> step = jax.jit(lambda count, x: (count + 1, x)).trace(jnp.int32(0), jnp.ones(2))
-    >>> count_runs(step.jaxpr, Flow.of(step.jaxpr, {}), step.out_info, jnp.int32(0), 10)
+    >>> count_frequencies(Flow.of(step.jaxpr, {}), step.out_info, jnp.int32(0), 10)
     {}
     """
     if steps < 1:
-        raise ValueError(f'steps={steps} must be 1 or more')
+        raise InputError(f'steps={steps} must be 1 or more')
     leaves = _check_type(out, state)
-    wanted = {branch.cond: flow.conditionals[branch.cond] for entry in flow.entries() for branch in entry.branch}
-    needed = 0
-    known: dict[str, int] = {}  # path -> how many chances there are
-    for path, predicate in wanted.items():
-        origins = _closure(predicate.origins, flow.outputs[: len(leaves)])
-        if predicate.times is not None and not origins >> len(leaves):
-            known[path], needed = steps * predicate.times, needed | origins
-    first = _values(state, [i for i in range(len(leaves)) if needed >> i & 1], initial)
-    runs = _run(program, first, set(known), steps) if known else {}
+    wanted = {branch.cond: flow.conditionals[branch.cond] for c in flow.collectives for branch in c.branch}
+    chances = {path: steps * cond.times for path, cond in wanted.items() if cond.times is not None}
+    program = recorded(flow.program, list(chances))
+    position = {path: len(program.jaxpr.outvars) - len(chances) + i for i, path in enumerate(chances)}
+    needed = {path: _closure(program, i, len(leaves)) for path, i in position.items()}
+    decided = [path for path, inputs in needed.items() if all(i < len(leaves) for i in inputs)]
+    first = _values(state, sorted(set().union(*(needed[path] for path in decided))), initial)
+    counts = dict(zip(decided, _run(program, first, [position[path] for path in decided], steps), strict=True))
     return {
-        Branch(path, i): Fraction(int(runs[path][i]), known[path]) if path in known else None
-        for path, predicate in wanted.items()
-        for i in range(predicate.branches)
+        Branch(path, i): Fraction(int(counts[path][i]), chances[path]) if path in counts else None
+        for path, cond in wanted.items()
+        for i in range(cond.branches)
     }
 
 
@@ -108,42 +111,49 @@ def _check_type(out: Any, state: Any) -> list[tuple[Any, Any]]:
     shapes = jax.tree.leaves(jax.eval_shape(lambda x: x, state))
     new = out[0] if isinstance(out, tuple | list) and out else None
     if tree != jax.tree.structure(new):
-        raise ValueError(f'the step must return (state, out); of a state {tree} it returned {jax.tree.structure(out)}')
+        raise InputError(f'the step must return (state, out); of a state {tree} it returned {jax.tree.structure(out)}')
     for (path, _), before, after in zip(leaves, shapes, jax.tree.leaves(new), strict=True):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
-            raise ValueError(f'the step turns state{jax.tree_util.keystr(path)} from {before} into {after}')
+            raise InputError(f'the step turns state{jax.tree_util.keystr(path)} from {before} into {after}')
     return leaves
 
 
-def _closure(origins: int, outputs: Sequence[int]) -> int:
-    """The origins at any step: those of the next value of every state leaf among them are added too."""
+def _pruned(program: ClosedJaxpr, outputs: Collection[int]) -> tuple[Callable[..., list[Any]], list[int]]:
+    """The part of a program that computes these outputs, and the positions of the inputs that it needs."""
+    jaxpr, used = dce_jaxpr(program.jaxpr, [i in outputs for i in range(len(program.jaxpr.outvars))])
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, program.consts)), [i for i, use in enumerate(used) if use]
+
+
+def _closure(program: ClosedJaxpr, output: int, leaves: int) -> set[int]:
+    """Inputs that an output depends on after any number of steps; the first `leaves` are the state's."""
+    inputs: set[int] = set()
     while True:
-        wider = origins
-        for i, after in enumerate(outputs):
-            wider |= after if origins >> i & 1 else 0
-        if wider == origins:
-            return origins
-        origins = wider
+        wider = inputs.union(_pruned(program, {output, *(i for i in inputs if i < leaves)})[1])
+        if wider == inputs:
+            return inputs
+        inputs = wider
 
 
-def _values(state: Any, needed: Sequence[int], initial: Callable[[], Any] | None) -> Known:
+def _values(state: Any, needed: Sequence[int], initial: Callable[[], Any] | None) -> dict[int, Any]:
     """The first values of the state leaves that decide."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     tree: Any = jax.tree.structure(state)
     absent = [i for i in needed if isinstance(leaves[i][1], jax.ShapeDtypeStruct)]
-    made: Known = {}
+    values = {i: _local(leaves[i][1]) for i in needed if i not in absent}
     if absent and initial is not None:
-        program, shapes = jax.make_jaxpr(initial, return_shape=True)()
+        traced, shapes = jax.make_jaxpr(initial, return_shape=True)()
         if tree != jax.tree.structure(shapes):
-            raise ValueError(f'initial makes {jax.tree.structure(shapes)} where the state is {tree}')
-        made = jax.jit(lambda: {i: x for i, x in Evaluation(set()).walk(program, {}).items() if i in absent})()
-    if missing := [i for i in absent if i not in made]:
+            raise InputError(f'initial makes {jax.tree.structure(shapes)} where the state is {tree}')
+        program = recorded(traced, [])
+        known = [i for i in absent if not _pruned(program, [i])[1]]
+        values |= dict(zip(known, jax.jit(_pruned(program, known)[0])(), strict=True))
+    if missing := [i for i in absent if i not in values]:
         names = ', '.join(f'state{jax.tree_util.keystr(leaves[i][0])}' for i in missing)
-        raise ValueError(
+        raise InputError(
             f'how often a branch is taken depends on the first value of {names}: give a state with values, '
             'or initial=..., a function that makes it, alike on all workers'
         )
-    return made | {i: _local(leaves[i][1]) for i in needed if i not in absent}
+    return values
 
 
 def _local(x: Any) -> Any:
@@ -155,14 +165,14 @@ def _local(x: Any) -> Any:
     return jnp.asarray(jax.device_get(x))
 
 
-def _run(program: Any, values: Known, wanted: set[str], steps: int) -> dict[str, np.ndarray]:
-    """How often each branch of the wanted conditionals is taken."""
+def _run(program: ClosedJaxpr, first: dict[int, Any], outputs: list[int], steps: int) -> list[np.ndarray]:
+    """The sum over steps of some outputs."""
+    step, _ = _pruned(program, {*first, *outputs})
 
-    def turn(state: Known, _: None) -> tuple[Known, dict[str, jax.Array]]:
-        part = Evaluation(wanted)
-        out = part.walk(program, state)
-        return {i: out[i] for i in state}, part.runs
+    def body(state: list[Any], _: None) -> tuple[list[Any], list[Any]]:
+        out = step(*state)
+        return out[: len(first)], out[len(first) :]
 
-    # Results are summed on the host, in 64 bits.
-    counts = jax.jit(lambda state: lax.scan(turn, state, length=steps)[1])(values)
-    return {path: np.asarray(runs).astype(np.int64).sum(axis=0) for path, runs in counts.items()}
+    # Counts are summed on the host, in 64 bits.
+    counts = jax.jit(lambda state: lax.scan(body, state, length=steps)[1])([first[i] for i in sorted(first)])
+    return [np.asarray(count).astype(np.int64).sum(axis=0) for count in counts]

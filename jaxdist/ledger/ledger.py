@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxdist.ledger.collective import Branch, Entry, bits, stored
+from jaxdist.core.errors import InputError
+from jaxdist.ledger.collective import Branch, Collective, bits, stored
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Row:
 
     Attributes:
         axes: the mesh axes that they cross.
-        kind: see `Entry`.
+        kind: see `Collective`.
         dtype: what is sent.
         count: how many there are on a step on which they run.
         bytes_when_run: bytes that one device sends on such a step.
-        share: the share of steps on which they run; of those in a conditional in a loop, the share of its
+        frequency: the share of steps on which they run; of those in a conditional in a loop, the share of its
             turns. None if it depends on data.
         bytes_per_step: bytes that one device sends on an average step, or None.
     """
@@ -31,11 +32,11 @@ class Row:
     dtype: str
     count: int
     bytes_when_run: Fraction
-    share: Fraction | None
+    frequency: Fraction | None
     bytes_per_step: Fraction | None
 
 
-def per_step(entries: Iterable[Entry], shares: Mapping[Branch, Fraction | None]) -> list[Row]:
+def per_step(entries: Iterable[Collective], shares: Mapping[Branch, Fraction | None]) -> list[Row]:
     """Entries as rows, those that always run first.
 
     A loop whose length depends on data counts as one turn, with a share of None.
@@ -46,9 +47,9 @@ def per_step(entries: Iterable[Entry], shares: Mapping[Branch, Fraction | None])
             there.
 
     >>> branch = Branch('3', 1)
-    >>> entry = Entry(('workers',), 'all_reduce', 'float32', Fraction(70), branch=(branch,))
+    >>> entry = Collective(('workers',), 'all_reduce', 'float32', Fraction(70), branch=(branch,))
     >>> [row] = per_step([entry, entry], {branch: Fraction(1, 5)})
-    >>> row.count, row.bytes_when_run, row.share, row.bytes_per_step
+    >>> row.count, row.bytes_when_run, row.frequency, row.bytes_per_step
     (2, Fraction(140, 1), Fraction(1, 5), Fraction(28, 1))
     """
     sums: dict[tuple[Any, ...], tuple[int, Fraction]] = {}
@@ -62,10 +63,10 @@ def per_step(entries: Iterable[Entry], shares: Mapping[Branch, Fraction | None])
         Row(axes, kind, dtype, count, total, share, None if share is None else total * share)
         for (axes, kind, dtype, share), (count, total) in sums.items()
     ]
-    return sorted(rows, key=lambda row: (row.share is None, -(row.share or 0), row.axes, row.kind, row.dtype))
+    return sorted(rows, key=lambda row: (row.frequency is None, -(row.frequency or 0), row.axes, row.kind, row.dtype))
 
 
-def held(tree: Any) -> int:
+def memory_bytes(tree: Any) -> int:
     """Bytes of a pytree on the device that holds most of it.
 
     Args:
@@ -74,7 +75,7 @@ def held(tree: Any) -> int:
 
     >>> mesh = jax.sharding.AbstractMesh((4,), ('workers',))
     >>> cut = jax.sharding.NamedSharding(mesh, jax.P('workers'))
-    >>> held(
+    >>> memory_bytes(
     ...     {
     ...         'x': jax.ShapeDtypeStruct((8, 3), 'float32', sharding=cut),
     ...         'y': jax.ShapeDtypeStruct((5,), 'int8'),
@@ -111,12 +112,12 @@ class Ledger:
     Attributes:
         mesh: the mesh's axes and their sizes.
         rows: what one device sends.
-        held: bytes that one device holds, by name.
+        memory: bytes that one device stores, by name.
     """
 
     mesh: Mapping[str, int]
     rows: tuple[Row, ...]
-    held: Mapping[str, int]
+    memory: Mapping[str, int]
 
     def sent(self, axis: str) -> Fraction | None:
         """Bytes that one device sends on an average step in collectives over an axis; None if not known.
@@ -124,10 +125,10 @@ class Ledger:
         What crosses several axes at once counts whole on each of them.
 
         Raises:
-            ValueError: the mesh has no such axis.
+            InputError: the mesh has no such axis.
         """
         if axis not in self.mesh:
-            raise ValueError(f'the mesh has no axis {axis!r}; its axes are {list(self.mesh)}')
+            raise InputError(f'the mesh has no axis {axis!r}; its axes are {list(self.mesh)}')
         total = Fraction(0)
         for row in self.rows:
             if axis in row.axes:
@@ -140,7 +141,7 @@ class Ledger:
         """The ledger as dicts, lists and numbers; a number of bytes is an integer wherever it is whole."""
         rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
         sent = {axis: _plain(self.sent(axis)) for axis in self.mesh}
-        return {'mesh': dict(self.mesh), 'sent': rows, 'sent_per_step': sent, 'held': dict(self.held)}
+        return {'mesh': dict(self.mesh), 'sent': rows, 'sent_per_step': sent, 'memory': dict(self.memory)}
 
     def table(self) -> list[list[str]]:
         """What is sent, as text: a header, then a line a row."""
@@ -152,7 +153,7 @@ class Ledger:
                 row.dtype,
                 str(row.count),
                 _number(row.bytes_when_run),
-                'depends on data' if row.share is None else str(row.share),
+                'depends on data' if row.frequency is None else str(row.frequency),
                 _number(row.bytes_per_step),
             ]
             for row in self.rows

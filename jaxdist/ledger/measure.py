@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from jaxdist.ledger.ledger import Ledger, Row, held, per_step
-from jaxdist.ledger.frequency import Shares, count_runs, jitted
-from jaxdist.ledger.collective import Branch, Entry
-from jaxdist.ledger.traced import Flow
+from jaxdist.ledger.collective import Branch, Collective
 from jaxdist.ledger.compiled import compiled
+from jaxdist.ledger.frequency import Frequencies, count_frequencies, jitted
+from jaxdist.ledger.ledger import Ledger, Row, memory_bytes, per_step
+from jaxdist.ledger.traced import Flow
 
 _Sends = dict[Branch, dict[Any, Any]]
 """Innermost branch -> (axes, dtype, whether it can be counted) -> bytes sent."""
@@ -39,7 +39,7 @@ def traced_step(
     """
     traced = jitted(step).trace(state, batch)
     flow = Flow.of(traced.jaxpr, sizes)
-    return per_step(flow.entries(), count_runs(traced.jaxpr, flow, traced.out_info, state, steps, initial))
+    return per_step(flow.collectives, count_frequencies(flow, traced.out_info, state, steps, initial))
 
 
 def measure(
@@ -50,11 +50,11 @@ def measure(
     steps: int,
     *,
     initial: Callable[[], Any] | None = None,
-    holds: Mapping[str, Any] | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Ledger:
     """Compiles a step and reads what it sends and holds; nothing runs but what decides how often it sends.
 
-    The rows are the compiled program's. Shares come from the traced one: a branch of the compiled program is
+    The rows are the compiled program's. Frequencies come from the traced one: a branch of the compiled program is
     the traced one that sends the same bytes. Where the compiler changed those, it is one of as many that send
     the same dtypes over the same axes, if it does not matter which; or all that are left have one share; or
     the share is None.
@@ -66,11 +66,11 @@ def measure(
         mesh: the mesh that the step runs on; its devices need not be here.
         steps: over how many steps shares are counted.
         initial: makes the first state; needed if `state` has no values and conditionals depend on it.
-        holds: what is held, as pytrees by name. `state` and `batch` if not given; `temporaries`, which are
+        stored: what is stored, as pytrees by name. `state` and `batch` if not given; `temporaries`, which are
             the compiler's, are added.
 
     Raises:
-        ValueError, NotImplementedError: see `traced`, `compiled` and `shares`.
+        InputError, UnknownCollectiveError: see `traced`, `compiled` and `shares`.
 
     >>> import jax
     >>> mesh = jax.make_mesh((1,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -78,25 +78,27 @@ def measure(
     >>> specs = jax.P(), jax.P('workers')
     >>> step = jax.shard_map(code, mesh=mesh, in_specs=specs, out_specs=(jax.P(), jax.P()))
     >>> ledger = measure(step, jax.numpy.int32(0), jax.numpy.ones(8), mesh, steps=10)
-    >>> ledger.rows, ledger.held['state'], ledger.held['batch'], int(ledger.sent('workers'))
+    >>> ledger.rows, ledger.memory['state'], ledger.memory['batch'], int(ledger.sent('workers'))
     ((), 4, 32, 0)
     """
     traced = jitted(step).trace(state, batch)
     program = traced.lower().compile()
     flow = Flow.of(traced.jaxpr, mesh.shape)
-    wanted = flow.entries()
+    wanted = flow.collectives
     found = compiled(program, mesh)
-    shares = count_runs(traced.jaxpr, flow, traced.out_info, state, steps, initial)
-    rows = per_step(found, recognise(found, wanted, shares))
-    sizes = {name: held(tree) for name, tree in (holds or {'state': state, 'batch': batch}).items()}
+    shares = count_frequencies(flow, traced.out_info, state, steps, initial)
+    rows = per_step(found, match_branches(found, wanted, shares))
+    sizes = {name: memory_bytes(tree) for name, tree in (stored or {'state': state, 'batch': batch}).items()}
     memory = program.memory_analysis()
     if memory is not None:
         sizes['temporaries'] = memory.temp_size_in_bytes
     return Ledger(dict(mesh.shape), tuple(rows), sizes)
 
 
-def recognise(found: Sequence[Entry], wanted: Sequence[Entry], shares: Mapping[Branch, Fraction | None]) -> Shares:
-    """Shares of a compiled program's branches, from those of the traced program's; see `measure`.
+def match_branches(
+    found: Sequence[Collective], wanted: Sequence[Collective], shares: Mapping[Branch, Fraction | None]
+) -> Frequencies:
+    """Frequencies of a compiled program's branches, from those of the traced program's; see `measure`.
 
     Args:
         found: the compiled program's entries.
@@ -104,15 +106,15 @@ def recognise(found: Sequence[Entry], wanted: Sequence[Entry], shares: Mapping[B
         shares: of the branches of `wanted`.
 
     >>> here, there = Branch('0.3', 1), Branch('conditional.1', 1)
-    >>> sends = Entry(('workers',), 'all_reduce', 'float32', Fraction(70))
+    >>> sends = Collective(('workers',), 'all_reduce', 'float32', Fraction(70))
     >>> wanted, found = sends._replace(branch=(here,)), sends._replace(branch=(there,))
-    >>> recognise([found], [wanted], {here: Fraction(1, 5)})
+    >>> match_branches([found], [wanted], {here: Fraction(1, 5)})
     {Branch(cond='conditional.1', index=1): Fraction(1, 5)}
     """
     axes = {entry.axes for entry in wanted}
     left = _by_branch(wanted)
     new = {b: {k: v for k, v in sends.items() if k[0] in axes} for b, sends in _by_branch(found).items()}
-    out: Shares = {}
+    out: Frequencies = {}
     for branch, sends in list(new.items()):
         same = [b for b, other in left.items() if other == sends and b.index == branch.index]
         if same:
@@ -133,7 +135,7 @@ def _guess(branch: Branch, new: _Sends, left: _Sends, shares: Mapping[Branch, Fr
     return agreed.pop() if len(agreed) == 1 else None
 
 
-def _by_branch(entries: Iterable[Entry]) -> _Sends:
+def _by_branch(entries: Iterable[Collective]) -> _Sends:
     out: _Sends = {}
     for entry in entries:
         if entry.branch:

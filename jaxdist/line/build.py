@@ -6,10 +6,10 @@ from typing import Any
 
 import optax
 
+from jaxdist.core.collectives import AXIS
 from jaxdist.line.calls import dotted, kind_of, links
 from jaxdist.line.order import check_last, check_order
 from jaxdist.line.reader import LineError, Reader
-from jaxdist.core.collectives import AXIS
 
 
 def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:

@@ -3,9 +3,9 @@
 import ast
 from collections.abc import Iterator
 
+from jaxdist.core.registry import Entry, Syncs, find
 from jaxdist.line.calls import Call, dotted, links
 from jaxdist.line.reader import LineError, Reader
-from jaxdist.core.registry import Entry, Meets, find
 
 HARMLESS = ('identity', 'keep_params_nonnegative')
 """Links of optax that may follow a meeting: what they do does not move it."""
@@ -45,7 +45,7 @@ def check_last(reader: Reader) -> None:
     for link in links(reader.body):
         assert isinstance(link, ast.Call)  # the line has been checked
         found = find(dotted(link.func))
-        if isinstance(found, Entry) and found.settles:
+        if isinstance(found, Entry) and found.final:
             settled = link
         elif settled is not None:
             name = dotted(settled.func)
@@ -86,14 +86,14 @@ def _waits(body: ast.expr) -> Iterator[tuple[Call, str, int, ast.expr]]:
                         yield call, name, part.value, part
 
 
-def meets(link: ast.Call) -> Meets:
+def meets(link: ast.Call) -> Syncs:
     """What workers come to agree on through a link, if anything.
 
     >>> meets(ast.parse('mean()', mode='eval').body), meets(ast.parse('sgd(0.1)', mode='eval').body)
     ('updates', '')
     """
     found = find(dotted(link.func))
-    return found.meets if isinstance(found, Entry) else ''
+    return found.syncs if isinstance(found, Entry) else ''
 
 
 def _axis(link: ast.Call) -> str:

@@ -4,8 +4,9 @@ import ast
 import re
 from collections.abc import Sequence
 
-from jaxdist.line.calls import Call, did_you_mean, dotted, is_constant, kind_of, links
+from jaxdist.core.errors import InputError
 from jaxdist.core.registry import Kind, find, names
+from jaxdist.line.calls import Call, did_you_mean, dotted, is_constant, kind_of, links
 
 LINKS = 'links are joined by |, as in mean() | adamw(learning_rate=1e-3)'
 VALUES = 'a value is a number, a string, True, False, None, a tuple, a list, a dict or a call'
@@ -30,7 +31,7 @@ REFUSED: dict[type[ast.expr], str] = {
 }
 
 
-class LineError(ValueError):
+class LineError(InputError):
     """A mistake in an update line; the message has what is wrong, the line, and a caret under the place.
 
     Attributes:

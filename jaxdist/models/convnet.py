@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdist.models.scoring import Rules, misfit, model
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Model, Task
+from jaxdist.models.scoring import Rules, misfit, model
 
 RULES: Rules = (
     ('dense/kernel', (None, 'model')),
@@ -30,7 +31,7 @@ class ConvNet:
         Megatron.
 
         Raises:
-            ValueError: the task's examples are no images, or a size is below 1.
+            InputError: the task's examples are no images, or a size is below 1.
 
         >>> import jax
         >>> params = ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10)).init(jax.random.key(0))
@@ -40,7 +41,7 @@ class ConvNet:
         if task.kind == 'tokens' or len(task.shape) != 3:
             raise misfit('ConvNet', 'images [H, W, C]', task)
         if min(*self.channels, self.dense, 1) < 1:
-            raise ValueError(f'every size of a ConvNet must be 1 or more: {self}')
+            raise InputError(f'every size of a ConvNet must be 1 or more: {self}')
         return model(_Layers(self.channels, self.dense, task.classes), task, RULES)
 
 

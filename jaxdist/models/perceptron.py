@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdist.models.scoring import misfit, model
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Model, Task
+from jaxdist.models.scoring import misfit, model
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Perceptron:
         replicated.
 
         Raises:
-            ValueError: the task has tokens, or a hidden layer is empty.
+            InputError: the task has tokens, or a hidden layer is empty.
 
         >>> import jax
         >>> params = Perceptron(hidden=(5,)).build(Task('classes', (2, 2, 1), 3)).init(jax.random.key(0))
@@ -34,7 +35,7 @@ class Perceptron:
         if task.kind == 'tokens':
             raise misfit('Perceptron', 'classes or values', task)
         if min(self.hidden, default=1) < 1:
-            raise ValueError(f'every hidden layer must have 1 entry or more: {self}')
+            raise InputError(f'every hidden layer must have 1 entry or more: {self}')
         last = f'hidden{len(self.hidden) - 1}'
         rules = (
             (f'{last}/kernel', (None, 'model')),

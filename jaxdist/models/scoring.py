@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Params, Task
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -80,12 +81,12 @@ def _terms(task: Task, outputs: jax.Array, targets: jax.Array) -> dict[str, jax.
     }
 
 
-def misfit(name: str, needs: str, task: Task) -> ValueError:
+def misfit(name: str, needs: str, task: Task) -> InputError:
     """The error for a model and a task that do not go together, with the models that fit.
 
     >>> misfit('Transformer', 'tokens', Task('classes', (8,), 3))
-    ValueError('Transformer needs tokens, and the task has classes of shape (8,): use Perceptron')
+    InputError('Transformer needs tokens, and the task has classes of shape (8,): use Perceptron')
     """
     fits = 'ConvNet or Perceptron' if len(task.shape) == 3 else 'Perceptron'
     fits = 'Transformer' if task.kind == 'tokens' else fits
-    return ValueError(f'{name} needs {needs}, and the task has {task.kind} of shape {task.shape}: use {fits}')
+    return InputError(f'{name} needs {needs}, and the task has {task.kind} of shape {task.shape}: use {fits}')

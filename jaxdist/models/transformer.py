@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdist.models.scoring import Rules, misfit, model
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Model, Task
+from jaxdist.models.scoring import Rules, misfit, model
 
 RULES: Rules = (
     (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # by heads, so that no head is cut
@@ -40,7 +41,7 @@ class Transformer:
         """The model for a task of tokens; contexts longer or shorter than the task's work too.
 
         Raises:
-            ValueError: the task has no tokens, or the sizes do not fit each other.
+            InputError: the task has no tokens, or the sizes do not fit each other.
 
         >>> import jax
         >>> params = Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 256)).init(jax.random.key(0))
@@ -50,9 +51,9 @@ class Transformer:
         if task.kind != 'tokens':
             raise misfit('Transformer', 'tokens', task)
         if min(self.layers, self.width, self.heads, self.mlp) < 1:
-            raise ValueError(f'every size of a Transformer must be 1 or more: {self}')
+            raise InputError(f'every size of a Transformer must be 1 or more: {self}')
         if self.width % (2 * self.heads):
-            raise ValueError(
+            raise InputError(
                 f'width {self.width} cannot be cut into {self.heads} heads of an even size (rotary '
                 f'positions turn pairs): use a multiple of {2 * self.heads}'
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxdist.core.errors import InputError, MissingExtraError
 from jaxdist.report.text import bytes_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def figure(width: float, height: float) -> 'Figure':
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError("plots need matplotlib: pip install 'jaxdist[plot]'") from error
+        raise MissingExtraError("plots need matplotlib: pip install 'jaxdist[plot]'") from error
     return Figure(figsize=(width, height), dpi=160, layout='constrained', facecolor='white')
 
 
@@ -37,15 +38,15 @@ def save(drawing: 'Figure', path: Path) -> 'Figure':
     """Writes `drawing` as PNG or SVG, as the suffix of `path` says, and returns it.
 
     Raises:
-        ValueError: if the suffix is another.
+        InputError: if the suffix is another.
         OSError: if the file cannot be written.
 
     >>> save(figure(4, 3), Path('plot.bmp'))
     Traceback (most recent call last):
-    ValueError: a plot is written as .png or .svg, not as 'plot.bmp'
+    jaxdist.InputError: a plot is written as .png or .svg, not as 'plot.bmp'
     """
     if path.suffix not in ('.png', '.svg'):
-        raise ValueError(f'a plot is written as .png or .svg, not as {path.name!r}')
+        raise InputError(f'a plot is written as .png or .svg, not as {path.name!r}')
     drawing.savefig(path)
     return drawing
 

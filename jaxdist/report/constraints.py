@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, INK, figure, save, tidy
 from jaxdist.report.fields import Record
 
@@ -28,7 +29,7 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
         The figure that was written.
 
     Raises:
-        ValueError: no record has constraints, or another suffix.
+        InputError: no record has constraints, or another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -39,7 +40,7 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
     """
     names = list(dict.fromkeys(name for record in records for name in record.get('constraints', {})))
     if not names:
-        raise ValueError('no record has constraints: there is nothing to draw')
+        raise InputError('no record has constraints: there is nothing to draw')
     drawing = figure(9, 6)
     above, below = drawing.subplots(2, 1, sharex=True)
     for number, name in enumerate(names):

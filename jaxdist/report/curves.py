@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, short_bytes, smooth, tidy
 from jaxdist.report.fields import Record, Series, evaluations, training
 
@@ -37,7 +38,7 @@ def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float]
         The figure that was written.
 
     Raises:
-        ValueError: for records that cannot be drawn, or another suffix.
+        InputError: for records that cannot be drawn, or another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -75,7 +76,7 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
         The figure that was written.
 
     Raises:
-        ValueError: for no runs, a run without evaluations, or runs of one name evaluated at different steps.
+        InputError: for no runs, a run without evaluations, or runs of one name evaluated at different steps.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -85,7 +86,7 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
     [3.0, 1.5, 1.0]
     """
     if not runs:
-        raise ValueError('no runs: nothing was run, so there are no curves')
+        raise InputError('no runs: nothing was run, so there are no curves')
     lines = [_line(name, seeds) for name, seeds in runs.items()]
     by_bytes = any(line.sent is not None and line.sent[-1] > 0 for line in lines)
     columns = max(1, min(3, 90 // max(len(line.label) for line in lines)))  # the drawing is about 100 letters wide
@@ -160,10 +161,10 @@ def _bytes_above(axes: 'Axes', series: Series) -> None:
 def _line(name: str, seeds: Sequence[Sequence[Record]]) -> _Line:
     series = [evaluations(records) for records in seeds]
     if not series or not all(s.step.size for s in series):
-        raise ValueError(f'{name!r} has a run without evaluations: held-out losses are what is drawn')
+        raise InputError(f'{name!r} has a run without evaluations: held-out losses are what is drawn')
     ended = [s for s in series if np.isfinite(s.loss).all()]
     if any(not np.array_equal(s.step, ended[0].step) for s in ended):
-        raise ValueError(f'the runs of {name!r} were evaluated at different steps: they have no mean curve')
+        raise InputError(f'the runs of {name!r} were evaluated at different steps: they have no mean curve')
     lost = len(series) - len(ended)
     label = f'{name} ({lost} of {len(series)} diverged)' if lost else name
     if not ended:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
+
 Record = Mapping[str, Any]
 """One line of a run's metrics: `{'step', 'loss', 'sent', ...}`, or `{'step', 'held_out': {'loss', ...}}`."""
 
@@ -29,22 +31,22 @@ def number(record: Record, key: str, where: str, *, finite: bool = True) -> floa
     """The number `record[key]`, named `where` in errors; with `finite=False`, NaN for null, NaN and infinity.
 
     Raises:
-        ValueError: if the key is missing or its value is no number or, with `finite`, not finite.
+        InputError: if the key is missing or its value is no number or, with `finite`, not finite.
 
     >>> number({'loss': 2.5}, 'loss', 'records[0]')
     2.5
     """
     if key not in record:
-        raise ValueError(f'{where} lacks {key!r}; it has: {", ".join(map(str, record)) or "nothing"}')
+        raise InputError(f'{where} lacks {key!r}; it has: {", ".join(map(str, record)) or "nothing"}')
     value = record[key]
     if value is None and not finite:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f'{where}: {key!r} should be a number, not {value!r}')
+        raise InputError(f'{where}: {key!r} should be a number, not {value!r}')
     if math.isfinite(value):
         return float(value)
     if finite:
-        raise ValueError(f'{where}: {key!r} should be finite, not {value}')
+        raise InputError(f'{where}: {key!r} should be finite, not {value}')
     return math.nan
 
 
@@ -54,7 +56,7 @@ def training(records: Sequence[Record]) -> Series:
     A step that occurs twice, as after a resume from an earlier checkpoint, counts as it was last.
 
     Raises:
-        ValueError: if there are no records, or a record is neither of training nor of an evaluation.
+        InputError: if there are no records, or a record is neither of training nor of an evaluation.
 
     >>> training([{'step': 1, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
     array([40.])
@@ -72,7 +74,7 @@ def evaluations(records: Sequence[Record]) -> Series:
     """The held-out losses among a run's records; bytes that an evaluation lacks come from training around it.
 
     Raises:
-        ValueError: as `training`, or if an evaluation has no loss.
+        InputError: as `training`, or if an evaluation has no loss.
 
     >>> evaluations([{'step': 2, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
     array([20.])
@@ -92,11 +94,11 @@ def evaluations(records: Sequence[Record]) -> Series:
 
 def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
     if not records:
-        raise ValueError('no records: a run that has not logged a step has nothing to plot')
+        raise InputError('no records: a run that has not logged a step has nothing to plot')
     for index, record in enumerate(records):
         number(record, 'step', f'records[{index}]')
         if 'loss' not in record and 'held_out' not in record:
-            raise ValueError(f"records[{index}] has neither 'loss' nor 'held_out'; it has: {', '.join(record)}")
+            raise InputError(f"records[{index}] has neither 'loss' nor 'held_out'; it has: {', '.join(record)}")
     return [(f'records[{index}]', record) for index, record in enumerate(records)]
 
 
@@ -107,5 +109,5 @@ def _series(found: dict[float, tuple[float, float]]) -> Series:
     if not steps or np.isnan(sent).any():
         return Series(np.array(steps), loss, None)
     if (falls := np.flatnonzero(np.diff(sent) < 0)).size:
-        raise ValueError(f"'sent' counts the bytes so far, but falls after step {steps[falls[0]]:g}")
+        raise InputError(f"'sent' counts the bytes so far, but falls after step {steps[falls[0]]:g}")
     return Series(np.array(steps), loss, sent)

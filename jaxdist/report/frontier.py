@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, tidy
 from jaxdist.report.summary import Interval, Summary
 
@@ -47,7 +48,7 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
         The figure that was written.
 
     Raises:
-        ValueError: if there is no line to draw, or for another suffix.
+        InputError: if there is no line to draw, or for another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -83,7 +84,7 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
 def _points(summaries: Sequence[Summary]) -> list[_Point]:
     known = [(_name(s), s.sent, s.held_out) for s in summaries if s.held_out is not None]
     if not known:
-        raise ValueError('no line to draw: there are no summaries, or every run diverged')
+        raise InputError('no line to draw: there are no summaries, or every run diverged')
     return [
         _Point(name, sent, loss, not any(_better((x, y.mean), (sent, loss.mean)) for _, x, y in known))
         for name, sent, loss in known

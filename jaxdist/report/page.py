@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Summary, best
 from jaxdist.report.tables import cells, notes
 
@@ -69,7 +70,7 @@ def page(
         `path`.
 
     Raises:
-        ValueError: if the command is missing, an image is of another kind, or a detail is not JSON.
+        InputError: if the command is missing, an image is of another kind, or a detail is not JSON.
         OSError: if an image cannot be read or the page cannot be written.
 
     >>> from tempfile import mkdtemp
@@ -78,7 +79,7 @@ def page(
     True
     """
     if not isinstance(details.get('command'), str):
-        raise ValueError("details need a 'command', as text: the one that makes this page again")
+        raise InputError("details need a 'command', as text: the one that makes this page again")
     body = [f'<h1>{escape(title)}</h1>', *(f'<p>{escape(text)}</p>' for text in paragraphs)]
     body += [_table(caption, summaries) for caption, summaries in tables.items()]
     body += [_image(caption, image) for caption, image in images.items()]
@@ -126,7 +127,7 @@ def _row(row: Sequence[str], is_best: bool) -> str:
 
 def _image(caption: str, image: Path) -> str:
     if (kind := KINDS.get(image.suffix.lower())) is None:
-        raise ValueError(f'an image is one of {", ".join(KINDS)}, not {image.name!r}')
+        raise InputError(f'an image is one of {", ".join(KINDS)}, not {image.name!r}')
     data = base64.b64encode(image.read_bytes()).decode()
     words = escape(caption)
     source = f'<img src="data:{kind};base64,{data}" alt="{words}">'
@@ -137,5 +138,5 @@ def _detail(key: str, value: Any) -> str:
     try:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
     except TypeError as error:
-        raise ValueError(f'details[{key!r}] is not JSON: {error}') from error
+        raise InputError(f'details[{key!r}] is not JSON: {error}') from error
     return f'<details><summary>{escape(key)}</summary><pre>{escape(text)}</pre></details>'

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.fields import number
 
 LEVEL = 0.95
@@ -45,7 +46,7 @@ class Summary(NamedTuple):
         accuracy: between 0 and 1; None where it is not measured.
         difference: held-out loss less the first line's at the same seed; None for the first line itself.
         sent: median bytes that a worker sent in the whole run.
-        held: median bytes that a device held.
+        memory: median bytes that a device stores.
         seconds: median time of a run.
         violation: how far the constraint that is violated most is from holding; None without constraints.
     """
@@ -58,7 +59,7 @@ class Summary(NamedTuple):
     accuracy: Interval | None
     difference: Interval | None
     sent: float
-    held: float
+    memory: float
     seconds: float
     violation: Interval | None = None
 
@@ -68,7 +69,7 @@ class _Run(NamedTuple):
     held_out: float
     accuracy: float | None
     sent: float
-    held: float
+    memory: float
     seconds: float
     violation: float | None
 
@@ -77,7 +78,7 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean of `values` with its 95 % Student-t interval.
 
     Raises:
-        ValueError: if there are none.
+        InputError: if there are none.
 
     >>> mean, half, n = interval([1.0, 3.0])
     >>> mean, round(half, 3), n
@@ -85,7 +86,7 @@ def interval(values: Sequence[float]) -> Interval:
     """
     n = len(values)
     if n == 0:
-        raise ValueError('no values: the mean of nothing is not defined')
+        raise InputError('no values: the mean of nothing is not defined')
     half = None if n == 1 else float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(float(np.mean(values)), half, n)
 
@@ -94,11 +95,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     """One `Summary` for each `update` among `rows`, in the order of first appearance.
 
     A row is one run: `name`, `update`, `seed`, `held_out` (final loss; NaN, infinity or null say that the run
-    diverged), `sent` and `held` (bytes), `seconds`, and where there is one `accuracy` (0 to 1) and `violation` (of
+    diverged), `sent` and `memory` (bytes), `seconds`, and where there is one `accuracy` (0 to 1) and `violation` (of
     constraints).
 
     Raises:
-        ValueError: for no rows, a missing key, a value of the wrong kind, the same seed twice in a line, or a
+        InputError: for no rows, a missing key, a value of the wrong kind, the same seed twice in a line, or a
             name that is not one line's own.
 
     >>> row = {
@@ -107,7 +108,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     ...     'seed': 0,
     ...     'held_out': 2.0,
     ...     'sent': 8,
-    ...     'held': 9,
+    ...     'memory': 9,
     ...     'seconds': 1,
     ... }
     >>> [summary.held_out.mean for summary in summarise([row, row | {'seed': 1, 'held_out': 3.0}])]
@@ -138,7 +139,7 @@ def best(summaries: Sequence[Summary]) -> int | None:
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
     if not rows:
-        raise ValueError('no rows: nothing was run, so there is nothing to compare')
+        raise InputError('no rows: nothing was run, so there is nothing to compare')
     lines: dict[str, dict[int, _Run]] = {}
     names: dict[str, str] = {}
     for index, row in enumerate(rows):
@@ -150,9 +151,9 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
         )
         names.setdefault(update, name)
         if names[update] != name or list(names.values()).count(name) > 1:
-            raise ValueError(f'{where}: each line needs one name of its own, but {name!r} is for {update!r}: {names}')
+            raise InputError(f'{where}: each line needs one name of its own, but {name!r} is for {update!r}: {names}')
         if seed in lines.setdefault(update, {}):
-            raise ValueError(f'{where}: seed {seed:g} of the line {update!r} is there twice')
+            raise InputError(f'{where}: seed {seed:g} of the line {update!r} is there twice')
         lines[update][int(seed)] = _run(row, name, where)
     return lines
 
@@ -160,11 +161,11 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
 def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
     held_out = number(row, 'held_out', where, finite=False)
     accuracy = number(row, 'accuracy', where, finite=False) if 'accuracy' in row else None
-    costs = [number(row, key, where) for key in ('sent', 'held', 'seconds')]
+    costs = [number(row, key, where) for key in ('sent', 'memory', 'seconds')]
     if min(costs) < 0:
-        raise ValueError(f'{where}: bytes and seconds cannot be negative: {dict(row)}')
+        raise InputError(f'{where}: bytes and seconds cannot be negative: {dict(row)}')
     if accuracy is not None and not 0 <= accuracy <= 1 and not math.isnan(held_out):
-        raise ValueError(f"{where}: 'accuracy' should be between 0 and 1, not {accuracy}")
+        raise InputError(f"{where}: 'accuracy' should be between 0 and 1, not {accuracy}")
     violation = number(row, 'violation', where, finite=False) if 'violation' in row else None
     return _Run(name, held_out, accuracy, costs[0], costs[1], costs[2], violation)
 
@@ -172,17 +173,17 @@ def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip() or '\n' in value:
-        raise ValueError(f'{where}: {key!r} should be one line of text, not {value!r}')
+        raise InputError(f'{where}: {key!r} should be one line of text, not {value!r}')
     return value
 
 
 def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) -> Summary:
     ended = [run for run in runs.values() if not math.isnan(run.held_out)]
-    costs = [(run.sent, run.held, run.seconds) for run in ended or runs.values()]
-    sent, held, seconds = (float(cost) for cost in np.median(costs, axis=0))
+    costs = [(run.sent, run.memory, run.seconds) for run in ended or runs.values()]
+    sent, memory, seconds = (float(cost) for cost in np.median(costs, axis=0))
     accuracies = [run.accuracy for run in ended if run.accuracy is not None]
     if len(accuracies) not in (0, len(ended)):
-        raise ValueError(f'only {len(accuracies)} of {len(ended)} runs of {update!r} have an accuracy: all or none')
+        raise InputError(f'only {len(accuracies)} of {len(ended)} runs of {update!r} have an accuracy: all or none')
     violations = [run.violation for run in ended if run.violation is not None]
     pairs = _differences(runs, first or {})
     return Summary(
@@ -194,7 +195,7 @@ def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) 
         interval(accuracies) if accuracies else None,
         interval(pairs) if pairs else None,
         sent,
-        held,
+        memory,
         seconds,
         interval(violations) if violations else None,
     )

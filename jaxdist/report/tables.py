@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Interval, Summary, best
 from jaxdist.report.text import bytes_text, decimals, ratio_text, seconds_text
 
@@ -16,14 +17,14 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     Columns that no line can fill (a difference with one line only, an accuracy) are left out.
 
     Raises:
-        ValueError: if there are no summaries.
+        InputError: if there are no summaries.
 
     >>> header, rows = cells([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)])
     >>> dict(zip(header, rows[0], strict=True))['sent per worker']
     '8.00 MB'
     """
     if not summaries:
-        raise ValueError('no summaries: a table needs at least one line')
+        raise InputError('no summaries: a table needs at least one line')
     first = summaries[0]
     columns: dict[str, Callable[[Summary], str]] = {
         'line': lambda s: s.name,
@@ -32,7 +33,7 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
         'accuracy': lambda s: _interval_text(s.accuracy, scale=100, unit=' %'),
         'violation in training': lambda s: _interval_text(s.violation),
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
-        'held per device': lambda s: _against(s.held, first.held, s is first),
+        'memory per device': lambda s: _against(s.memory, first.memory, s is first),
         'time': lambda s: seconds_text(s.seconds),
         'seeds': lambda s: f'{s.runs}, {s.diverged} diverged' if s.diverged else f'{s.runs}',
     }
@@ -50,7 +51,7 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
     counts = [s.held_out.n for s in summaries if s.held_out is not None]
     said = []
     if any(n > 1 for n in counts):
-        said.append('± is half a 95 % interval (Student t over seeds); sent, held and time are medians.')
+        said.append('± is half a 95 % interval (Student t over seeds); sent, memory and time are medians.')
     if any(n == 1 for n in counts):
         who = 'One seed only' if max(counts) == 1 else 'Where one seed is left'
         said.append(f'{who}: no interval, and a difference may be chance.')
@@ -69,7 +70,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table in Markdown, padded so that it reads as text too, then the lines in full and the notes.
 
     Raises:
-        ValueError: if there are no summaries.
+        InputError: if there are no summaries.
 
     >>> line = Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
     >>> print(markdown_table([line]).splitlines()[2])

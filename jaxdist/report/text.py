@@ -2,6 +2,8 @@
 
 import math
 
+from jaxdist.core.errors import InputError
+
 UNITS = ('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')
 """Decimal units: a kB is 1000 bytes."""
 
@@ -10,7 +12,7 @@ def bytes_text(n: float) -> str:
     """`n` bytes with three significant digits and a decimal unit; whole bytes below 1 kB.
 
     Raises:
-        ValueError: if `n` is negative or not finite.
+        InputError: if `n` is negative or not finite.
 
     >>> bytes_text(0), bytes_text(999), bytes_text(1000), bytes_text(12_345_678)
     ('0 B', '999 B', '1.00 kB', '12.3 MB')
@@ -26,7 +28,7 @@ def seconds_text(s: float) -> str:
     """`s` seconds: milliseconds below one second, then seconds, then the two largest units, rounded.
 
     Raises:
-        ValueError: if `s` is negative or not finite.
+        InputError: if `s` is negative or not finite.
 
     >>> (
     ...     seconds_text(0.0042),
@@ -76,7 +78,7 @@ def decimals(half: float | None) -> int:
 
 def _checked(value: float, unit: str) -> float:
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f'{unit} must be finite and not negative, got {value}')
+        raise InputError(f'{unit} must be finite and not negative, got {value}')
     return float(value)
 
 

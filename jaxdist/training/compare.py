@@ -11,22 +11,22 @@ import jax
 
 from jaxdist import ledger, line, report
 from jaxdist.training.experiment import Experiment, ExperimentError, flat, to_json
-from jaxdist.training.run_folder import read_records
 from jaxdist.training.run import Diverged, Event, Ready, run
+from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import prepare
 
 FACTS = ('versions', 'commit', 'devices', 'data')
 """What the page takes from a run's `run.json`."""
 
 
-class Contender(NamedTuple):
+class Variant(NamedTuple):
     """One of the things that are compared: a short label that no other has, and its experiment."""
 
     name: str
     experiment: Experiment
 
 
-def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
+def variants(experiments: Sequence[Experiment]) -> list[Variant]:
     """The experiments with labels made of what is not the same in most of them, seeds aside.
 
     Raises:
@@ -34,7 +34,7 @@ def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
 
     >>> base = Experiment(update='mean() | adamw(1e-3)')
     >>> both = [base, dataclasses.replace(base, update='mean(codec=int8()) | adamw(1e-3)')]
-    >>> [c.name for c in contenders(both)]
+    >>> [c.name for c in variants(both)]
     ['mean()', 'mean(codec=int8())']
     """
     if not experiments:
@@ -52,13 +52,13 @@ def contenders(experiments: Sequence[Experiment]) -> list[Contender]:
         ', '.join([*([text] if text else []), *(_setting(n, f[n]) for n in differ if n in f)])
         for text, f in zip(_short_lines([e.update for e in experiments]), fields, strict=True)
     ]
-    return [Contender(name or e.update, e) for name, e in zip(names, experiments, strict=True)]
+    return [Variant(name or e.update, e) for name, e in zip(names, experiments, strict=True)]
 
 
 def _setting(name: str, value: Any) -> str:
     """One setting in a label."""
-    if name == 'constraints.hold':
-        return ', '.join(value) or 'no constraint'
+    if isinstance(value, list):
+        return ', '.join(value) or f'no {name}'
     return f'{name}={value}'
 
 
@@ -80,21 +80,21 @@ def _short_lines(updates: list[str]) -> list[str]:
 
 
 def compare(
-    who: Sequence[Contender],
+    who: Sequence[Variant],
     seeds: int,
     folder: Path,
     *,
     command: str = '',
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, int, Event]]:
-    """Runs every contender with every seed, and yields (name, seed, event), but for what the folder holds already.
+    """Runs every variant with every seed, and yields (name, seed, event), but for what the folder holds already.
 
     Each run has a folder of its own below `runs/`, found again by the experiment: see `run_folder`. When all are done,
     `write_report` makes the pages. To the events of `run` comes `diverged` (why), with which a run can end too.
 
     Raises:
-        ExperimentError: `seeds` below 1, or what a contender sends depends on the data, so that nobody can compare it.
-        ValueError: one of the contenders cannot be trained; then none is.
+        ExperimentError: `seeds` below 1, or what a variant sends depends on the data, so that nobody can compare it.
+        InputError: one of the variants cannot be trained; then none is.
 
     >>> list(compare([], 0, Path('nowhere')))
     Traceback (most recent call last):
@@ -122,7 +122,7 @@ def _one(name: str, experiment: Experiment, where: Path, command: str, stop: Cal
     try:
         for event in run(experiment, where, command=command, stop=stop):
             if event.kind == 'ready':
-                row['held'] = _held(name, event.value)
+                row['memory'] = _memory(name, event.value)
             yield event
             if event.kind == 'stopped':
                 return
@@ -142,16 +142,16 @@ def _one(name: str, experiment: Experiment, where: Path, command: str, stop: Cal
         (where / 'result.json').write_text(json.dumps(row, allow_nan=False) + '\n')
 
 
-def _held(name: str, ready: Ready) -> int:
-    """Bytes that a device holds between steps."""
+def _memory(name: str, ready: Ready) -> int:
+    """Bytes that a device stores between steps."""
     if ready.sent is None:
         raise ExperimentError(f'{name}: the bytes that it sends depend on the data, so they cannot be compared')
     state = ready.training.program.state
-    return ledger.held({'params': state.params, 'opt_state': state.opt_state})
+    return ledger.memory_bytes({'params': state.params, 'opt_state': state.opt_state})
 
 
 def _key(experiment: Experiment) -> str:
-    """What tells a contender from all others: its line, and a digest of everything but the seed."""
+    """What tells a variant from all others: its line, and a digest of everything but the seed."""
     data = {**to_json(experiment), 'seed': None}
     return f'{experiment.update}  #{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]}'
 
@@ -165,23 +165,25 @@ def run_folder(folder: Path, experiment: Experiment) -> Path:
     return folder / 'runs' / f'{_key(experiment)[-8:]}-seed{experiment.seed}'
 
 
-def rows(who: Sequence[Contender], seeds: int, folder: Path) -> list[dict[str, Any]]:
-    """The results that are there, in the contenders' order: name, update, seed, held_out, sent, held, seconds.
+def rows(who: Sequence[Variant], seeds: int, folder: Path) -> list[dict[str, Any]]:
+    """The results that are there, in the variants' order: name, update, seed, held_out, sent, memory, seconds.
 
-    >>> rows([Contender('a', Experiment())], 1, Path('nowhere'))
+    >>> rows([Variant('a', Experiment())], 1, Path('nowhere'))
     []
     """
     paths = [run_folder(folder, experiment) / 'result.json' for experiment in _ended(who, seeds, folder)]
-    return [json.loads(path.read_text()) for path in paths]
+    rows = [json.loads(path.read_text()) for path in paths]
+    # `memory` was called `held` in version 0.1.0.
+    return [{'memory' if name == 'held' else name: x for name, x in row.items()} for row in rows]
 
 
-def write_report(who: Sequence[Contender], seeds: int, folder: Path, title: str, command: str) -> list[report.Summary]:
+def write_report(who: Sequence[Variant], seeds: int, folder: Path, title: str, command: str) -> list[report.Summary]:
     """Writes `rows.jsonl`, `table.md`, `frontier.png`, `curves.png` and `index.html`; returns the table's lines.
 
     Raises:
         ExperimentError: no run has ended yet.
 
-    >>> write_report([Contender('a', Experiment())], 1, Path('nowhere'), 'A title', '')
+    >>> write_report([Variant('a', Experiment())], 1, Path('nowhere'), 'A title', '')
     Traceback (most recent call last):
     jaxdist.training.experiment.ExperimentError: no run in nowhere has ended yet
     """
@@ -200,7 +202,7 @@ def write_report(who: Sequence[Contender], seeds: int, folder: Path, title: str,
     (folder / 'table.md').write_text(report.markdown_table(summaries))
     report.page(
         title,
-        [f'{len(who)} contenders, {seeds} seeds each, on the same data and initial weights.'],
+        [f'{len(who)} variants, {seeds} seeds each, on the same data and initial weights.'],
         {'Held-out quality, bytes and time': summaries},
         _plots(summaries, records, facts['baseline'], folder) if records else {},
         {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}},
@@ -219,7 +221,7 @@ def _plots(
     return {'Quality against bytes': frontier, 'Quality while training': curves}
 
 
-def _ended(who: Sequence[Contender], seeds: int, folder: Path) -> list[Experiment]:
+def _ended(who: Sequence[Variant], seeds: int, folder: Path) -> list[Experiment]:
     """Those that have ended, in the order of `rows`."""
     each = [dataclasses.replace(e, seed=e.seed + s) for _, e in who for s in range(seeds)]
     return [experiment for experiment in each if (run_folder(folder, experiment) / 'result.json').exists()]

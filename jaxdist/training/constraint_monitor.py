@@ -1,91 +1,108 @@
-"""What a run makes of its constraints: judged over the data, the best state that held them, and a verdict."""
+"""Follows the constraints of a run: evaluates them over the data, keeps the best state that holds, gives verdicts."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdist.training.checkpoint import Checkpoints
-from jaxdist.constraints.evaluation import Judgement, judge
-from jaxdist.constraints.verdict import Told, Verdict, verdicts
-from jaxdist.training.step import State
+from jaxdist import report
+from jaxdist.constraints.evaluation import Judgement, judge, measuring
+from jaxdist.constraints.objective import LagrangianObjective
+from jaxdist.constraints.verdict import Observation, Verdict, verdicts
 from jaxdist.core.types import Batch
-from jaxdist.training.train import Training
+from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.step import State
+from jaxdist.training.train import PRECISIONS, Training
 
-JUDGED = 64
-"""Constraints are judged over so many training batches at most."""
+MOST_BATCHES = 64
+"""Constraints are evaluated over so many training batches at most."""
 
 
-class Held:
-    """Judges the states of a run, and keeps the best that held: the one of least loss over the judged examples.
+class ConstraintMonitor:
+    """Evaluates the constraints of a run, and keeps the best state that holds: of least loss over the same examples.
 
     Args:
         training: the run's, with constraints.
-        folder: the run's; `best` in it gets the state, a checkpoint.
+        folder: the run's folder; the best state is the checkpoint in its `best`.
 
-    >>> from jaxdist.training.experiment import Constraints, Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.training.experiment import ConstraintSettings, Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import first_state, prepare
     >>> small = Experiment(
     ...     model=Perceptron(hidden=(4,)),
     ...     data=Digits(),
     ...     mesh=Mesh(workers=2, simulate=True),
     ...     batch=512,
-    ...     constraints=Constraints(hold=('squared_norm(bound=1e4)',)),
+    ...     constraints=ConstraintSettings(hold=('squared_norm(bound=1e4)',)),
     ... )
     >>> training = prepare(small)
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     held = Held(training, Path(folder))
-    ...     record = held.look(3, first_state(training))
-    ...     held.best
+    ...     monitor = ConstraintMonitor(training, Path(folder))
+    ...     record = monitor.evaluate(3, first_state(training))
+    ...     monitor.best
     3
     """
 
     def __init__(self, training: Training, folder: Path) -> None:
-        self.training, self.tolerance = training, training.experiment.constraints.tolerance
-        self.checkpoints = Checkpoints(folder / 'best', keep=1)
+        objective: Any = training.objective
+        assert isinstance(objective, LagrangianObjective)
+        self.training, self.objective = training, objective
+        self.tolerance = training.experiment.constraints.tolerance
+        mesh, compute = training.workers.mesh, PRECISIONS[training.experiment.precision]
+        self.measure = jax.jit(
+            measuring(self.objective, training.model.loss, training.workers.count, compute),
+            out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh is not None else None,
+        )
+        self.folder, self.checkpoints = folder, Checkpoints(folder / 'best', keep=1)
         meta = self.checkpoints.meta() or {}
         self.best: int | None = meta.get('step')
         self.loss = meta.get('loss', float('inf'))
         self.last: Judgement | None = None
 
-    def look(self, step: int, state: State) -> dict[str, Any]:
-        """Judges the state after so many steps, and keeps it if it is the best; returns what a record has of it."""
-        self.last = _judged(self.training, state, _training_batches(self.training))
-        away = _judged(self.training, state, self.training.data.held_out(self.training.experiment.batch))
+    def evaluate(self, step: int, state: State) -> dict[str, Any]:
+        """Evaluates the state after so many steps, and keeps it if it is the best; returns the record of it."""
+        experiment = self.training.experiment
+        self.last = self._judge(state, self._training_batches())
+        held_out = self._judge(state, self.training.data.held_out(experiment.batch))
         holds = self.last.holds(self.tolerance)
-        # Gone back to a step before the best, a run does not save what it saved already.
+        # A run that went back to a step before the best does not save the best again.
         if holds and self.last.loss < self.loss and step > (self.best or 0):
             self.best, self.loss = step, self.last.loss
             with self.checkpoints:
                 self.checkpoints.save(step, state, {'step': step, 'loss': self.loss})
         worst = max(self.last.violations.values())
-        seen = {'training': self.last.values, 'held_out': away.values}
-        return {'loss': self.last.loss, 'holds': holds, 'violation': worst, **seen}
+        values = {'training': self.last.values, 'held_out': held_out.values}
+        return {'loss': self.last.loss, 'holds': holds, 'violation': worst, **values}
 
     def verdicts(self, records: list[dict[str, Any]]) -> dict[str, Verdict]:
-        """What became of each constraint, from the last look and the records of training."""
+        """The verdict on each constraint, from the last evaluation and the records of training."""
         assert self.last is not None
-        told: dict[str, list[Told]] = {name: [] for name in self.last.values}
+        history: dict[str, list[Observation]] = {name: [] for name in self.last.values}
         for record in records:
-            for name, shown in record.get('constraints', {}).items():
-                told[name].append(Told(shown.get('violation'), shown.get('multiplier')))
+            for name, metrics in record.get('constraints', {}).items():
+                history[name].append(Observation(metrics.get('violation'), metrics.get('multiplier')))
         priced = {name for name, count in self.last.counts.items() if count == 1}
-        return verdicts(self.last.values, self.last.violations, told, self.tolerance, priced)
+        return verdicts(self.last.values, self.last.violations, history, self.tolerance, priced)
 
+    def plot(self, records: list[dict[str, Any]]) -> None:
+        """Draws `constraints.png` in the run's folder.
 
-def _judged(training: Training, state: State, batches: Iterable[Batch]) -> Judgement:
-    """The experiment's constraints over batches of NumPy arrays, by their true measures."""
-    assert training.ascent is not None
-    assert training.measure is not None
-    params = jax.block_until_ready(training.params(state))
-    return judge(training.ascent, [jax.device_get(training.measure(params, training.put(b))) for b in batches])
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        report.constraints_plot(records, self.folder / 'constraints.png', self.tolerance)
 
+    def _judge(self, state: State, batches: Iterable[Batch]) -> Judgement:
+        """The constraints over batches of NumPy arrays, by their true measures."""
+        params = jax.block_until_ready(self.training.params(state))
+        sums = [jax.device_get(self.measure(params, self.training.put(batch))) for batch in batches]
+        return judge(self.objective, sums)
 
-def _training_batches(training: Training) -> Iterator[Batch]:
-    """The batches in which every training example is once, or `JUDGED` of them if that would take more."""
-    experiment = training.experiment
-    all_of_them = -(-int(training.data.facts.get('examples', JUDGED * experiment.batch)) // experiment.batch)
-    for step in range(min(all_of_them, JUDGED)):
-        yield training.data.batch(experiment.seed, step, experiment.batch, training.where.count)
+    def _training_batches(self) -> Iterator[Batch]:
+        """The batches in which every training example is once, or `MOST_BATCHES` of them if that would take more."""
+        experiment, data = self.training.experiment, self.training.data
+        examples = int(data.facts.get('examples', MOST_BATCHES * experiment.batch))
+        for step in range(min(-(-examples // experiment.batch), MOST_BATCHES)):
+            yield data.batch(experiment.seed, step, experiment.batch, self.training.workers.count)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -12,31 +13,43 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxdist.constraints.dual_ascent import Order
+from jaxdist.core.errors import InputError
+from jaxdist.core.mesh import KINDS, Axis, axis_table
 from jaxdist.data import Census, Digits, FashionMNIST, Table, Text
 from jaxdist.models import ConvNet, Perceptron, Transformer
 from jaxdist.training.user_code import blame, load_script
 
 
-class ExperimentError(ValueError):
+class ExperimentError(InputError):
     """An experiment that cannot be read or run; its text says what is wrong and where."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The devices: `workers` x `model`."""
+    """The devices, by mesh axis."""
 
     workers: int = 8
-    """Data-parallel replicas: each has a part of the batch, and the update line says how they talk."""
+    """Workers: each has a part of the batch, and the update line says how they communicate."""
     model: int = 1
-    """Devices that one worker's parameters are cut over."""
+    """Devices that one worker's parameters are sharded over."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
     """Emulate the devices on this machine's CPU."""
     simulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
     """Simulate the workers on one device."""
 
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The table of mesh axes."""
+        return axis_table(**{kind: getattr(self, kind) for kind in KINDS if hasattr(self, kind)})
+
+    @property
+    def devices(self) -> int:
+        """How many devices the mesh needs; 1 if the workers are simulated."""
+        return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
+
 
 @dataclass(frozen=True)
-class Constraints:
+class ConstraintSettings:
     """What is to hold, and how its multipliers move; see docs/constraints.md."""
 
     hold: tuple[str, ...] = ()
@@ -74,7 +87,7 @@ class Experiment:
     """What the model computes in; parameters stay float32."""
     guard: bool = True
     """Leave out steps whose gradient is not finite."""
-    constraints: Constraints = field(default_factory=Constraints)
+    constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
     log_every: int = 10
     """Steps between two records of the training loss."""
     evaluate_every: int = 100
@@ -88,17 +101,19 @@ class Experiment:
         for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep'):
             if getattr(self, name) < 1:
                 raise ExperimentError(f'{name}={getattr(self, name)} must be 1 or more')
-        for axis in ('workers', 'model'):
-            if getattr(self.mesh, axis) < 1:
-                raise ExperimentError(f'mesh.{axis}={getattr(self.mesh, axis)} must be 1 or more')
+        for kind in KINDS:
+            if getattr(self.mesh, kind, 1) < 1:
+                raise ExperimentError(f'mesh.{kind}={getattr(self.mesh, kind)} must be 1 or more')
         if self.constraints.every < 1:
             raise ExperimentError(f'constraints.every={self.constraints.every} must be 1 or more')
         if not self.constraints.tolerance >= 0:
             raise ExperimentError(f'constraints.tolerance={self.constraints.tolerance} must be 0 or more')
         if self.seed < 0:
             raise ExperimentError(f'seed={self.seed} must be 0 or more')
-        if self.mesh.simulate and self.mesh.model > 1:
-            raise ExperimentError('simulated workers share one device: mesh.model must be 1 with --simulate')
+        if self.mesh.simulate and len(self.mesh.axes) > 1:
+            raise ExperimentError(
+                f'simulated workers share one device: mesh.{self.mesh.axes[1].name} must be 1 with --simulate'
+            )
 
 
 FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
@@ -257,8 +272,13 @@ def _named(options: tuple[Any, ...]) -> str:
     return ' or '.join('null' if name == 'NoneType' else str(name) for names in each for name in names)
 
 
+FORMER_KINDS = {'Constraints': 'ConstraintSettings'}
+"""Former names of kinds, as in experiments that were saved with them."""
+
+
 def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:
     kind = value.get('kind', next(iter(kinds)) if len(kinds) == 1 else None)
+    kind = FORMER_KINDS.get(str(kind), kind)
     if kind not in kinds:
         raise ExperimentError(f'{where}: kind {kind!r} is none of {", ".join(kinds)}')
     hints = typing.get_type_hints(kinds[kind], include_extras=True)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import ledger, line
-from jaxdist.core import workers
+from jaxdist.core.collectives import AXIS
 from jaxdist.core.mesh import path_text
+from jaxdist.core.program import update_program
+from jaxdist.core.workers import abstract, simulated
+from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, first_batch, first_state, make_program, shapes
-from jaxdist.core.collectives import AXIS
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Plan:
         parameters: how many numbers the model has.
         per_worker: the leaves of the parameters, the update's state and the multipliers that each worker has of its
             own.
-        constraints: the experiment's, by name, each as it was asked for.
+        objective: the objective in words, by label; nothing for a loss alone.
         ledger: bytes sent and held.
         simulated: whether workers share one device: what is sent is then what a mesh of as many would send.
     """
@@ -35,13 +37,13 @@ class Plan:
     data: dict[str, Any]
     parameters: int
     per_worker: list[str]
-    constraints: dict[str, str]
+    objective: dict[str, str]
     ledger: ledger.Ledger
     simulated: bool
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
-        names = ('update', 'data', 'parameters', 'per_worker', 'constraints', 'simulated')
+        names = ('update', 'data', 'parameters', 'per_worker', 'objective', 'simulated')
         rest = {name: getattr(self, name) for name in names}
         return {**rest, **self.ledger.to_json()}
 
@@ -58,15 +60,14 @@ def plan(training: Training) -> Plan:
     """
     program = training.program
     batch = shapes(training.put(first_batch(training)))
-    holds = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
-    if training.ascent is not None:
-        holds['multipliers'] = program.state.duals
+    stored = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
+    if training.objective is not None:
+        stored[training.objective.state_name] = program.state.objective
     spelled = line.spell(training.experiment.update)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
-    book = _simulated(training, batch, holds) if training.where.mesh is None else _placed(training, batch, holds)
-    held = dict(line.check_constraint(text) for text in training.experiment.constraints.hold)
-    own, simulated = per_worker(program.layout), training.where.mesh is None
-    return Plan(spelled, training.data.facts, sum(sizes), own, held, book, simulated)
+    book = _simulated(training, batch, stored) if training.workers.mesh is None else _placed(training, batch, stored)
+    words, simulated = describe_objective(training.experiment), training.workers.mesh is None
+    return Plan(spelled, training.data.facts, sum(sizes), per_worker(program.layout), words, book, simulated)
 
 
 def traffic(training: Training) -> list[ledger.Row]:
@@ -80,12 +81,12 @@ def traffic(training: Training) -> list[ledger.Row]:
     >>> sum(int(row.bytes_per_step) for row in traffic(prepare(small)))
     1244
     """
-    where = training.where
-    program, sizes = training.program, {where.axis: where.count}
-    if where.mesh is not None:
-        sizes = dict(where.mesh.shape)
+    workers = training.workers
+    program, sizes = training.program, {workers.axis: workers.count}
+    if workers.mesh is not None:
+        sizes = dict(workers.mesh.shape)
     else:
-        there = workers.imagined(where.count, where.axis)
+        there = abstract(workers.count, workers.axis)
         program = make_program(training.experiment, training.data, training.model, there)
     steps = training.experiment.steps
     batch = shapes(first_batch(training))
@@ -103,13 +104,13 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
 
     >>> from jaxdist import line
     >>> rows = update_traffic(line.build('average(every=10)'), {'w': jax.ShapeDtypeStruct((30,), 'float32')}, 4)
-    >>> [(row.kind, str(row.share), int(row.bytes_per_step)) for row in rows]
+    >>> [(row.kind, str(row.frequency), int(row.bytes_per_step)) for row in rows]
     [('all_reduce', '1/10', 18)]
     """
     start = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)  # noqa: E731
     gradients = jax.tree.map(lambda p: jax.ShapeDtypeStruct((count, *p.shape), p.dtype), params)
-    program = workers.update_program(update, start, gradients, workers.imagined(count))
-    first = workers.update_program(update, start, gradients, workers.simulated(count)).init
+    program = update_program(update, start, gradients, abstract(count))
+    first = update_program(update, start, gradients, simulated(count)).init
     return ledger.traced_step(program.step, program.state, gradients, {AXIS: count}, steps, initial=first)
 
 
@@ -119,7 +120,7 @@ def per_worker(layout: State) -> list[str]:
     >>> per_worker(State(False, {'w': True, 'b': False}, (), False, False))
     ['params/w']
     """
-    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'duals': layout.duals}
+    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'objective': layout.objective}
     return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
 
 
@@ -132,16 +133,16 @@ def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
     return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
 
 
-def _placed(training: Training, batch: Any, holds: dict[str, Any]) -> ledger.Ledger:
-    program, mesh, steps = training.program, training.where.mesh, training.experiment.steps
+def _placed(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
+    program, mesh, steps = training.program, training.workers.mesh, training.experiment.steps
     first = lambda: first_state(training)  # noqa: E731
-    return ledger.measure(program.step, program.state, batch, mesh, steps, initial=first, holds=holds)
+    return ledger.measure(program.step, program.state, batch, mesh, steps, initial=first, stored=stored)
 
 
-def _simulated(training: Training, batch: Any, holds: dict[str, Any]) -> ledger.Ledger:
+def _simulated(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
     compiled = training.program.step.lower(training.program.state, batch).compile()
-    held = {name: ledger.held(tree) for name, tree in holds.items()}
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        held['temporaries'] = memory.temp_size_in_bytes
-    return ledger.Ledger({training.where.axis: training.where.count}, tuple(traffic(training)), held)
+    memory = {name: ledger.memory_bytes(tree) for name, tree in stored.items()}
+    analysis = compiled.memory_analysis()
+    if analysis is not None:
+        memory['temporaries'] = analysis.temp_size_in_bytes
+    return ledger.Ledger({training.workers.axis: training.workers.count}, tuple(traffic(training)), memory)

@@ -1,7 +1,7 @@
 """A run: training that leaves a folder behind, from which it can be repeated and gone on with."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -10,20 +10,22 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdist import cluster
-from jaxdist.core import workers
+from jaxdist.core.errors import JaxdistError
+from jaxdist.core.workers import abstract
 from jaxdist.training.checkpoint import Checkpoints, Restored, lock
-from jaxdist.constraints.verdict import Verdict
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
-from jaxdist.training.run_folder import Log
-from jaxdist.training.constraint_monitor import Held
+from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.resize import changes, resized, saved_by
+from jaxdist.training.run_folder import Log
 from jaxdist.training.step import State, means
 from jaxdist.training.train import Training, evaluate, first_state, make_program, prepare, train
 
 
-class Diverged(RuntimeError):  # noqa: N818
+class Diverged(JaxdistError, RuntimeError):  # noqa: N818 (an outcome, and no fault)
     """Training cannot go on: the loss has stopped being a finite number."""
+
+    exit_code = 1
 
 
 class Event(NamedTuple):
@@ -68,15 +70,15 @@ class Done(NamedTuple):
         taken: how many of them this start took; 0 if the run was at its end already.
         seconds: time trained, all starts together.
         problem: why there is no `loss.png`, or nothing.
-        verdicts: what became of each constraint, by name.
-        best: the step of the best state that held them all, which lies in the folder's `best`; None if none did.
+        verdicts: the outcome of what the objective monitors, by name: NamedTuples with `words`.
+        best: the step of the best state by the objective's monitor, which is in the folder's `best`; None if none is.
     """
 
     step: int
     taken: int
     seconds: float
     problem: str
-    verdicts: dict[str, Verdict]
+    verdicts: Mapping[str, Any]
     best: int | None
 
 
@@ -88,8 +90,8 @@ def run(
     On another number of workers than a checkpoint was saved with, the run goes on as `jaxdist.training.resize` says.
 
     The folder gets `experiment.json`, `run.json` (versions, commit, devices, commands), `metrics.jsonl`, `checkpoints/`
-    and at the end `loss.png`; under constraints `best/` too, and at the end `verdict.json` and `constraints.png`. In
-    several processes all call this; process 0 alone writes what is not a checkpoint.
+    and at the end `loss.png`; with an objective that has a monitor `best/` too, and at the end `verdict.json` and its
+    plot. In several processes all call this; process 0 alone writes what is not a checkpoint.
 
     Args:
         experiment: what to train.
@@ -124,7 +126,7 @@ def run(
         begin = found.step if found else 0
         log = Log(folder, begin)
         log.describe(training, command)
-        sent = sent_each_step(traffic(training), training.where.axis)
+        sent = sent_each_step(traffic(training), training.workers.axis)
         before = Fraction(found.meta.get('sent', (sent or 0) * begin)) if found else Fraction(0)
         damaged = found.damaged if found else []
         ready = Ready(training, begin, sent, before, damaged, _resized(found, training))
@@ -136,7 +138,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
     """Trains from `state` on; saves, evaluates and records as the experiment says."""
     training, begin = ready.training, ready.step
     experiment = training.experiment
-    held = Held(training, log.folder) if training.ascent is not None else None
+    monitor = monitor_for(training, log.folder)
     meta = {'experiment': to_json(experiment)}
     step = finite = begin
     for step, after, metrics in train(training, state):
@@ -148,7 +150,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('trained', record)
             finite = _last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
-            judged = {'judged': held.look(step, after)} if held else {}
+            judged = {'judged': monitor.evaluate(step, after)} if monitor else {}
             record = log.write({'step': step, 'held_out': evaluate(training, after), **judged})
             yield Event('held_out', record)
             _refuse_broken(record, finite)
@@ -160,10 +162,10 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('stopped', step)
             return
     checkpoints.wait()
-    verdicts = held.verdicts(log.records) if held and step > begin else {}
+    verdicts = monitor.verdicts(log.records) if monitor and step > begin else {}
     log.conclude(verdicts)
-    plot = log.plot(training) if step > begin else ''
-    yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, held.best if held else None))
+    plot = log.plot(training, monitor) if step > begin else ''
+    yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, monitor.best if monitor else None))
 
 
 def _sent_by(step: int, ready: Ready) -> Fraction:
@@ -197,8 +199,11 @@ def _refuse_broken(record: dict[str, Any], finite: int) -> None:
 
 def _not_finite(record: dict[str, Any]) -> tuple[str, float]:
     """What of a record is not finite, and what it is instead."""
-    values = {f'constraint {name}': shown['value'] for name, shown in record.get('constraints', {}).items()}
-    of = f' of the loss, or of {", ".join(record["constraints"])}' if values else ''
+    groups = {group: each for group, each in record.items() if isinstance(each, dict)}
+    values = {
+        f'value of {name}, of the {group},': of['value'] for group, each in groups.items() for name, of in each.items()
+    }
+    of = f' of the loss, or of {", ".join(name for each in groups.values() for name in each)}' if values else ''
     every = {'loss': record['loss'], **values, f'gradient{of}': math.nan}
     return next((what, x) for what, x in every.items() if not math.isfinite(x))
 
@@ -231,30 +236,26 @@ def _experiment(meta: dict[str, Any]) -> Experiment:
 
 def _as_saved(meta: dict[str, Any], training: Training) -> State:
     """The shapes of a checkpoint's state, laid out for the devices that are here."""
-    where, count = training.where, _experiment(meta).mesh.workers
-    if count == where.count:
+    here, count = training.workers, _experiment(meta).mesh.workers
+    if count == here.count:
         return training.program.state
-    others = {name: n for name, n in (where.mesh.shape.items() if where.mesh else ()) if name != where.axis}
-    there = workers.imagined(count, where.axis, others)
+    others = {name: n for name, n in (here.mesh.shape.items() if here.mesh else ()) if name != here.axis}
+    there = abstract(count, here.axis, others)
     saved = make_program(training.experiment, training.data, training.model, there).state
     return saved_by(saved, training.program)
 
 
 def _brought_here(found: Restored, training: Training) -> State:
     """The state of a checkpoint, for as many workers as there are now."""
-    same = _experiment(found.meta).mesh.workers == training.where.count
-    alone = [c.name for c in (training.ascent.constraints if training.ascent else ()) if c.over == 'example']
-    if alone and not same:
-        raise ExperimentError(
-            f'{alone[0]} has multipliers of single examples, which lie with the workers that own these: go on with '
-            f'{_experiment(found.meta).mesh.workers} workers'
-        )
-    state: State = found.state if same else resized(found.state, training.program)
+    before, now = _experiment(found.meta).mesh.workers, training.workers.count
+    if training.objective is not None:
+        training.objective.check_resize(before, now)
+    state: State = found.state if before == now else resized(found.state, training.program)
     return state
 
 
 def _resized(found: Restored | None, training: Training) -> tuple[int, list[str], list[str]] | None:
     """See `Ready`."""
     averaged, cut = changes(training.program.layout)
-    count = _experiment(found.meta).mesh.workers if found else training.where.count
-    return (count, averaged, cut) if (averaged or cut) and count != training.where.count else None
+    count = _experiment(found.meta).mesh.workers if found else training.workers.count
+    return (count, averaged, cut) if (averaged or cut) and count != training.workers.count else None

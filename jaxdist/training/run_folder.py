@@ -9,16 +9,19 @@ import platform
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxdist import cluster, line, report
+from jaxdist import cluster, report
 from jaxdist.core import registry
-from jaxdist.constraints.verdict import Verdict
+from jaxdist.core.errors import FileError
 from jaxdist.training.experiment import Experiment, to_json
+from jaxdist.training.monitor import Monitor
+from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
 
 
@@ -67,21 +70,20 @@ class Log:
             _replace(path, json.dumps(facts, indent=2) + '\n')
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
 
-    def conclude(self, verdicts: dict[str, Verdict]) -> None:
-        """Writes `verdict.json`, what became of each constraint, if there are any."""
+    def conclude(self, verdicts: Mapping[str, Any]) -> None:
+        """Writes `verdict.json`, the outcome by name, if there is any; each is a NamedTuple."""
         if self.writes and verdicts:
             text = json.dumps(_plain({name: verdict._asdict() for name, verdict in verdicts.items()}), indent=2)
             _replace(self.folder / 'verdict.json', text + '\n')
 
-    def plot(self, training: Training) -> str:
-        """Draws `loss.png`, and `constraints.png` if there are any; returns why it could not, or nothing."""
+    def plot(self, training: Training, monitor: Monitor | None = None) -> str:
+        """Draws `loss.png`, and the monitor's plot if there is one; returns why it could not, or nothing."""
         data = training.data
         try:
             if self.writes:
                 report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
-                if training.ascent is not None:
-                    tolerance = training.experiment.constraints.tolerance
-                    report.constraints_plot(self.records, self.folder / 'constraints.png', tolerance)
+                if monitor is not None:
+                    monitor.plot(self.records)
         except ImportError as missing:  # an optional extra; the run is none the worse for it
             return str(missing)
         return ''
@@ -125,13 +127,12 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
 
 
 def lines(experiment: Experiment) -> list[str]:
-    """Every line of an experiment: of updates, of multipliers, and the calls of its constraints.
+    """Every line of an experiment: the update's, and those of its objective.
 
     >>> lines(Experiment(update='mean() | sgd(0.1)'))
     ['mean() | sgd(0.1)', 'sgd(0.01)', '0.0']
     """
-    asked = experiment.constraints
-    return [experiment.update, asked.dual, str(asked.penalty), *(line.check_constraint(text)[1] for text in asked.hold)]
+    return [experiment.update, *objective_lines(experiment)]
 
 
 def scripts(*texts: str) -> list[str]:
@@ -144,7 +145,7 @@ def scripts(*texts: str) -> list[str]:
     calls = (ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call))
     found = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
     files = {Path(inspect.getfile(entry.make)).resolve() for entry in found}
-    own = Path(__file__).resolve().parent
+    own = Path(__file__).resolve().parents[1]
     paths = sorted(path for path in files if own not in path.parents)
     return [str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path) for path in paths]
 
@@ -176,7 +177,7 @@ def _append(path: Path, text: str) -> None:
         with path.open('a') as file:
             file.write(text)
     except OSError as error:  # a full disk does not say which file it was
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise FileError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """From an experiment to a generator of training steps: no printing, no writing."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +9,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line
-from jaxdist.core import mesh, workers
-from jaxdist.constraints.constraint import Constraint
-from jaxdist.constraints.dual_ascent import DualAscent
-from jaxdist.constraints.evaluation import Parts, measuring
+from jaxdist.core import mesh as meshes
+from jaxdist.core.gradient import cast_params
+from jaxdist.core.objective import Objective
+from jaxdist.core.program import Program
+from jaxdist.core.types import Batch, Model, Params
+from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
 from jaxdist.training.experiment import Experiment
-from jaxdist.core.gradient import cast
+from jaxdist.training.objective import build_objective, check_objective
 from jaxdist.training.step import State, make_step, shared_params
-from jaxdist.core.types import Batch, Model, Params
-from jaxdist.core.workers import Program, Workers
 
 PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
 """What an experiment's `precision` casts the parameters to, for the loss alone."""
@@ -32,28 +31,26 @@ class Training(NamedTuple):
         experiment: what is trained.
         data: the data set, loaded.
         model: the model, fitted to the data's task.
-        where: the workers.
+        workers: the workers.
         program: `init` and `step`.
         put: from a NumPy batch [B, ...] to arrays that lie where the workers are.
         params: from a state to one set of parameters for evaluation, jitted.
         score: `(params, batch) -> (sums, count)`, jitted.
-        ascent: the constraints, if there are any.
-        measure: what `jaxdist.training.constraint_monitor` needs of a batch under constraints, jitted.
+        objective: what the step minimises; None for the model's loss alone.
     """
 
     experiment: Experiment
     data: Data
     model: Model
-    where: Workers
-    program: Program
+    workers: Workers
+    program: Program[State]
     put: Callable[[Batch], Batch]
     params: Callable[[State], Params]
     score: Callable[[Params, Batch], Any]
-    ascent: DualAscent | None = None
-    measure: Callable[[Params, Batch], Parts] | None = None
+    objective: Objective | None = None
 
 
-class Moment(NamedTuple):
+class TrainingStep(NamedTuple):
     """What training yields after each step.
 
     Attributes:
@@ -71,80 +68,54 @@ def prepare(experiment: Experiment) -> Training:
     """Loads the data and builds the program; compiles nothing yet.
 
     Raises:
-        ValueError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what
+        InputError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what
             would do.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
-    >>> prepare(small).where.count
+    >>> prepare(small).workers.count
     2
     """
-    where = _workers(experiment)
+    workers = _workers(experiment)
     # Before the data, which take longer: a slip of the pen is answered at once.
-    line.build(experiment.update, axis=where.axis)
+    line.build(experiment.update, axis=workers.axis)
     line.check_fits(experiment.update, experiment.steps)
-    _check_constraints(experiment)
+    check_objective(experiment)
     data = experiment.data.load()
     model = experiment.model.build(data.task)
-    program = make_program(experiment, data, model, where)
-    whole = NamedSharding(where.mesh, PartitionSpec()) if where.mesh is not None else None
+    program = make_program(experiment, data, model, workers)
+    whole = NamedSharding(workers.mesh, PartitionSpec()) if workers.mesh is not None else None
     compute = PRECISIONS[experiment.precision]
     score = jax.jit(
-        lambda params, batch: model.loss(cast(params, compute), batch, jax.random.key(0)), out_shardings=whole
+        lambda params, batch: model.loss(cast_params(params, compute), batch, jax.random.key(0)), out_shardings=whole
     )
     params = jax.jit(lambda state: shared_params(state, program.layout))
-    ascent = dual_ascent(experiment, model)
-    measure = None
-    if ascent is not None:
-        measure = jax.jit(measuring(ascent, model.loss, where.count, compute), out_shardings=whole)
-    return Training(experiment, data, model, where, program, _putter(where), params, score, ascent, measure)
+    objective = build_objective(experiment, model)
+    return Training(experiment, data, model, workers, program, _putter(workers), params, score, objective)
 
 
-def make_program(experiment: Experiment, data: Data, model: Model, where: Workers) -> Program:
+def make_program(experiment: Experiment, data: Data, model: Model, workers: Workers) -> Program[State]:
     """The experiment's `init` and `step` for these workers.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), batch=8)
     >>> data = small.data.load()
-    >>> make_program(small, data, small.model.build(data.task), workers.simulated(2)).state.step.shape
+    >>> make_program(small, data, small.model.build(data.task), simulated(2)).state.step.shape
     ()
     """
-    batch = data.batch(experiment.seed, 0, experiment.batch, where.count)
+    batch = data.batch(experiment.seed, 0, experiment.batch, workers.count)
     return make_step(
         model.loss,
         model.init,
-        line.build(experiment.update, axis=where.axis),
+        line.build(experiment.update, axis=workers.axis),
         shapes(batch),
-        where,
-        rules=model.rules if experiment.mesh.model > 1 else (),
+        workers,
+        rules=model.rules if len(experiment.mesh.axes) > 1 else (),
         accumulate=experiment.accumulate,
         compute=PRECISIONS[experiment.precision],
         guard=experiment.guard,
-        constraints=dual_ascent(experiment, model),
+        objective=build_objective(experiment, model),
     )
-
-
-def dual_ascent(experiment: Experiment, model: Model) -> DualAscent | None:
-    """The experiment's constraints for a model; None if it has none.
-
-    Raises:
-        LineError: a mistake in a constraint, the dual line or the penalty.
-
-    >>> from jaxdist.training.experiment import Constraints
-    >>> small = Experiment(constraints=Constraints(hold=('small: squared_norm(bound=1.0)',)))
-    >>> dual_ascent(small, None).names
-    ('small',)
-    """
-    asked = experiment.constraints
-    if not asked.hold:
-        return None
-    made = [(line.check_constraint(text)[0], line.build_constraint(text, model)) for text in asked.hold]
-    for name, constraint in made:
-        if not isinstance(constraint, Constraint):
-            raise ValueError(f'{name} must give a Constraint, of inequality(...) or equality(...), not {constraint!r}')
-    held = [replace(constraint, name=name) for name, constraint in made]
-    penalty = line.build_value(asked.penalty) if isinstance(asked.penalty, str) else asked.penalty
-    return DualAscent(tuple(held), line.build_dual(asked.dual), penalty, asked.order, asked.every)
 
 
 def shapes(tree: Any) -> Any:
@@ -165,7 +136,7 @@ def first_batch(training: Training) -> Batch:
     (8,)
     """
     experiment = training.experiment
-    return training.data.batch(experiment.seed, 0, experiment.batch, training.where.count)
+    return training.data.batch(experiment.seed, 0, experiment.batch, training.workers.count)
 
 
 def first_state(training: Training) -> State:
@@ -179,7 +150,7 @@ def first_state(training: Training) -> State:
     return training.program.init(jax.random.key(training.experiment.seed))
 
 
-def train(training: Training, state: State) -> Iterator[Moment]:
+def train(training: Training, state: State) -> Iterator[TrainingStep]:
     """Takes steps until the experiment's are taken, and yields after each. Stop iterating to stop.
 
     The batch is a function of the seed and the step alone, so that the state is all that a run goes on from.
@@ -189,7 +160,7 @@ def train(training: Training, state: State) -> Iterator[Moment]:
     ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3
     ... )
     >>> training = prepare(small)
-    >>> [moment.step for moment in train(training, first_state(training))]
+    >>> [taken.step for taken in train(training, first_state(training))]
     [1, 2, 3]
     """
     experiment = training.experiment
@@ -197,12 +168,12 @@ def train(training: Training, state: State) -> Iterator[Moment]:
     # ever.
     one_at_a_time = jax.default_backend() == 'cpu'
     for step in range(int(state.step), experiment.steps):
-        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.where.count))
+        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.workers.count))
         with jax.transfer_guard('disallow'):  # a step that waits for the host would wait at every step
             state, metrics = training.program.step(state, batch)
         if one_at_a_time:
             jax.block_until_ready(metrics)
-        yield Moment(step + 1, state, metrics)
+        yield TrainingStep(step + 1, state, metrics)
 
 
 def evaluate(training: Training, state: State) -> dict[str, float]:
@@ -221,31 +192,16 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     return {name: float(total / count) for name, total in sums.items()}
 
 
-def _check_constraints(experiment: Experiment) -> None:
-    """What can be said of constraints without the model."""
-    asked = experiment.constraints
-    line.build_dual(asked.dual)
-    if isinstance(asked.penalty, str):
-        line.build_value(asked.penalty)
-    names = [line.check_constraint(text)[0] for text in asked.hold]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise ValueError(f'two constraints are called {twice}: name them, as in {twice}_2: {twice}(...)')
-
-
 def _workers(experiment: Experiment) -> Workers:
     if experiment.mesh.simulate:
-        return workers.simulated(experiment.mesh.workers)
-    axes = {'workers': experiment.mesh.workers}
-    if experiment.mesh.model > 1:
-        axes['model'] = experiment.mesh.model
-    return workers.on_mesh(mesh.make(axes))
+        return simulated(experiment.mesh.workers)
+    return on_mesh(meshes.make(experiment.mesh.axes))
 
 
-def _putter(where: Workers) -> Callable[[Batch], Batch]:
-    if where.mesh is None:
+def _putter(workers: Workers) -> Callable[[Batch], Batch]:
+    if workers.mesh is None:
         return jax.device_put
-    rows = NamedSharding(where.mesh, PartitionSpec(where.axis))
+    rows = NamedSharding(workers.mesh, PartitionSpec(workers.axis))
     # Every process makes the whole batch and keeps its part: cheap, and no process's part depends on how many there
     # are.
     return lambda batch: jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at]), batch)

@@ -6,8 +6,10 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+from jaxdist.core.errors import InputError
 
-class ScriptError(ValueError):
+
+class ScriptError(InputError):
     """A file that cannot be run; its text says where it is wrong."""
 
 

@@ -17,18 +17,19 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxdist import laws, ledger, line
-from jaxdist.core import registry, workers
-from jaxdist.core import mesh as meshes
 from jaxdist.codecs._compressed_mean import bytes_sent
-from jaxdist.codecs.codec import Codec
 from jaxdist.codecs._exchange import EXCHANGES
+from jaxdist.codecs.codec import Codec
+from jaxdist.core import mesh as meshes
+from jaxdist.core import registry, workers
+from jaxdist.core.protocol import sharded_as
+from jaxdist.core.types import Task
 from jaxdist.ledger import _hlo as hlo
 from jaxdist.models.transformer import Transformer
 from jaxdist.training.step import make_step
-from jaxdist.core.types import Task
 
 Chips = topologies.TopologyDescription
-Rows = list[ledger.Entry]
+Rows = list[ledger.Collective]
 Case = tuple[str, str | None, int]
 
 CODECS = [next(iter(entry.examples)) for entry in registry.codecs().values()]
@@ -196,7 +197,7 @@ def test_shards_are_averaged_where_they_lie(chips: Chips, codec: str) -> None:
     assert over('model', exact)
     assert over('model', rows) == over('model', exact)
     mesh = placed(chips, 4)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), meshes.cut_as(meshes.specs(PARAMS, MODEL.rules, mesh)):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), sharded_as(meshes.specs(PARAMS, MODEL.rules, mesh)):
         formula = bytes_sent(line.build_codec(codec))(4, PARAMS)
     vote = Fraction(2 * 3, 4) * 4
     assert total([row for row in rows if 'workers' in row.axes]) == formula + vote

@@ -16,10 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxdist import line
 from jaxdist.core import workers
+from jaxdist.core.types import Task
 from jaxdist.ledger import _hlo as hlo
 from jaxdist.models import Perceptron
 from jaxdist.training.step import make_step
-from jaxdist.core.types import Task
 
 Chips = topologies.TopologyDescription
 

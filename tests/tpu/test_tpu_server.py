@@ -9,8 +9,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxdist import laws, ledger, line
+from jaxdist.codecs._sharded import bytes_sent
 from jaxdist.core import workers
-from jaxdist.codecs._sharded import bytes_pushed
 
 SHAPES = {'w': (517, 320), 'b': (3,)}
 
@@ -33,7 +33,7 @@ def test_a_server_sends_its_formula(
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), trial.batch(0))
     rows = ledger.compiled(program.step.lower(program.state, batch).compile().as_text(), mesh)
     shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
-    formula = 2 * bytes_pushed(line.build_codec(codec) if codec else None)(8, shapes)
+    formula = 2 * bytes_sent(line.build_codec(codec) if codec else None)(8, shapes)
     sent = sum((row.sent * (row.times or 0) for row in rows), Fraction(0))
     assert {row.kind for row in rows} == kinds
     assert sent == formula

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxdist.core import collectives
-from jaxdist.codecs._compressed_mean import Channel, Feedback, Memory, average, remember
+from jaxdist.codecs import _compressed_mean as compressed
+from jaxdist.codecs._compressed_mean import Channel, CompressionState, Feedback
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.constraints.solvers.iteration import Iteration, Residuals, Tolerances, allowed, check_tolerances
 from jaxdist.constraints.solvers.proximal import Prox
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 Solve = Callable[[Any, jax.Array, Any, Any], Any]
 """`(v, rho, part, x) -> argmin f(x) + rho/2 |x - v|^2`, of a worker's f on its part of the data; x is the last one."""
@@ -51,7 +53,7 @@ class ConsensusState(NamedTuple):
     z: Any
     rho: jax.Array
     steps: jax.Array
-    memory: Memory
+    memory: CompressionState
 
 
 def consensus_admm(
@@ -91,7 +93,7 @@ def consensus_admm(
         axis: the worker axis.
 
     Raises:
-        ValueError: rho that is not above 0, relax outside of (0, 2), a balance or tolerances out of range, feedback
+        InputError: rho that is not above 0, relax outside of (0, 2), a balance or tolerances out of range, feedback
             without a codec; or `solve` returns another structure, shape or dtype than `start` has.
 
     >>> from jaxdist.core import workers
@@ -109,18 +111,18 @@ def consensus_admm(
     def init(start: Any, part: Any) -> ConsensusState:
         del part
         zero = jax.tree.map(jnp.zeros_like, start)
-        x, u = collectives.per_worker((start, zero), axis)
+        x, u = collectives.pvary((start, zero), axis)
         penalty = jnp.asarray(rho, jnp.result_type(float, *jax.tree.leaves(start)))
-        return ConsensusState(x, u, start, penalty, jnp.zeros((), jnp.int32), remember(start, channel))
+        return ConsensusState(x, u, start, penalty, jnp.zeros((), jnp.int32), compressed.init(start, channel))
 
     def step(state: ConsensusState, part: Any) -> tuple[ConsensusState, Residuals]:
-        w = collectives.size(axis)
-        v = collectives.per_worker(optax.tree.sub(state.z, state.u), axis)
+        w = collectives.axis_size(axis)
+        v = collectives.pvary(optax.tree.sub(state.z, state.u), axis)
         x = solve(v, state.rho, part, state.x)
         _check_alike(x, state.z)
         relaxed = jax.tree.map(lambda a, b: relax * a + (1 - relax) * b, x, state.z)
         ahead = optax.tree.sub(optax.tree.add(relaxed, state.u), state.z) if codec else optax.tree.add(relaxed, state.u)
-        mean, memory = average(ahead, state.memory, channel)
+        mean, memory = compressed.mean(ahead, state.memory, channel)
         mean = optax.tree.add(state.z, mean) if codec else mean
         z = mean if prox is None else _cast(prox(mean, 1 / (w * state.rho)), mean)
         u = optax.tree.sub(optax.tree.add(state.u, relaxed), z)
@@ -142,14 +144,14 @@ def least_squares(scale: float = 1.0) -> Solve:
         scale: above 0; 1 / n, with n the examples of all workers, makes of the sum over workers the mean loss.
 
     Raises:
-        ValueError: a scale that is not above 0.
+        InputError: a scale that is not above 0.
 
     >>> part = {'x': jnp.array([[1.0], [1.0]]), 'y': jnp.array([1.0, 3.0])}
     >>> least_squares()(jnp.zeros(1), jnp.float32(2.0), part, None)
     Array([1.], dtype=float32)
     """
     if not scale > 0:
-        raise ValueError(f'least_squares: scale={scale} must be more than 0')
+        raise InputError(f'least_squares: scale={scale} must be more than 0')
 
     def solve(v: jax.Array, rho: jax.Array, part: Any, x: Any) -> jax.Array:
         del x
@@ -183,14 +185,14 @@ def by_steps(
         axis: the worker axis.
 
     Raises:
-        ValueError: fewer steps than 1.
+        InputError: fewer steps than 1.
 
     >>> solve = by_steps(lambda x, part: 0.5 * (x - part) ** 2, optax.sgd(0.5), steps=1)
     >>> solve(jnp.float32(0.0), jnp.float32(1.0), jnp.float32(4.0), jnp.float32(0.0))
     Array(2., dtype=float32)
     """
     if steps < 1:
-        raise ValueError(f'by_steps: steps={steps} must be 1 or more')
+        raise InputError(f'by_steps: steps={steps} must be 1 or more')
     inner = optax.with_extra_args_support(optimizer)
 
     def solve(v: Any, rho: jax.Array, part: Any, x: Any) -> Any:
@@ -200,16 +202,16 @@ def by_steps(
         def step(_: Any, at: Any) -> Any:
             value, gradient = jax.value_and_grad(pulled)(at[0])
             moves, state = inner.update(gradient, at[1], at[0], value=value, grad=gradient, value_fn=pulled)
-            return collectives.per_worker((optax.apply_updates(at[0], moves), state), axis)
+            return collectives.pvary((optax.apply_updates(at[0], moves), state), axis)
 
-        return lax.fori_loop(0, steps, step, collectives.per_worker((x, inner.init(x)), axis))[0]
+        return lax.fori_loop(0, steps, step, collectives.pvary((x, inner.init(x)), axis))[0]
 
     return solve
 
 
 def _residuals(x: Any, u: Any, z: Any, before: ConsensusState, tolerances: Tolerances, axis: str) -> Residuals:
-    w, n, squared = collectives.size(axis), optax.tree.size(z), lambda t: optax.tree.norm(t, squared=True)
-    apart, own, pull = collectives.total([squared(optax.tree.sub(x, z)), squared(x), squared(u)], axis)
+    w, n, squared = collectives.axis_size(axis), optax.tree.size(z), lambda t: optax.tree.norm(t, squared=True)
+    apart, own, pull = collectives.psum([squared(optax.tree.sub(x, z)), squared(x), squared(u)], axis)
     root = w**0.5
     return Residuals(
         jnp.sqrt(apart),
@@ -239,17 +241,17 @@ def _cast(tree: Any, like: Any) -> Any:
 
 def _check(rho: float, relax: float, balance: Balance | None) -> None:
     if not 0 < rho < float('inf'):
-        raise ValueError(f'consensus_admm: rho={rho} must be more than 0, and finite')
+        raise InputError(f'consensus_admm: rho={rho} must be more than 0, and finite')
     if not 0 < relax < 2:
-        raise ValueError(f'consensus_admm: relax={relax} must be between 0 and 2')
+        raise InputError(f'consensus_admm: relax={relax} must be between 0 and 2')
     if balance is not None and not (balance.ratio >= 1 and balance.factor > 1 and balance.until >= 0):
-        raise ValueError(f'consensus_admm: {balance} needs ratio of 1 or more, factor above 1 and until of 0 or more')
+        raise InputError(f'consensus_admm: {balance} needs ratio of 1 or more, factor above 1 and until of 0 or more')
 
 
 def _check_alike(x: Any, z: Any) -> None:
     told = lambda tree: jax.tree.map(lambda a: f'{jnp.asarray(a).dtype}{jnp.shape(a)}', tree)  # noqa: E731
     if told(x) != told(z):
-        raise ValueError(
+        raise InputError(
             f'solve returns {told(x)}, and start is {told(z)}: both must have one structure, with the same shapes and '
             'dtypes'
         )

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.algorithms import _periodic as periodic
-from jaxdist.core import collectives
 from jaxdist.constraints.constraint import Kind
 from jaxdist.constraints.solvers.iteration import Iteration, Residuals, Tolerances, allowed, check_tolerances
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.optimizers import check_optimizer
 
 Respond = Callable[[Any, Any, Any], Any]
 """`(price, part, x) -> argmin f_i(x) + price . A_i x`, of a worker's part of the data; x is its last one."""
@@ -63,7 +64,7 @@ def dual_decomposition(
         axis: the worker axis.
 
     Raises:
-        ValueError: a kind of another name, `dual` is no optimiser, or tolerances out of range.
+        InputError: a kind of another name, `dual` is no optimiser, or tolerances out of range.
 
     >>> from jaxdist.core import workers
     >>> from jaxdist.constraints.solvers.iteration import run
@@ -74,18 +75,18 @@ def dual_decomposition(
     Array([1.], dtype=float32)
     """
     if kind not in ('equality', 'inequality'):
-        raise ValueError(f"dual_decomposition: kind={kind!r} must be 'equality' or 'inequality'")
-    inner = periodic.check_optimizer('dual_decomposition', dual, 'dual')
+        raise InputError(f"dual_decomposition: kind={kind!r} must be 'equality' or 'inequality'")
+    inner = check_optimizer('dual_decomposition', dual, 'dual')
     check_tolerances('dual_decomposition', tolerances)
 
     def init(start: Any, part: Any) -> DecompositionState:
         shape = jax.eval_shape(amount, start, part)
         price = jnp.zeros(shape.shape, shape.dtype)
-        return DecompositionState(collectives.per_worker(start, axis), price, inner.init(price))
+        return DecompositionState(collectives.pvary(start, axis), price, inner.init(price))
 
     def step(state: DecompositionState, part: Any) -> tuple[DecompositionState, Residuals]:
-        x = respond(collectives.per_worker(state.price, axis), part, state.x)
-        taken = collectives.total(amount(x, part), axis)
+        x = respond(collectives.pvary(state.price, axis), part, state.x)
+        taken = collectives.psum(amount(x, part), axis)
         violation = (taken - supply).astype(taken.dtype)
         moves, opt_state = inner.update(-violation, state.opt_state, state.price)
         price = optax.apply_updates(state.price, moves)

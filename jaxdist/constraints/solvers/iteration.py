@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdist.core import workers
-from jaxdist.core.workers import Program, Workers
+from jaxdist.core.errors import InputError
+from jaxdist.core.layout import find_layout
+from jaxdist.core.program import Program, build_program
+from jaxdist.core.workers import Workers, local_shapes
 
 Tolerances = tuple[float, float]
 """What residuals may be: absolutely, for each number, and relatively to what they are differences of."""
@@ -69,14 +71,14 @@ def check_tolerances(name: str, tolerances: Tolerances) -> None:
     """Says what is wrong with tolerances.
 
     Raises:
-        ValueError: they are not two numbers, 0 or more.
+        InputError: they are not two numbers, 0 or more.
 
     >>> check_tolerances('admm', (1e-4, -1.0))
     Traceback (most recent call last):
-    ValueError: admm: tolerances=(0.0001, -1.0) must be two numbers, 0 or more: (absolute, relative)
+    jaxdist.InputError: admm: tolerances=(0.0001, -1.0) must be two numbers, 0 or more: (absolute, relative)
     """
     if not (isinstance(tolerances, tuple) and len(tolerances) == 2 and all(t >= 0 for t in tolerances)):
-        raise ValueError(f'{name}: tolerances={tolerances!r} must be two numbers, 0 or more: (absolute, relative)')
+        raise InputError(f'{name}: tolerances={tolerances!r} must be two numbers, 0 or more: (absolute, relative)')
 
 
 def allowed(tolerances: Tolerances, entries: int, *sizes: jax.Array) -> jax.Array:
@@ -94,7 +96,7 @@ def allowed(tolerances: Tolerances, entries: int, *sizes: jax.Array) -> jax.Arra
     return math.sqrt(entries) * absolute + relative * jnp.max(jnp.stack(sizes))
 
 
-def program(iteration: Iteration, start: Any, data: Any, where: Workers) -> Program:
+def program(iteration: Iteration, start: Any, data: Any, where: Workers) -> Program[Any]:
     """The method as one program for all workers, for loops of one's own: `program.init(start)` and `program.step`.
 
     Args:
@@ -104,26 +106,27 @@ def program(iteration: Iteration, start: Any, data: Any, where: Workers) -> Prog
         where: the workers.
 
     Raises:
-        ValueError: a first dim that the number of workers does not divide.
+        InputError: a first dim that the number of workers does not divide.
 
+    >>> from jaxdist.core.workers import simulated
     >>> summing = Iteration(lambda start, part: start, lambda state, part: (state + part.sum(), Residuals(0, 0, 0, 0)))
-    >>> made = program(summing, jnp.zeros(()), jnp.arange(4.0), workers.simulated(2))
+    >>> made = program(summing, jnp.zeros(()), jnp.arange(4.0), simulated(2))
     >>> made.step(made.init(jnp.zeros(())), jnp.arange(4.0))[0]
     Array([1., 5.], dtype=float32)
     """
     for path, x in jax.tree_util.tree_flatten_with_path(data)[0]:
         if x.ndim == 0 or x.shape[0] % where.count:
-            raise ValueError(
+            raise InputError(
                 f'data{jax.tree_util.keystr(path)} has shape {x.shape}, whose first dim must be a multiple of '
                 f'{where.count}, the number of workers; fill up with examples of weight 0'
             )
-    part = workers.part_shapes(data, where.count)
+    part = local_shapes(data, where.count)
 
     def init(start: Any) -> Any:
         return iteration.init(start, part)
 
-    layout = workers.find_layout(init, iteration.step, where, (start,), data)
-    return workers.spread(init, iteration.step, layout, where, (start,))
+    layout = find_layout(init, iteration.step, where, (start,), data)
+    return build_program(init, iteration.step, layout, where, (start,))
 
 
 def run(iteration: Iteration, start: Any, data: Any, where: Workers, most: int = 1000) -> Outcome:
@@ -137,17 +140,18 @@ def run(iteration: Iteration, start: Any, data: Any, where: Workers, most: int =
         most: iterations at most.
 
     Raises:
-        ValueError: a first dim that the number of workers does not divide, numbers that are not finite in `start` or
+        InputError: a first dim that the number of workers does not divide, numbers that are not finite in `start` or
             `data`, or `most` below 1.
         FloatingPointError: a residual that is not finite: the iteration diverges, or a local solver does.
 
+    >>> from jaxdist.core.workers import simulated
     >>> halving = Iteration(lambda start, part: start, lambda x, part: (x / 2, Residuals(x / 2, 0.0, 0.1, 0.1)))
-    >>> outcome = run(halving, jnp.ones(()), jnp.zeros(2), workers.simulated(2))
+    >>> outcome = run(halving, jnp.ones(()), jnp.zeros(2), simulated(2))
     >>> outcome.state, outcome.history.primal, outcome.converged
     (Array(0.0625, dtype=float32), array([0.5   , 0.25  , 0.125 , 0.0625], dtype=float32), True)
     """
     if most < 1:
-        raise ValueError(f'most={most} must be 1 iteration or more')
+        raise InputError(f'most={most} must be 1 iteration or more')
     start, data = jax.tree.map(jnp.asarray, start), _placed(data, where)
     _check_finite('start', start)
     _check_finite('data', data)
@@ -178,7 +182,7 @@ def _check_finite(what: str, tree: Any) -> None:
     for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
             count = int((~jnp.isfinite(x)).sum())
-            raise ValueError(f'{what}{jax.tree_util.keystr(path)} has {count} numbers that are not finite')
+            raise InputError(f'{what}{jax.tree_util.keystr(path)} has {count} numbers that are not finite')
 
 
 def _told(residuals: Residuals) -> str:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.core import collectives
 from jaxdist.constraints.solvers.iteration import Iteration, Residuals, Tolerances
 from jaxdist.constraints.solvers.primal_dual import Multiply, check_steps, pulled_back, rows, split_residuals, squares
 from jaxdist.constraints.solvers.proximal import PartProx, Prox
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 
 
 class LinearizedState(NamedTuple):
@@ -62,7 +63,7 @@ def linearized_admm(
         axis: the worker axis.
 
     Raises:
-        ValueError: a step that is not above 0, or is too long for the norm; tolerances out of range.
+        InputError: a step that is not above 0, or is too long for the norm; tolerances out of range.
 
     >>> from jaxdist.core import workers
     >>> from jaxdist.constraints.solvers.iteration import run
@@ -74,13 +75,13 @@ def linearized_admm(
     """
     check_steps('linearized_admm', {'mu': mu, 'scale': scale}, tolerances)
     if norm is not None and mu * norm**2 > scale * (1 + 1e-9):
-        raise ValueError(
+        raise InputError(
             f'linearized_admm: mu={mu} must be at most scale / norm^2 = {scale / norm**2:.6g}, or it may diverge'
         )
 
     def init(start: Any, part: Any) -> LinearizedState:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(multiply, start, part))
-        z, u = collectives.per_worker((zeros, zeros), axis)
+        z, u = collectives.pvary((zeros, zeros), axis)
         still = jax.tree.map(jnp.zeros_like, start)
         return LinearizedState(start, z, u, still, still)
 
@@ -88,10 +89,10 @@ def linearized_admm(
         # A'(A x - z + u): u last moved by A x - z, and not at all at the start, where z is A x.
         pull = optax.tree.sub(optax.tree.scale(2.0, state.back), state.before)
         x = prox_f(optax.tree.add_scale(state.x, -mu / scale, pull), mu)
-        ax = multiply(collectives.per_worker(x, axis), part)
+        ax = multiply(collectives.pvary(x, axis), part)
         z = prox_g(optax.tree.add(ax, state.u), scale, part)
         u = optax.tree.sub(optax.tree.add(state.u, ax), z)
-        back, *sums = collectives.total([pulled_back(multiply, x, u, part, axis), *squares(ax, z)], axis)
+        back, *sums = collectives.psum([pulled_back(multiply, x, u, part, axis), *squares(ax, z)], axis)
         moved = optax.tree.scale(1 / mu, optax.tree.sub(state.x, x))
         off = optax.tree.add_scale(moved, 1 / scale, optax.tree.sub(back, pull))
         residuals = split_residuals(sums, off, optax.tree.scale(1 / scale, back), ax, tolerances, axis)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdist.core import collectives
 from jaxdist.constraints.solvers.iteration import Iteration, Residuals, Tolerances, allowed, check_tolerances, run
 from jaxdist.constraints.solvers.proximal import PartProx, Prox
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.workers import Workers
 
 Multiply = Callable[[Any, Any], Any]
@@ -72,7 +73,7 @@ def primal_dual(
         axis: the worker axis.
 
     Raises:
-        ValueError: a step that is not above 0, or steps too long for the norm; tolerances out of range.
+        InputError: a step that is not above 0, or steps too long for the norm; tolerances out of range.
 
     >>> from jaxdist.core import workers
     >>> from jaxdist.constraints.solvers.proximal import soft_threshold, squared_error
@@ -83,24 +84,24 @@ def primal_dual(
     """
     check_steps('primal_dual', {'tau': tau, 'sigma': sigma}, tolerances)
     if norm is not None and tau * sigma * norm**2 >= 1:
-        raise ValueError(
+        raise InputError(
             f'primal_dual: tau sigma |A|^2 = {tau * sigma * norm**2:.6g} must be less than 1, or it may diverge: with '
             f'sigma={sigma} and norm={norm:.6g}, tau must be less than {1 / (sigma * norm**2):.6g}'
         )
 
     def init(start: Any, part: Any) -> PrimalDualState:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(multiply, start, part))
-        return PrimalDualState(start, start, collectives.per_worker(zeros, axis))
+        return PrimalDualState(start, start, collectives.pvary(zeros, axis))
 
     def step(state: PrimalDualState, part: Any) -> tuple[PrimalDualState, Residuals]:
-        put = optax.tree.add_scale(state.y, sigma, multiply(collectives.per_worker(state.ahead, axis), part))
+        put = optax.tree.add_scale(state.y, sigma, multiply(collectives.pvary(state.ahead, axis), part))
         z = prox_g(optax.tree.scale(1 / sigma, put), 1 / sigma, part)
         y = optax.tree.add_scale(put, -sigma, z)
-        back = collectives.total(pulled_back(multiply, state.x, y, part, axis), axis)
+        back = collectives.psum(pulled_back(multiply, state.x, y, part, axis), axis)
         x = prox_f(optax.tree.add_scale(state.x, -tau, back), tau)
-        ax = multiply(collectives.per_worker(x, axis), part)
+        ax = multiply(collectives.pvary(x, axis), part)
         off = optax.tree.scale(1 / tau, optax.tree.sub(state.x, x))
-        residuals = split_residuals(collectives.total(squares(ax, z), axis), off, back, ax, tolerances, axis)
+        residuals = split_residuals(collectives.psum(squares(ax, z), axis), off, back, ax, tolerances, axis)
         ahead = optax.tree.sub(optax.tree.scale(2.0, x), state.x)
         return PrimalDualState(x, ahead, y), residuals
 
@@ -122,7 +123,7 @@ def norm(
         most: iterations at most.
 
     Raises:
-        ValueError: it is not found to this tolerance in so many iterations.
+        InputError: it is not found to this tolerance in so many iterations.
 
     >>> from jaxdist.core import workers
     >>> round(norm(jnp.ones(2), {'x': jnp.diag(jnp.array([3.0, 2.0]))}, workers.simulated(2)), 3)
@@ -135,15 +136,15 @@ def norm(
 
     def step(state: Any, part: Any) -> tuple[Any, Residuals]:
         v, _ = state
-        image = multiply(collectives.per_worker(v, where.axis), part)
-        turned = collectives.total(pulled_back(multiply, v, image, part, where.axis), where.axis)
+        image = multiply(collectives.pvary(v, where.axis), part)
+        turned = collectives.psum(pulled_back(multiply, v, image, part, where.axis), where.axis)
         size = optax.tree.norm(turned)
         off = optax.tree.norm(optax.tree.add_scale(turned, -size, v))
         return (optax.tree.scale(1 / size, turned), size), Residuals(off, 0 * off, tolerance * size, 0 * size)
 
     outcome = run(Iteration(init, step), start, data, where, most)
     if not outcome.converged:
-        raise ValueError(f'the norm of A is not found to {tolerance} in {most} iterations')
+        raise InputError(f'the norm of A is not found to {tolerance} in {most} iterations')
     return float(outcome.state[1]) ** 0.5
 
 
@@ -153,8 +154,8 @@ def pulled_back(multiply: Multiply, x: Any, y: Any, part: Any, axis: str = colle
     >>> pulled_back(rows, jnp.zeros(2), jnp.array([1.0]), {'x': jnp.array([[3.0, 4.0]])})
     Array([3., 4.], dtype=float32)
     """
-    _, back = jax.vjp(lambda x: multiply(x, part), collectives.per_worker(x, axis))
-    return back(collectives.per_worker(y, axis))[0]
+    _, back = jax.vjp(lambda x: multiply(x, part), collectives.pvary(x, axis))
+    return back(collectives.pvary(y, axis))[0]
 
 
 def squares(ax: Any, z: Any) -> list[jax.Array]:
@@ -185,7 +186,7 @@ def split_residuals(
     eps_dual=Array([5.], dtype=float32))
     """
     apart, image, own = map(jnp.sqrt, sums)
-    entries = collectives.size(axis) * optax.tree.size(ax)
+    entries = collectives.axis_size(axis) * optax.tree.size(ax)
     return Residuals(
         apart,
         optax.tree.norm(off),
@@ -198,13 +199,13 @@ def check_steps(name: str, steps: Mapping[str, float], tolerances: Tolerances) -
     """Says what is wrong with a method's steps, or its tolerances.
 
     Raises:
-        ValueError: a step that is not above 0; tolerances that are not two numbers, 0 or more.
+        InputError: a step that is not above 0; tolerances that are not two numbers, 0 or more.
 
     >>> check_steps('primal_dual', {'tau': 0.0}, (1e-4, 1e-2))
     Traceback (most recent call last):
-    ValueError: primal_dual: tau=0.0 must be more than 0, and finite
+    jaxdist.InputError: primal_dual: tau=0.0 must be more than 0, and finite
     """
     for what, value in steps.items():
         if not 0 < value < float('inf'):
-            raise ValueError(f'{name}: {what}={value} must be more than 0, and finite')
+            raise InputError(f'{name}: {what}={value} must be more than 0, and finite')
     check_tolerances(name, tolerances)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from optax import projections
 
+from jaxdist.core.errors import InputError
+
 Prox = Callable[[Any, Any], Any]
 """`(v, step) -> x`, of a function g of what all workers share; v and x are pytrees."""
 
@@ -22,7 +24,7 @@ def soft_threshold(weight: Any) -> Prox:
         weight: 0 or more; a number, or an array that goes with every leaf.
 
     Raises:
-        ValueError: a weight below 0.
+        InputError: a weight below 0.
 
     >>> soft_threshold(1.0)(jnp.array([-3.0, 0.5, 2.0]), 1.0)
     Array([-2.,  0.,  1.], dtype=float32)
@@ -39,7 +41,7 @@ def group_shrinkage(weight: float, dim: int = -1) -> Prox:
         dim: the entries along this dim of a leaf are one group; each scalar is one of its own.
 
     Raises:
-        ValueError: a weight below 0.
+        InputError: a weight below 0.
 
     >>> group_shrinkage(1.0)(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 2.5)
     Array([[1.5, 2. ],
@@ -86,13 +88,13 @@ def ball(radius: float) -> Prox:
     """Of the set |x|_2 <= radius, all leaves together: the nearest point in it.
 
     Raises:
-        ValueError: a radius that is not above 0.
+        InputError: a radius that is not above 0.
 
     >>> ball(1.0)(jnp.array([3.0, 4.0]), 1.0)
     Array([0.6, 0.8], dtype=float32)
     """
     if not radius > 0:
-        raise ValueError(f'ball: radius={radius} must be more than 0')
+        raise InputError(f'ball: radius={radius} must be more than 0')
     return lambda v, step: projections.projection_l2_ball(v, radius)
 
 
@@ -103,13 +105,13 @@ def squared_error(scale: float = 1.0) -> PartProx:
         scale: above 0; 1 / n makes of a sum over n examples a mean.
 
     Raises:
-        ValueError: a scale that is not above 0.
+        InputError: a scale that is not above 0.
 
     >>> squared_error()(jnp.array([0.0, 0.0]), 1.0, {'y': jnp.array([2.0, 4.0])})
     Array([1., 2.], dtype=float32)
     """
     if not scale > 0:
-        raise ValueError(f'squared_error: scale={scale} must be more than 0')
+        raise InputError(f'squared_error: scale={scale} must be more than 0')
 
     def prox(v: Any, step: Any, part: Any) -> Any:
         pull = step * scale * part.get('weight', 1.0)
@@ -125,4 +127,4 @@ def _like(v: Any, bound: Any) -> Any:
 
 def _check_weight(name: str, weight: Any) -> None:
     if bool(jnp.any(jnp.asarray(weight) < 0)):
-        raise ValueError(f'{name}: weight={weight} must be 0 or more')
+        raise InputError(f'{name}: weight={weight} must be 0 or more')

@@ -3,9 +3,13 @@
 import os
 import re
 
+from jaxdist.core.errors import JaxdistError
 
-class CheckpointError(Exception):
+
+class CheckpointError(JaxdistError):
     """A checkpoint could not be written or read; the text says which, where and why."""
+
+    exit_code = 1
 
 
 class MismatchError(CheckpointError):

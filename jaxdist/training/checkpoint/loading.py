@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import backend, manifest
 from jaxdist.training.checkpoint.digests import digests
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError
@@ -53,7 +54,7 @@ def checked(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
         try:
             leaf.sharding.shard_shape(leaf.shape)
         except ValueError as error:
-            raise ValueError(f'target: {name} cannot be laid out as asked: {error}') from None
+            raise InputError(f'target: {name} cannot be laid out as asked: {error}') from None
     return leaves
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint.digests import digests
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, MismatchError, why
 
@@ -46,7 +47,7 @@ def named(tree: Any) -> dict[str, Any]:
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {f'state{jax.tree_util.keystr(path)}': leaf for path, leaf in pairs}
     if len(leaves) < len(pairs):
-        raise ValueError('two leaves of the state have the same path')
+        raise InputError('two leaves of the state have the same path')
     return leaves
 
 
@@ -77,7 +78,7 @@ def stored(name: str, leaf: Any) -> jax.Array:
     if not isinstance(leaf, jax.Array):
         raise TypeError(f'{name} is of type {type(leaf).__name__}: a checkpoint holds only arrays of JAX')
     if leaf.is_deleted():
-        raise ValueError(f'{name} was donated to a computation: save what that returned')
+        raise InputError(f'{name} was donated to a computation: save what that returned')
     if is_key(leaf):
         return jax.random.key_data(leaf)
     if _bits(leaf.dtype) not in (8, 16, 32, 64):

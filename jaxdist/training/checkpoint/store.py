@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
+from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import loading, manifest
 from jaxdist.training.checkpoint.backend import TEMPORARY, Saver
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, why
@@ -49,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         if keep < 1:
-            raise ValueError(f'keep={keep}: at least 1 checkpoint must stay')
+            raise InputError(f'keep={keep}: at least 1 checkpoint must stay')
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._saver: Saver | None = None

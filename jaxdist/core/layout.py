@@ -1,0 +1,138 @@
+"""Which values vary over workers, read from the types of a trace: nobody annotates anything."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxdist.core import collectives
+from jaxdist.core.divergence import divergent_branches
+from jaxdist.core.errors import InputError
+from jaxdist.core.workers import Workers, abstract
+
+Init = Callable[..., Any]
+"""Per-worker `(*args) -> state`."""
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+"""Per-worker `(state, batch) -> (state, out)`."""
+
+Layout = Any
+"""A pytree of bools in the shape of the state: whether a leaf varies over workers."""
+
+
+def varying(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args: Any) -> Layout:
+    """Which leaves of `fn(*args)` may differ between workers, as bools, read from the types of a trace. Nothing runs.
+
+    Raises:
+        InputError: a `cond` or `while` takes another branch on each worker, and its result is typed as replicated.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> f = lambda x: {'mine': x, 'ours': collectives.pmean(x)}
+    >>> varying(f, simulated(4), jax.P('workers'), jax.ShapeDtypeStruct((4,), 'float32'))
+    {'mine': True, 'ours': False}
+    """
+    seen = []
+
+    def probe(*args: Any) -> jax.Array:
+        seen.append(jax.tree.map(lambda x: collectives.varies(x, workers.axis), fn(*args)))
+        return jnp.zeros(())
+
+    traced = jax.make_jaxpr(under_shard_map(probe, workers, in_specs, P()))(*args)
+    for kind in divergent_branches(traced, workers.axis):
+        raise InputError(
+            f'a lax.{kind} takes another branch on each worker, and its result is typed as replicated: the workers would '
+            'drift apart unseen. Return collectives.pvary(...) of every value from it, or let something replicated '
+            'decide, such as collectives.psum(...)'
+        )
+    return seen[-1]
+
+
+def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...], batch: Any) -> Layout:
+    """Which leaves of the state differ between workers: a pytree of bools in the shape of the state.
+
+    Starts from the types of `init(*args)` and lets `step(state, batch)` widen them until nothing changes. Arguments may
+    be shapes; the batch is the whole one, of all workers.
+
+    Raises:
+        InputError: the step returns a state of another structure; see `varying` too.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
+    >>> step = lambda s, b: ({'sum': s['sum'] + b.sum(), 'count': s['count'] + 1}, None)
+    >>> find_layout(init, step, simulated(4), (), jax.ShapeDtypeStruct((8,), 'float32'))
+    {'count': False, 'sum': True}
+    """
+    layout = varying(init, workers, P(), *args)
+    while True:
+        own = specs(layout, workers)
+        state = jax.eval_shape(under_shard_map(packed(init, layout, workers), workers, P(), own), *args)
+
+        def after(state: Any, batch: Any, layout: Layout = layout) -> Any:
+            return step(unpack(state, layout), batch)[0]
+
+        found = varying(after, workers, (own, P(workers.axis)), state, batch)
+        given: Any = jax.tree.structure(layout)
+        returned: Any = jax.tree.structure(found)
+        if given != returned:
+            raise InputError(
+                'the step returns a state of another structure than it was given:\n'
+                f'  given    {given}\n  returned {returned}'
+            )
+        wider = jax.tree.map(lambda a, b: a or b, layout, found)
+        if wider == layout:
+            return layout
+        layout = wider
+
+
+def under_shard_map(fn: Callable[..., Any], workers: Workers, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`fn` under `shard_map`, manual in the worker axis alone; simulated workers get a mesh that cannot run.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> double = under_shard_map(lambda x: 2 * x, simulated(4), P('workers'), P('workers'))
+    >>> jax.eval_shape(double, jax.ShapeDtypeStruct((8,), 'float32')).shape
+    (8,)
+    """
+    # Simulated workers get an abstract mesh, so that their values have types to read; it cannot run.
+    mesh = abstract(workers.count, workers.axis).mesh if workers.mesh is None else workers.mesh
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={workers.axis})
+
+
+def specs(layout: Layout, workers: Workers) -> Any:
+    """One `PartitionSpec` for each leaf of a layout: over the worker axis where it varies, else replicated.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> specs({'mine': True, 'ours': False}, simulated(4))
+    {'mine': P('workers',), 'ours': P()}
+    """
+    return jax.tree.map(lambda varies: P(workers.axis) if varies else P(), layout)
+
+
+def pack(state: Any, layout: Layout, workers: Workers) -> Any:
+    """A worker's state as its rows [1, ...] of what varies; what is replicated stays as it is. For a `shard_map`.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> pack({'mine': jnp.ones(()), 'ours': jnp.zeros(())}, {'mine': True, 'ours': False}, simulated(4))
+    {'mine': Array([1.], dtype=float32), 'ours': Array(0., dtype=float32)}
+    """
+    return jax.tree.map(lambda x, varies: collectives.pvary(x, workers.axis)[None] if varies else x, state, layout)
+
+
+def unpack(state: Any, layout: Layout) -> Any:
+    """The inverse of `pack`.
+
+    >>> unpack({'mine': jnp.ones(1), 'ours': jnp.zeros(())}, {'mine': True, 'ours': False})
+    {'mine': Array(1., dtype=float32), 'ours': Array(0., dtype=float32)}
+    """
+    return jax.tree.map(lambda x, varies: x[0] if varies else x, state, layout)
+
+
+def packed(init: Init, layout: Layout, workers: Workers) -> Init:
+    """`init` with its state packed.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> packed(lambda: jnp.ones(()), True, simulated(4))()
+    Array([1.], dtype=float32)
+    """
+    return lambda *args: pack(init(*args), layout, workers)

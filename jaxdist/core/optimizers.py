@@ -1,0 +1,25 @@
+"""Optimisers as arguments of algorithms."""
+
+from typing import Any
+
+import optax
+
+from jaxdist.core.errors import InputError
+
+
+def check_optimizer(name: str, optimizer: Any, what: str = 'outer') -> optax.GradientTransformationExtraArgs:
+    """The optimiser, ready for any extra arguments.
+
+    Raises:
+        InputError: it is not an optimiser.
+
+    >>> check_optimizer('diloco', 0.7)
+    Traceback (most recent call last):
+    jaxdist.InputError: diloco: outer is of type float, and must be an optimiser, such as
+    sgd(0.7, momentum=0.9, nesterov=True)
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        kind = 'a schedule' if callable(optimizer) else f'of type {type(optimizer).__name__}'
+        right = 'sgd(0.7, momentum=0.9, nesterov=True)'
+        raise InputError(f'{name}: {what} is {kind}, and must be an optimiser, such as {right}')
+    return optax.with_extra_args_support(optimizer)

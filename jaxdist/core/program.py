@@ -1,0 +1,142 @@
+"""One program for all workers from the code of one: on a mesh, or as the rows of a `vmap`."""
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdist.core import collectives
+from jaxdist.core.layout import Init, Step, find_layout, pack, packed, specs, under_shard_map, unpack
+from jaxdist.core.workers import Workers
+
+State = TypeVar('State')
+
+
+class Program(NamedTuple, Generic[State]):
+    """Per-worker code, jitted for all workers.
+
+    Attributes:
+        init: `(*args) -> state`, jitted. Every worker gets the same arguments.
+        step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is
+            divided among the workers; every leaf of `out` comes back as [W, ...], one row a worker.
+        run: `step` before jit and donation, for tracing.
+        state: the state's shapes, dtypes and shardings.
+        layout: which leaves of the state differ between workers, as bools.
+    """
+
+    init: jax.stages.Wrapped
+    step: jax.stages.Wrapped
+    run: Callable[[State, Any], tuple[State, Any]]
+    state: State
+    layout: State
+
+
+def build_program(
+    init: Init,
+    step: Step,
+    layout: Any,
+    workers: Workers,
+    args: tuple[Any, ...],
+    shard: Callable[[Any], Any] | None = None,
+) -> Program[Any]:
+    """One program for all workers from the code of one.
+
+    What varies (`layout`) is stored as [W, ...], sharded over the worker axis; the rest is stored once.
+
+    Args:
+        init: per-worker `(*args) -> state`.
+        step: per-worker `(state, batch) -> (state, out)`.
+        layout: from `find_layout`.
+        workers: where they are.
+        args: arguments of `init`, or their shapes.
+        shard: from the state's per-worker shapes, a `PartitionSpec` over the mesh's other axes for each leaf.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
+    >>> step = lambda s, b: ({'sum': s['sum'] + b.sum(), 'count': s['count'] + 1}, b.sum())
+    >>> program = build_program(init, step, {'sum': True, 'count': False}, simulated(4), ())
+    >>> program.step(program.init(), jnp.arange(8.0))
+    ({'count': Array(1, dtype=int32), 'sum': Array([ 1.,  5.,  9., 13.], dtype=float32)}, Array([ 1.,  5.,  9., 13.],
+    dtype=float32))
+    """
+    if workers.mesh is None:
+        return _simulate(init, step, layout, workers, args)
+    return _place(init, step, layout, workers, args, shard)
+
+
+def update_program(
+    update: optax.GradientTransformation, start: Callable[[], Any], gradients: Any, workers: Workers
+) -> Program[Any]:
+    """An update alone as a program: `step((params, opt_state), gradients) -> (state, (updates, params))`.
+
+    Args:
+        update: the optax transformation.
+        start: makes the parameters.
+        gradients: of all workers, [W, ...] each, or their shapes.
+        workers: the workers.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> program = update_program(optax.sgd(1.0), lambda: jnp.zeros(()), jnp.ones(2), simulated(2))
+    >>> program.step(program.init(), jnp.ones(2))[1][0]
+    Array([-1., -1.], dtype=float32)
+    """
+    extended = optax.with_extra_args_support(update)
+
+    def init() -> Any:
+        params = start()
+        return params, extended.init(params)
+
+    def step(state: Any, batch: Any) -> Any:
+        updates, opt_state = extended.update(jax.tree.map(lambda x: x[0], batch), state[1], state[0])
+        params = optax.apply_updates(state[0], updates)
+        return (params, opt_state), (updates, params)
+
+    return build_program(init, step, find_layout(init, step, workers, (), gradients), workers, ())
+
+
+def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:
+    """Workers as the rows of a `vmap`."""
+    dims = jax.tree.map(lambda varies: 0 if varies else None, layout)
+    w = workers.count
+
+    def first(*args: Any) -> Any:
+        return jax.vmap(
+            lambda _: init(*args), in_axes=0, out_axes=dims, axis_name=workers.axis, axis_size=w
+        )(jnp.arange(w))  # fmt: skip
+
+    def run(state: Any, batch: Any) -> tuple[Any, Any]:
+        rows = jax.tree.map(lambda x: x.reshape(w, x.shape[0] // w, *x.shape[1:]), batch)
+        mapped = jax.vmap(step, in_axes=(dims, 0), out_axes=(dims, 0), axis_name=workers.axis, axis_size=w)
+        return mapped(state, rows)
+
+    here = SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(first, *args)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout)
+
+
+def _place(
+    init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None
+) -> Program[Any]:
+    """Workers as the positions along a mesh's axis."""
+    mesh, axis = workers.mesh, workers.axis
+    assert mesh is not None
+    own = specs(layout, workers)
+    first = under_shard_map(packed(init, layout, workers), workers, P(), own)
+
+    def packed_step(state: Any, batch: Any) -> tuple[Any, Any]:
+        state, out = step(unpack(state, layout), batch)
+        return pack(state, layout, workers), jax.tree.map(lambda x: collectives.pvary(x, axis)[None], out)
+
+    run = under_shard_map(packed_step, workers, (own, P(axis)), (own, P(axis)))
+    shapes = jax.eval_shape(first, *args)
+    rows = jax.tree.map(lambda x, varies: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if varies else x, shapes, layout)
+    cuts = shard(rows) if shard is not None else jax.tree.map(lambda _: P(), shapes)
+    full = jax.tree.map(lambda varies, c: NamedSharding(mesh, P(axis, *c) if varies else c), layout, cuts)
+    jit_step = jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis))))
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, full)
+    return Program(jax.jit(first, out_shardings=full), jit_step, run, state, layout)

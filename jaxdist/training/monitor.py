@@ -1,0 +1,41 @@
+"""What follows the objective of a run over the data, beside the step's own metrics."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxdist.training.constraint_monitor import ConstraintMonitor
+from jaxdist.training.step import State
+from jaxdist.training.train import Training
+
+
+class Monitor(Protocol):
+    """Evaluates the states of a run, and keeps the best."""
+
+    best: int | None
+    """The step of the best state; None where there is none."""
+
+    def evaluate(self, step: int, state: State) -> dict[str, Any]:
+        """Evaluates the state after so many steps; the record that `metrics.jsonl` gets as `judged`."""
+
+    def verdicts(self, records: list[dict[str, Any]]) -> Mapping[str, Any]:
+        """The outcome by name, from the last evaluation and the records of training: NamedTuples with `words`."""
+
+    def plot(self, records: list[dict[str, Any]]) -> None:
+        """Draws the course of training into the run's folder."""
+
+
+def monitor_for(training: Training, folder: Path) -> Monitor | None:
+    """The monitor of a run's objective; None for a loss alone.
+
+    Args:
+        training: the run's.
+        folder: the run's folder, in which the best state is kept.
+
+    >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.training.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> monitor_for(prepare(small), Path('nowhere')) is None
+    True
+    """
+    return None if training.objective is None else ConstraintMonitor(training, folder)

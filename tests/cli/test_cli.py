@@ -1,0 +1,166 @@
+"""The command line: its help, and what a mistake is answered with."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from run_fixtures import CONFIG, Jaxdist
+
+from jaxdist.cli import main as cli
+from jaxdist.cli.options import train_command
+
+
+def test_without_a_command_it_says_what_there_is(jaxdist: Jaxdist) -> None:
+    ended = jaxdist()
+    assert ended == jaxdist('--help')
+    assert ended.code == 0
+    assert [line.split()[0] for line in ended.out.splitlines() if line.startswith('  ')] == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize('command', cli.COMMANDS)
+def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
+    code, out, _ = jaxdist(command, '--help')
+    assert code == 0
+    assert out.startswith(f'usage: jaxdist {command}')
+    assert 'True,False' not in out
+    assert max(map(len, out.splitlines())) <= 100
+    options = {
+        'train': ['--update', '--set', '--run', '--dry-run', '--mesh.workers', '--emulate', '--cluster.coordinator'],
+        'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto'],
+        'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--model.width'],
+        'laws': ['--workers', '--seed'],
+        'algorithms': ['--workers', '--config'],
+        'codecs': ['--workers', '--config'],
+        'constraints': [],
+    }
+    for option in options[command]:
+        assert f' {option}' in out
+    lines = [line.strip('│ ') for line in out.splitlines()]
+    helps = [line for line in lines if re.match('--[a-z]', line)]
+    assert len(helps) >= len(options[command])
+    for option in helps:  # its help stands behind it or in the line below
+        after = lines[lines.index(option) + 1]
+        assert '  ' in option or (after and not after.startswith('-')), option
+
+
+def test_help_of_a_config_shows_its_own_values(jaxdist: Jaxdist) -> None:
+    out = jaxdist('train', 'small.py', '--help').out
+    assert 'usage: jaxdist train small.py' in out
+    assert '(default: 16)' in out
+    assert '--model.hidden' in out
+    assert '--model.width' not in out
+
+
+MISTAKES: list[tuple[str, list[str]]] = [
+    ('trian small.py', ["no command 'trian'; did you mean train?"]),
+    ('fly', ["no command 'fly'. There are train, plan, compare, laws, algorithms, codecs"]),
+    ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
+    ('train --steps 3 small.py', ['which config?', 'options come after it']),
+    ('train nowhere.py', ["there is no config 'nowhere.py'"]),
+    ('train .', ['the folder . holds no run: there is no experiment.json in it']),
+    ('train small.py --stpes 5', ['Unrecognized options: --stpes', '--steps']),
+    ('train small.py --steps many', ["--steps: invalid literal for int() with base 10: 'many'"]),
+    ('train small.py --precision half', ["invalid choice 'half'", 'float32']),
+    ('train small.py --mesh.workers', ["Missing value for argument '--mesh.workers'"]),
+    ('train small.py --steps 0', ['steps=0 must be 1 or more']),
+    ('train small.py --update meen()|sgd(0.1)', ["'meen' is neither registered nor in optax: did you mean 'mean'?"]),
+    ('train small.py --update mean(codecs=int8())|sgd(0.1)', ["did you mean 'codec'?", '^^^']),
+    ('train small.py --update sgd(0.1)', ['would come out different on each worker', 'Put mean() before']),
+    ('train small.py --set foo.x=1', ["the line has no call 'foo' (its calls are mean, sgd)"]),
+    ('train small.py --set sgd.learning_rat=1', ['learning_rat', "did you mean 'learning_rate'?"]),
+    ('train small.py --batch 15', ['a batch of 15 examples cannot be divided among 4 workers', '12 or 16']),
+    ('train small.py --mesh.workers 16', ['needs 16 devices, and there are 8', '--emulate', '--simulate']),
+    ('train small.py --simulate --mesh.model 2', ['mesh.model must be 1 with --simulate']),
+    (
+        'train small.py --cluster.processes 2',
+        ['--cluster.coordinator, --cluster.processes and --cluster.process go to'],
+    ),
+    (
+        'train small.py --cluster.processes 2 --cluster.process 2 --cluster.coordinator a:1',
+        ['--cluster.process 2 must be from 0 to 1'],
+    ),
+    (
+        'train small.py --emulate --mesh.workers 3 --cluster.processes 2 --cluster.process 0 --cluster.coordinator a:1',
+        ['3 emulated devices cannot be divided among 2 processes'],
+    ),
+    (
+        'train small.py --simulate --cluster.processes 2 --cluster.process 0 --cluster.coordinator a:1',
+        ['simulated workers live in one process'],
+    ),
+    (
+        'train small.py --cluster.processes 2 --cluster.process 0 --cluster.coordinator a',
+        ['--cluster.coordinator a must be host:port'],
+    ),
+    ('plan small.py --update mean(', ["'(' was never closed"]),
+    ('compare small.py', ['small.py has no function sweep()']),
+    ('compare small.py --update mean()|sgd(1) --update mean()|sgd(1)', ['would be compared with itself']),
+    ('compare small.py --update mean()|sgd(1) --seeds 0', ['seeds=0 must be 1 or more']),
+    ('laws maen', ["no algorithm or codec 'maen'; did you mean 'mean'?"]),
+    ('laws zzz', ["no algorithm or codec 'zzz'; there are bf16"]),
+    ('laws small.py', ['small.py registers nothing: put @algorithm(...)']),
+    ('laws nowhere.py', ["there is no file 'nowhere.py'"]),
+    ('laws --workers 0', ['0 emulated devices cannot be divided']),
+    ('algorithms all', ["there is no algorithm 'all'; there are average, dc_asgd, delay, des_loc"]),
+    ('codecs int9', ["there is no codec 'int9'; did you mean 'int8'?"]),
+    ('codecs int8 --workers 0', ['--workers 0 must be 1 or more']),
+    ('codecs --config small.py', ['give both']),
+    ('codecs --workers 2 --config nowhere.py', ["there is no config 'nowhere.py'"]),
+]
+
+
+@pytest.mark.parametrize('words, parts', MISTAKES, ids=lambda x: x if isinstance(x, str) else '')
+def test_a_mistake_is_answered_in_a_paragraph(jaxdist: Jaxdist, words: str, parts: list[str]) -> None:
+    code, out, err = jaxdist(*words.split(' '))
+    assert code == 2
+    assert out == ''
+    for part in parts:
+        assert part in err
+    assert 'Traceback' not in err
+    assert len(err.splitlines()) <= 12
+    assert not Path('runs').exists()
+
+
+PUT_TOGETHER = CONFIG.replace('model=Perceptron(hidden=(8,))', 'model=Transformer()').replace(
+    'Perceptron', 'Transformer'
+)
+
+
+@pytest.mark.parametrize(
+    'config, part',
+    [
+        (PUT_TOGETHER, 'Transformer'),
+        (CONFIG.replace('Digits()', "FashionMNIST(path='gone')").replace('Digits', 'FashionMNIST'), "in 'gone'"),
+        (CONFIG.replace('Digits()', "Text(path='gone.txt')").replace('Digits', 'Text'), 'gone.txt'),
+        (CONFIG.replace('batch=16', 'batch=16 ='), 'SyntaxError: '),
+        (CONFIG.replace('batch=16', 'butch=16'), 'small.py, line 8: TypeError'),
+    ],
+)
+def test_a_config_that_cannot_be_trained(jaxdist: Jaxdist, config: str, part: str) -> None:
+    Path('small.py').write_text(config)
+    code, _, err = jaxdist('train', 'small.py')
+    assert code == 2
+    assert part in err
+    assert 'Traceback' not in err
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback(jaxdist: Jaxdist) -> None:
+    broken = mock.patch('jaxdist.cli.train.shlex', mock.Mock(quote=int))
+    with broken, pytest.raises(ValueError, match='invalid literal for int'):
+        jaxdist('train', 'small.py')
+
+
+def test_the_program_is_named_as_it_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / '.venv' / 'bin' / 'jaxdist'
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('JAXDIST_TRAIN', raising=False)
+    monkeypatch.setattr(sys, 'argv', [str(program)])
+    assert train_command() == '.venv/bin/jaxdist train'
+    monkeypatch.setenv('PATH', str(program.parent), prepend=os.pathsep)
+    assert train_command() == 'jaxdist train'
+    monkeypatch.setenv('JAXDIST_TRAIN', './scripts/train')
+    assert train_command() == './scripts/train'

@@ -1,0 +1,81 @@
+"""Two processes on one machine train as one."""
+
+import dataclasses
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_fixtures import CONFIG, finish, losses
+from subprogram import PATIENCE, start, wait_for
+
+from jaxdist.training.experiment import Experiment, load
+
+CLUSTER = CONFIG.replace('Mesh(workers=4)', 'Mesh(workers=4, emulate=True)')
+
+
+def start_two(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """The two processes of one run."""
+    with socket.create_server(('localhost', 0)) as server:
+        address = f'localhost:{server.getsockname()[1]}'
+    cluster = ['--cluster.coordinator', address, '--cluster.processes', '2', '--cluster.process']
+    return [start(folder, 'train', 'small.py', *words, *cluster, str(k), config=CLUSTER) for k in range(2)]
+
+
+def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str], str]]:
+    """How each ended, what it printed, without what the transport says of itself, and its errors."""
+    try:
+        texts = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    lines = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for out, _ in texts]
+    return [(p.returncode, out, err) for p, out, (_, err) in zip(processes, lines, texts, strict=True)]
+
+
+def alone(folder: Path) -> Experiment:
+    """The same experiment in this process, whose devices are there already."""
+    experiment = load(folder / 'runs' / 'small-1' / 'experiment.json')
+    finish(experiment, folder / 'alone')
+    return experiment
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    held = 'small: squared_norm(bound=1.0)', 'easy: squared_norm(bound=1e4)'
+    first, second = outputs(start_two(tmp_path, '--constraints.hold', *held))
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert first[1][0] == 'runs/small-1: mean() | sgd(0.1)'
+    assert second[1] == []
+    assert [path.name for path in (tmp_path / 'runs').iterdir()] == ['small-1']
+    folder = tmp_path / 'runs' / 'small-1'
+    facts = json.loads((folder / 'run.json').read_text())
+    assert (facts['processes'], facts['devices']) == (2, '4 cpu')
+    assert len(facts['commands']) == 1
+    experiment = alone(tmp_path)
+    assert list(losses(folder)) == [2, 4]
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'alone'), rel=1e-6)
+    ours, theirs = (json.loads((where / 'verdict.json').read_text()) for where in (folder, tmp_path / 'alone'))
+    for name, verdict in theirs.items():
+        assert ours[name]['words'] == verdict['words']
+        assert ours[name]['value'] == pytest.approx(verdict['value'], rel=1e-6)
+    onward = dataclasses.replace(experiment, steps=6)
+    assert finish(onward, folder)[0].value.step == 4
+    finish(onward, tmp_path / 'alone')
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'alone'), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_saves(tmp_path: Path) -> None:
+    processes = start_two(tmp_path, '--steps', '1000000', '--evaluate-every', '1000000')
+    try:
+        wait_for(lambda: bool(losses(tmp_path / 'runs' / 'small-1')), processes[0])
+        processes[1].send_signal(signal.SIGTERM)
+    finally:
+        (code, out, _), (other, _, _) = outputs(processes)
+    assert (code, other) == (128 + signal.SIGTERM,) * 2
+    step = max(losses(tmp_path / 'runs' / 'small-1'))
+    assert out[-2:] == [f'stopped; step {step} is saved. Go on with:', '  jaxdist train runs/small-1']
+    assert (tmp_path / 'runs' / 'small-1' / 'checkpoints' / str(step) / 'manifest.json').is_file()

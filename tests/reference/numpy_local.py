@@ -1,0 +1,247 @@
+"""NumPy twins of the algorithms that let workers walk alone: local SGD, SlowMo, DiLoCo and its kin, DES-LOC.
+
+Links as in `twin`. A link counts its calls, t = 1, 2, ...; "local" is where a worker stands after its own step,
+params + values. All workers have to start from the same params.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy_training import Array, Exchange, Link
+
+Schedule = Callable[[int], float]
+Sent = Callable[[Array], Array]
+
+
+# Outer optimisers: a pseudo-gradient [n] and the shared parameters [n] in, a move [n] out.
+
+
+class Outer(Protocol):
+    """`step(gradient [n], params [n]) -> move [n]`, with state of its own."""
+
+    def step(self, gradient: Array, params: Array) -> Array: ...
+
+
+class OuterSgd:
+    """Gradient descent with the momentum of Sutskever et al. 2013, in the form of PyTorch and optax."""
+
+    def __init__(self, rate: float, momentum: float = 0.0, nesterov: bool = False) -> None:
+        self.rate, self.momentum, self.nesterov = rate, momentum, nesterov
+        self.velocity = np.zeros(())
+
+    def step(self, gradient: Array, params: Array) -> Array:
+        """The move."""
+        self.velocity = self.momentum * self.velocity + gradient
+        ahead = gradient + self.momentum * self.velocity if self.nesterov else self.velocity
+        return -self.rate * ahead
+
+
+class OuterAdam:
+    """Adam (arXiv 1412.6980 algorithm 1)."""
+
+    def __init__(self, rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> None:
+        self.rate, self.b1, self.b2, self.eps = rate, b1, b2, eps
+        self.first = np.zeros(())
+        self.second = np.zeros(())
+        self.time = 0
+
+    def step(self, gradient: Array, params: Array) -> Array:
+        """The move."""
+        self.time += 1
+        self.first = self.b1 * self.first + (1 - self.b1) * gradient
+        self.second = self.b2 * self.second + (1 - self.b2) * gradient**2
+        first = self.first / (1 - self.b1**self.time)
+        second = self.second / (1 - self.b2**self.time)
+        return -self.rate * first / (np.sqrt(second) + self.eps)
+
+
+# An exchange that sends little and remembers the rest.
+
+
+def top_k(k: int, block: int) -> Sent:
+    """Keeps the k largest magnitudes of each block, of equals the earlier; the last block is padded with zeros."""
+
+    def sent(x: Array) -> Array:
+        blocks = np.append(x, np.zeros(-len(x) % block)).reshape(-1, block)
+        kept = np.argsort(-np.abs(blocks), axis=1, kind='stable')[:, :k]
+        sparse = np.zeros_like(blocks)
+        np.put_along_axis(sparse, kept, np.take_along_axis(blocks, kept, 1), 1)
+        return sparse.ravel()[: len(x)]
+
+    return sent
+
+
+class Forgetful:
+    """Error feedback with a memory that fades (SparseLoCo, arXiv 2508.15706): the mean of what is decoded."""
+
+    def __init__(self, sent: Sent, beta: float) -> None:
+        self.sent, self.beta = sent, beta
+        self.error = np.zeros(())  # [W, n] after the first exchange
+
+    def mean(self, vectors: Array) -> Array:
+        """The mean over workers, as all of them decode it."""
+        whole = self.beta * self.error + vectors
+        messages = np.array([self.sent(vector) for vector in whole])
+        self.error = whole - messages
+        return messages.mean(0)
+
+
+# Links.
+
+
+class Average:
+    """Local SGD (arXiv 1805.09767) with a schedule: all meet `every(t - 1)` steps or more after the last meeting.
+
+    `every` is rounded to the nearest whole number (a half to the even one) and is at least 1.
+    """
+
+    def __init__(self, every: Schedule, exchange: Exchange) -> None:
+        self.every, self.exchange = every, exchange
+        self.time = self.since = 0
+        self.met: Array | None = None
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        if self.met is None:
+            self.met = params[0]
+        period = max(1, round(float(self.every(self.time))))
+        self.time += 1
+        self.since += 1
+        if self.since < period:
+            return values
+        self.since = 0
+        self.met = self.met + self.exchange.mean(params + values - self.met)
+        return self.met - params
+
+
+class SlowMo:
+    """Slow momentum over local SGD (Wang et al. 2020, arXiv 1910.00643 algorithm 1).
+
+    What is exchanged is how far each has come, x0 - local; `rate` is asked for the steps taken before this one.
+    """
+
+    def __init__(self, every: int, alpha: float, beta: float, rate: Schedule, exchange: Exchange) -> None:
+        self.every, self.alpha, self.beta, self.rate, self.exchange = every, alpha, beta, rate, exchange
+        self.time = 0
+        self.slow = np.zeros(())
+        self.met: Array | None = None
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        if self.met is None:
+            self.met = params[0]
+        self.time += 1
+        if self.time % self.every:
+            return values
+        gamma = self.rate(self.time - 1)
+        self.slow = self.beta * self.slow + self.exchange.mean(self.met - params - values) / gamma
+        self.met = self.met - self.alpha * gamma * self.slow
+        return self.met - params
+
+
+class DiLoCo:
+    """An outer optimiser steps on the mean of how far workers have come (Douillard et al. 2023, arXiv 2311.08105)."""
+
+    def __init__(self, every: int, outer: Outer, exchange: Exchange) -> None:
+        self.every, self.outer, self.exchange = every, outer, exchange
+        self.time = 0
+        self.met: Array | None = None
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        if self.met is None:
+            self.met = params[0]
+        self.time += 1
+        if self.time % self.every:
+            return values
+        self.met = self.met + self.outer.step(self.exchange.mean(self.met - params - values), self.met)
+        return self.met - params
+
+
+class Streaming:
+    """Streaming DiLoCo (arXiv 2501.18512): fragments of the parameters meet in turn, while workers walk on.
+
+    Fragment p's pseudo-gradients are taken at its turn and arrive `overlap` steps later, when each worker keeps
+    `mixing` of where it then is. `exchange_of(p)` makes fragment p's exchange.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        outers: Sequence[Outer],
+        fragments: Sequence[Array],
+        overlap: int,
+        mixing: float,
+        exchange_of: Callable[[int], Exchange],
+    ) -> None:
+        if not 0 <= overlap < every:
+            raise ValueError(f'overlap is {overlap}, has to be from 0 to {every - 1}')
+        self.every, self.outers, self.fragments, self.overlap, self.mixing = every, outers, fragments, overlap, mixing
+        self.exchanges = [exchange_of(p) for p in range(len(fragments))]
+        self.time = 0
+        self.met: Array | None = None
+        self.noted: dict[int, Array] = {}  # fragment: pseudo-gradients [W, its size] on their way
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        if self.met is None:
+            self.met = params[0].copy()
+        self.time += 1
+        local, moves = params + values, values.copy()
+        for p, here in enumerate(self.fragments):
+            turn = p * self.every // len(self.fragments)
+            if (self.time - turn) % self.every == 0:
+                self.noted[p] = self.met[here] - local[:, here]
+            if (self.time - turn - self.overlap) % self.every == 0 and p in self.noted:
+                mean = self.exchanges[p].mean(self.noted.pop(p))
+                self.met[here] += self.outers[p].step(mean, self.met[here])
+                mixed = self.mixing * local[:, here] + (1 - self.mixing) * self.met[here]
+                moves[:, here] = mixed - params[:, here]
+        return moves
+
+
+class Eager:
+    """DiLoCo with eager updates (Kale et al. 2025, arXiv 2502.12996): one's own news at once, others' a round late."""
+
+    def __init__(self, every: int, outers: Sequence[Outer], exchange: Exchange) -> None:
+        self.every, self.outers, self.exchange = every, outers, exchange
+        self.time = 0
+        self.met: Array | None = None  # [W, n], each worker's own
+        self.last = np.zeros(())  # [W, n], each worker's last pseudo-gradient
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        if self.met is None:
+            self.met, self.last = params.copy(), np.zeros_like(params)
+        self.time += 1
+        if self.time % self.every:
+            return values
+        news = self.met - params - values
+        estimates = self.exchange.mean(self.last) + (news - self.last) / len(values)
+        steps = [outer.step(*pair) for outer, *pair in zip(self.outers, estimates, self.met, strict=True)]
+        self.met, self.last = self.met + np.array(steps), news
+        return self.met - params
+
+
+class Desynced:
+    """DES-LOC (arXiv 2505.22549) for any optimiser: parameters and each of its moments have periods of their own.
+
+    `averages` names attributes [W, n] of `optimiser` and their periods: at the end of every so many steps all workers
+    take their exact mean. The moments are raw, so that an average does not touch the bias correction.
+    """
+
+    def __init__(self, optimiser: Link, every: int, averages: Mapping[str, int]) -> None:
+        self.optimiser, self.every, self.averages = optimiser, every, averages
+        self.time = 0
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        self.time += 1
+        moves = self.optimiser(values, counts, params)
+        for name, period in self.averages.items():
+            if self.time % period == 0:
+                moment = getattr(self.optimiser, name)
+                setattr(self.optimiser, name, np.tile(moment.mean(0), (len(moment), 1)))
+        return moves if self.time % self.every else (params + moves).mean(0) - params
+
+
+class DesLoc(Desynced):
+    """DES-LOC with Adam (arXiv 2505.22549): `adam` is a `twin.AdamW`, `first` and `second` its moments' periods."""
+
+    def __init__(self, adam: Link, every: int, first: int, second: int) -> None:
+        super().__init__(adam, every, {'first': first, 'second': second})

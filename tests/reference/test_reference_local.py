@@ -1,0 +1,250 @@
+"""Local training, delay and the parameter server walk the same way as their NumPy twins, simulated and on a mesh.
+
+The twins were written from the rules by somebody who had not seen the code. As in test_reference_training.py: float64 without codecs;
+with one, data on which no entry comes near to the edge between two codes.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy_training
+import pytest
+from numpy_local import (
+    Average,
+    DesLoc,
+    Desynced,
+    DiLoCo,
+    Eager,
+    Forgetful,
+    OuterAdam,
+    OuterSgd,
+    SlowMo,
+    Streaming,
+    top_k,
+)
+from numpy_server import Arrivals, DcAsgd, Easgd, Server
+from reference_fixtures import EDGE, EXAMPLES, LOSSES, NETWORK, PLACES, PLANE, STEPS, normal_data, rows
+
+from jaxdist import line
+from jaxdist.training.step import make_step
+
+NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
+STRIDED = [np.r_[0:6, 39:57], np.r_[6:9], np.r_[9:39]]
+"""The entries of NETWORK's tensors in three fragments, the tensors dealt out in turn."""
+
+
+def nesterov() -> OuterSgd:
+    return OuterSgd(0.7, 0.9, nesterov=True)
+
+
+def exactly() -> numpy_training.Mean:
+    return numpy_training.Mean(numpy_training.Exact())
+
+
+def eight_bits(block: int = 4, feedback: bool = False) -> numpy_training.TwoPhases:
+    return numpy_training.TwoPhases(numpy_training.Int8(block), feedback)
+
+
+class Case(NamedTuple):
+    """A line, and the same in the twins' links; `{own}` in the line becomes a delay for each worker.
+
+    Attributes:
+        line: as a user writes it.
+        links: makes the twin's line for a number of workers; its links have state.
+        model: the twin's model.
+        coded: whether a codec rounds, so that float32 is compared.
+        weighted: whether examples have weights.
+    """
+
+    line: str
+    links: Callable[[int], list[numpy_training.Link]]
+    model: numpy_training.Model = NETWORK
+    coded: bool = False
+    weighted: bool = False
+
+
+def own(worker: int) -> int:
+    return (3, 0, 5, 1)[worker % 4]
+
+
+CASES = {
+    'average-schedule': Case(
+        'sgd(0.1, momentum=0.9) | average(every=piecewise_constant_schedule(1, {4: 3}))',
+        lambda w: [numpy_training.Sgd(0.1, 0.9), Average(lambda t: 1 if t < 4 else 3, numpy_training.Exact())],
+    ),
+    'slowmo': Case(
+        'sgd(0.1) | slowmo(every=3, alpha=0.8, beta=0.6, learning_rate=piecewise_constant_schedule(0.125, {5: 0.5}))',
+        lambda w: [
+            numpy_training.Sgd(0.1),
+            SlowMo(3, 0.8, 0.6, lambda t: 0.125 if t < 5 else 0.0625, numpy_training.Exact()),
+        ],
+    ),
+    'diloco': Case(
+        f'adamw(0.03, weight_decay=0.1) | diloco(every=4, outer={NESTEROV})',
+        lambda w: [numpy_training.AdamW(0.03, 0.1), DiLoCo(4, nesterov(), numpy_training.Exact())],
+        weighted=True,
+    ),
+    'diloco-adam': Case(
+        'sgd(0.1) | diloco(every=3, outer=adam(0.05))',
+        lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, OuterAdam(0.05), numpy_training.Exact())],
+    ),
+    'diloco-int8': Case(
+        f"sgd(0.1) | diloco(every=3, outer={NESTEROV}, codec=int8(block=4), exchange='two_phases', feedback=True)",
+        lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, nesterov(), eight_bits(feedback=True))],
+        PLANE,
+        coded=True,
+    ),
+    'sparseloco': Case(
+        "sgd(0.1) | diloco(every=2, outer=sgd(0.9), codec=top_k(k=2, block=8), exchange='gather', feedback=0.9)",
+        lambda w: [numpy_training.Sgd(0.1), DiLoCo(2, OuterSgd(0.9), Forgetful(top_k(2, 8), 0.9))],
+        PLANE,
+        coded=True,
+    ),
+    'streaming': Case(
+        f"sgd(0.1) | streaming_diloco(every=5, fragments=3, outer={NESTEROV}, overlap=2, mixing=0.25, rule='strided')",
+        lambda w: [
+            numpy_training.Sgd(0.1),
+            Streaming(5, [nesterov() for _ in range(3)], STRIDED, 2, 0.25, lambda p: numpy_training.Exact()),
+        ],
+    ),
+    'streaming-at-once': Case(
+        'adamw(0.03, weight_decay=0.1) | streaming_diloco(every=4, fragments=3, outer=adam(0.05), overlap=0, '
+        "mixing=0.5, rule='strided')",
+        lambda w: [
+            numpy_training.AdamW(0.03, 0.1),
+            Streaming(4, [OuterAdam(0.05) for _ in range(3)], STRIDED, 0, 0.5, lambda p: numpy_training.Exact()),
+        ],
+    ),
+    'eager': Case(
+        f'sgd(0.1) | eager_diloco(every=3, outer={NESTEROV})',
+        lambda w: [numpy_training.Sgd(0.1), Eager(3, [nesterov() for _ in range(w)], numpy_training.Exact())],
+    ),
+    'des-loc': Case(
+        "des_loc(optimizer=adamw(0.03, weight_decay=0.1), every=2, moments={'mu': 3, 'nu': 6})",
+        lambda w: [DesLoc(numpy_training.AdamW(0.03, 0.1), 2, 3, 6)],
+    ),
+    'des-loc-momentum': Case(
+        "des_loc(optimizer=sgd(0.1, momentum=0.9), every=3, moments={'trace': 2})",
+        lambda w: [Desynced(numpy_training.Sgd(0.1, 0.9), 3, {'velocity': 2})],
+    ),
+    'easgd': Case(
+        'sgd(0.1, momentum=0.9) | easgd(every=3, beta=0.8)', lambda w: [numpy_training.Sgd(0.1, 0.9), Easgd(3, 0.8)]
+    ),
+    'delay-schedule': Case(
+        'mean() | delay(steps=piecewise_constant_schedule(1, {3: 4, 8: 0}), longest=4) | sgd(0.1, momentum=0.5)',
+        lambda w: [
+            exactly(),
+            Arrivals(lambda worker, t: 1 if t < 3 else 4 if t < 8 else 0, 4, 0.0),
+            numpy_training.Sgd(0.1, 0.5),
+        ],
+    ),
+    'delay-own': Case(
+        'delay(steps={own}, damping=0.5) | mean() | sgd(0.1)',
+        lambda w: [Arrivals(lambda worker, t: own(worker), 5, 0.5), exactly(), numpy_training.Sgd(0.1)],
+    ),
+    'dc-asgd': Case(
+        'dc_asgd(steps={own}, strength=0.3) | mean() | sgd(0.1)',
+        lambda w: [DcAsgd([own(i) for i in range(w)], 0.3, False), exactly(), numpy_training.Sgd(0.1)],
+    ),
+    'dc-asgd-adaptive': Case(
+        'mean() | dc_asgd(steps=3, strength=0.3, adaptive=True, decay=0.9) | sgd(0.1)',
+        lambda w: [exactly(), DcAsgd([3] * w, 0.3, True, 0.9), numpy_training.Sgd(0.1)],
+        weighted=True,
+    ),
+    'server': Case(
+        'parameter_server(optimizer=adamw(0.03, weight_decay=0.1), staleness=2)',
+        lambda w: [
+            Server([numpy_training.AdamW(0.03, 0.1) for _ in range(w)], 2, None, None, NETWORK.shapes, by_count=True)
+        ],
+        weighted=True,
+    ),
+    'server-momentum': Case(
+        'parameter_server(optimizer=sgd(0.1, momentum=0.5, nesterov=True))',
+        lambda w: [
+            Server([numpy_training.Sgd(0.1, 0.5, nesterov=True) for _ in range(w)], 0, None, None, NETWORK.shapes)
+        ],
+    ),
+    'server-int8': Case(
+        'parameter_server(optimizer=sgd(0.1, momentum=0.5), push=int8(block=4), feedback=True, pull=int8(block=8))',
+        lambda w: [
+            Server(
+                [numpy_training.Sgd(0.1, 0.5) for _ in range(w)],
+                0,
+                numpy_training.Int8(4),
+                numpy_training.Int8(8),
+                PLANE.shapes,
+                feedback=True,
+            )
+        ],
+        PLANE,
+        coded=True,
+    ),
+}
+QUICK = ('diloco', 'streaming', 'dc-asgd', 'server-int8')
+SEATS = [
+    pytest.param(*seat, id='-'.join(map(str, seat)), marks=[pytest.mark.slow] * (seat[0] not in QUICK or seat[2] != 3))
+    for name in CASES
+    for seat in ((name, 'simulated', 3), (name, 'mesh', 8), *([(name, 'mesh', 1)] if name in QUICK else []))
+]
+
+
+class Way(NamedTuple):
+    """A start, the batches, and the twin's way from there."""
+
+    start: dict[str, np.ndarray]
+    batches: list[dict[str, np.ndarray]]
+    twin: numpy_training.Trajectory
+    margin: float
+
+
+def margin(thing: Any) -> float:
+    """How far, at least, an entry was from the edge between two codes, in any codec inside."""
+    if isinstance(thing, numpy_training.Int8):
+        return thing.margin
+    inside = thing if isinstance(thing, list) else list(vars(thing).values()) if hasattr(thing, '__dict__') else []
+    return min((margin(each) for each in inside if not isinstance(each, np.ndarray)), default=np.inf)
+
+
+def walk(case: Case, count: int, seed: int) -> Way:
+    start, batches, rng = normal_data(case.model, seed)
+    for batch in batches if case.weighted else []:
+        batch['weight'] = rng.choice([0.0, 0.5, 1.0, 3.0], EXAMPLES)
+    links = case.links(count)
+    way = numpy_training.train(case.model, numpy_training.join(start), links, batches, count)
+    return Way(start, batches, way, margin(links))
+
+
+@cache
+def clear_way(name: str, count: int) -> Way:
+    """Of a few ways, the one on which entries keep farthest from the edges between codes."""
+    seeds = range(16 if CASES[name].coded else 1)
+    return max((walk(CASES[name], count, seed) for seed in seeds), key=lambda way: way.margin)
+
+
+@pytest.mark.parametrize('name, place, count', SEATS)
+def test_same_way(name: str, place: str, count: int) -> None:
+    case, way = CASES[name], clear_way(name, count)
+    assert way.margin > EDGE
+    text = case.line.replace('{own}', str(tuple(own(i) for i in range(count))))
+    dtype, close = (np.float32, 2e-5) if case.coded else (np.float64, 1e-10)
+    with jax.enable_x64(not case.coded):
+        start, *batches = jax.tree.map(lambda x: x.astype(dtype), [way.start, *way.batches])
+        program = make_step(
+            LOSSES[case.model.loss], lambda key: start, line.build(text), batches[0], PLACES[place](count)
+        )
+        state = program.init(jax.random.key(0))
+        for step, batch in enumerate(batches):
+            state, _ = program.step(state, batch)
+            params = rows(state.params, program.layout.params, count)
+            np.testing.assert_allclose(params, way.twin.params[step], close, close, err_msg=f'step {step}')
+
+
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'every' in case.line])
+def test_the_twins_workers_are_apart_on_the_way(name: str) -> None:
+    """Or the comparison would say little."""
+    params = clear_way(name, 3).twin.params
+    assert np.ptp(params, axis=1).max(1).max() > 1e-2
+    assert len(params) == STEPS

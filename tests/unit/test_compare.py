@@ -1,0 +1,147 @@
+"""Comparisons: who takes part under which name, what is run again and what not, and the report."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from run_fixtures import SMALL, small
+
+from jaxdist.report import Summary
+from jaxdist.training.compare import Variant, compare, rows, run_folder, variants, write_report
+from jaxdist.training.experiment import Experiment, ExperimentError, Mesh
+
+LINES = ('mean() | sgd(0.1)', 'mean(codec=int8()) | sgd(0.1)')
+SHORT = {'simulate': True, 'steps': 2}
+
+
+pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
+
+
+def named(*experiments: Experiment) -> list[str]:
+    return [variant.name for variant in variants(experiments)]
+
+
+def test_names_are_what_is_not_the_same_in_all() -> None:
+    assert named(*map(small, LINES)) == ['mean()', 'mean(codec=int8())']
+    assert named(small('sgd(0.1)'), small('mean() | sgd(0.1)')) == ['sgd(0.1)', 'mean() | sgd(0.1)']
+    assert named(SMALL) == [SMALL.update]
+    two, three = (dataclasses.replace(SMALL, mesh=Mesh(workers=n), batch=6) for n in (2, 3))
+    assert named(two, three) == ['mesh.workers=2', 'mesh.workers=3']
+
+
+def test_names_tell_kinds_apart() -> None:
+    models = [dataclasses.replace(Experiment(), model=model) for model in (SMALL.model, Experiment().model)]
+    one, other = named(*models)
+    assert one == 'model.kind=Perceptron, model.hidden=[8]'
+    assert other.startswith('model.kind=Transformer, model.layers=2')
+
+
+@pytest.mark.parametrize(
+    'update',
+    ['mean() | sgd(0.1)', 'mean()|sgd(0.1)', 'mean(codec=None) | sgd(0.1)'],
+)
+def test_nobody_is_compared_with_itself_however_it_is_spelled(update: str) -> None:
+    with pytest.raises(ExperimentError, match='would be compared with itself: seeds are given with --seeds'):
+        variants([small('sgd(0.2) | average(2)'), SMALL, dataclasses.replace(small(update), seed=3)])
+
+
+def test_there_must_be_somebody_to_compare() -> None:
+    with pytest.raises(ExperimentError, match='nothing to compare'):
+        variants([])
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Variant], Path, list[tuple[str, int, str]]]:
+    """Two lines with two seeds each, stopped in the second run and started again: who, where, and what came then."""
+    folder = tmp_path_factory.mktemp('compare')
+    who = variants([small(line, **SHORT) for line in LINES])
+    seen: list[str] = []
+    for name, _, event in compare(who, 2, folder, stop=lambda: 'mean(codec=int8()) ready' in seen):
+        seen.append(f'{name} {event.kind}')
+    assert len(rows(who, 2, folder)) == 1
+    return who, folder, [(name, seed, event.kind) for name, seed, event in compare(who, 2, folder)]
+
+
+def test_only_what_is_missing_is_run_again(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    who, folder, events = finished
+    assert list(dict.fromkeys((name, seed) for name, seed, _ in events)) == [
+        ('mean(codec=int8())', 0),
+        ('mean()', 1),
+        ('mean(codec=int8())', 1),
+    ]
+    # The second run was stopped after its first step, and takes only the other one now.
+    assert [kind for name, seed, kind in events if (name, seed) == ('mean(codec=int8())', 0)].count('trained') == 1
+    assert list(compare(who, 2, folder)) == []
+    assert [(row['name'], row['seed']) for row in rows(who, 2, folder)] == [
+        (name, seed) for name in ('mean()', 'mean(codec=int8())') for seed in (0, 1)
+    ]
+
+
+def test_rows_hold_quality_and_costs(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    who, folder, _ = finished
+    exact, coded = (row for row in rows(who, 2, folder) if row['seed'] == 0)
+    # Two steps. A vote and 610 float32, in a ring of 4; or a vote, and twice to 3 others 153 codes in one block of 256
+    # with its scale, padded to 512.
+    assert exact['sent'] == 2 * (2 * (4 + 4 * 610) * 3 // 4)
+    assert coded['sent'] == 2 * (2 * 4 * 3 // 4 + 2 * 3 * 512)
+    assert exact['memory'] == 4 * 610
+    assert coded['held_out'] == pytest.approx(exact['held_out'], rel=0.02)
+
+
+def test_contenders_begin_with_the_same_weights_and_data(
+    finished: tuple[list[Variant], Path, list[tuple[str, int, str]]],
+) -> None:
+    who, folder, _ = finished
+    first = [json.loads((run_folder(folder, e) / 'metrics.jsonl').read_text().splitlines()[0]) for _, e in who]
+    assert first[0]['loss'] == pytest.approx(first[1]['loss'], rel=1e-6)
+
+
+def report(who: list[Variant], seeds: int, folder: Path) -> tuple[list[Summary], str]:
+    summaries = write_report(who, seeds, folder, 'Two lines', 'jaxdist compare two.py')
+    return summaries, (folder / 'index.html').read_text()
+
+
+def test_the_report_stands_alone(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    who, folder, _ = finished
+    summaries, page = report(who, 2, folder)
+    assert [summary.runs for summary in summaries] == [2, 2]
+    assert len((folder / 'rows.jsonl').read_text().splitlines()) == 4
+    assert (folder / 'table.md').read_text().count('\n| mean(') == 2
+    assert (folder / 'frontier.png').stat().st_size > 1000
+    assert (folder / 'curves.png').stat().st_size > 1000
+    assert page.count('data:image/png;base64,') == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert 'jaxdist compare two.py' in page
+    assert page.count('Student t') == 1
+
+
+def test_a_contender_that_cannot_be_trained_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='would come out different on each worker'):
+        list(compare(variants([small('mean() | sgd(0.1)', **SHORT), small('sgd(0.1)', **SHORT)]), 1, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_needs_a_run_that_has_ended(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r'no run in .* has ended yet'):
+        report(variants([SMALL]), 1, tmp_path)
+
+
+def test_who_diverges_is_reported_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    who = variants([small(f'mean() | sgd({rate})', **SHORT) for rate in ('1e38', '0.1')])
+    events = [(name, event.kind) for name, _, event in compare(who, 1, tmp_path)]
+    assert ('sgd(1e+38)', 'diverged') in events
+    assert events[-1] == ('sgd(0.1)', 'done')
+    summaries, page = report(who, 1, tmp_path)
+    assert [summary.diverged for summary in summaries] == [1, 0]
+    assert 'diverged' in page
+    assert list(compare(who, 1, tmp_path)) == []
+
+
+def test_a_report_where_all_diverged_has_no_plots(tmp_path: Path) -> None:
+    who = variants([small('mean() | sgd(1e38)', **SHORT)])
+    assert [event.kind for _, _, event in compare(who, 1, tmp_path)][-1] == 'diverged'
+    _, page = report(who, 1, tmp_path)
+    assert 'data:image' not in page
+    assert not (tmp_path / 'frontier.png').exists()

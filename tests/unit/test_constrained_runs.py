@@ -1,0 +1,253 @@
+"""Runs under constraints: what they record, keep and conclude, and what they refuse."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from run_fixtures import CONFIG, SMALL, Jaxdist, finish, losses, saved, train_until
+
+from jaxdist.constraints import Constraint, inequality
+from jaxdist.constraints.penalties import current
+from jaxdist.core import registry
+from jaxdist.line import LineError
+from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.constraint_monitor import ConstraintMonitor
+from jaxdist.training.experiment import ConstraintSettings, Experiment, ExperimentError, Mesh, from_json, to_json
+from jaxdist.training.run import Diverged
+from jaxdist.training.run_folder import read_records
+from jaxdist.training.train import first_state, prepare
+
+pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
+NORM = "squared_norm(bound=2.0, path='.*kernel')"
+CONTROLLED = {'dual': 'nupi(ki=0.1, kp=0.1)', 'penalty': 'growing(start=0.01)'}
+
+
+def at_least(bound: float) -> Constraint:
+    """The squared norm of the kernels is at least a bound."""
+    return inequality('at_least', lambda p: -sum(jnp.sum(x**2) for x in jax.tree.leaves(p)), bound=-bound)
+
+
+def nowhere() -> Constraint:
+    """A value that is not a number."""
+    return inequality('nowhere', lambda p: jnp.log(-sum(jnp.sum(x**2) for x in jax.tree.leaves(p))))
+
+
+def not_one() -> int:
+    """No constraint at all."""
+    return 3
+
+
+def of_nobody() -> Constraint:
+    """A rate over no example."""
+    return inequality('of_nobody', lambda p, b: (jnp.zeros(()), jnp.zeros(())), over='ratio', bound=1.0)
+
+
+@pytest.fixture(autouse=True)
+def named() -> Iterator[None]:
+    """The constraints of this file by name, forgotten after the test."""
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
+        for make in (at_least, nowhere, not_one, of_nobody):
+            registry.constraint(paper='none', examples={f'{make.__name__}()': ()})(make)
+        yield
+
+
+def held(*hold: str, changes: dict[str, Any] | None = None, **how: Any) -> Experiment:
+    constraints = ConstraintSettings(hold=hold, **{'dual': 'sgd(0.05)', **how})
+    fields = {'mesh': Mesh(workers=4, simulate=True), 'constraints': constraints, **(changes or {})}
+    return dataclasses.replace(SMALL, **fields)
+
+
+def test_a_run_records_judges_and_concludes(tmp_path: Path) -> None:
+    done = finish(held(NORM, 'easy: squared_norm(bound=1e4)', dual='sgd(0.001)'), tmp_path)[-1].value
+    records = read_records(tmp_path)
+    told = [record['constraints'] for record in records if 'constraints' in record]
+    assert len(told) == 7
+    assert set(told[0]) == {'squared_norm', 'easy'}
+    assert told[0]['squared_norm']['multiplier'] == pytest.approx(0.001 * told[0]['squared_norm']['value'])
+    assert all(one['easy']['multiplier'] == 0 for one in told)
+    judged = [record['judged'] for record in records if 'judged' in record]
+    assert [set(one['training']) for one in judged] == [set(told[0])] * 2
+    assert judged[-1]['violation'] == pytest.approx(judged[-1]['training']['squared_norm'])
+    assert (tmp_path / 'constraints.png').stat().st_size > 1000
+    verdicts = json.loads((tmp_path / 'verdict.json').read_text())
+    assert verdicts['easy']['words'].startswith('easy holds, with 9.98e+03 to spare; it costs nothing')
+    assert not verdicts['squared_norm']['holds']
+    assert done.verdicts['squared_norm'].words == verdicts['squared_norm']['words']
+    assert (done.best, (tmp_path / 'best').exists()) == (None, False)
+
+
+def test_the_best_state_that_held_is_kept(tmp_path: Path) -> None:
+    experiment = held('squared_norm(bound=1e4)')
+    done = finish(experiment, tmp_path)[-1].value
+    judged = {record['step']: record['judged'] for record in read_records(tmp_path) if 'judged' in record}
+    assert done.best == min(judged, key=lambda step: judged[step]['loss'])
+    found = Checkpoints(tmp_path / 'best', 1).restore(prepare(experiment).program.state)
+    assert found is not None
+    assert (found.step, found.meta['loss']) == (done.best, judged[done.best]['loss'])
+
+
+@pytest.mark.parametrize('size, batches', [(512, 3), (16, 64)])
+def test_all_training_examples_are_judged_or_those_of_64_batches(tmp_path: Path, size: int, batches: int) -> None:
+    training = prepare(held('squared_norm(bound=1e4)', changes={'batch': size}))
+    state = first_state(training)
+    told = ConstraintMonitor(training, tmp_path).look(1, state)
+    drawn = (training.put(training.data.batch(0, step, size, 4)) for step in range(batches))
+    sums, counts = zip(*(training.score(state.params, batch) for batch in drawn), strict=True)
+    assert told['loss'] == pytest.approx(float(sum(one['loss'] for one in sums) / sum(counts)), rel=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    experiment = held(NORM, 'at_least(bound=1.0)', **CONTROLLED, changes={'mesh': Mesh(workers=4)})
+    finish(experiment, tmp_path / 'whole')
+    train_until(3, experiment, tmp_path / 'halves')
+    rest = finish(experiment, tmp_path / 'halves')
+    assert rest[0].value.step == 3
+    assert losses(tmp_path / 'halves') == losses(tmp_path / 'whole')
+    (_, ours), (_, theirs) = (saved(experiment, tmp_path / name) for name in ('halves', 'whole'))
+    assert [leaf.tobytes() for leaf in ours] == [leaf.tobytes() for leaf in theirs]
+    halves, whole = (json.loads((tmp_path / name / 'verdict.json').read_text()) for name in ('halves', 'whole'))
+    assert halves == whole
+
+
+def test_multipliers_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    whole, moved = tmp_path / 'whole', tmp_path / 'moved'
+    finish(held(NORM, **CONTROLLED), whole)
+    finish(held(NORM, **CONTROLLED, changes={'steps': 4}), moved)
+    finish(held(NORM, **CONTROLLED, changes={'mesh': Mesh(workers=2)}), moved)
+    ours, theirs = ([r['constraints'] for r in read_records(folder) if 'constraints' in r] for folder in (moved, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one['squared_norm'] == pytest.approx(other['squared_norm'], rel=1e-4)
+
+
+def test_contradictory_constraints_end_in_a_verdict_with_the_evidence(tmp_path: Path) -> None:
+    changes = {'steps': 120, 'log_every': 5, 'evaluate_every': 120, 'save_every': 120}
+    small, large = 'small: squared_norm(bound=1.0)', 'at_least(bound=9.0)'
+    done = finish(held(small, large, dual='sgd(0.01)', changes=changes), tmp_path)[-1].value
+    for name in ('small', 'at_least'):
+        assert not done.verdicts[name].holds
+    words = done.verdicts['at_least'].words + done.verdicts['small'].words
+    assert 'infeasible as posed, or contradicted by another constraint' in words, words
+    assert 'Its multiplier grew from' in words
+
+
+def test_a_constraint_that_is_no_number_ends_the_run_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r'the constraint nowhere is nan at step 2; it was never seen finite'):
+        finish(held('nowhere()'), tmp_path)
+
+
+def test_a_constraint_that_no_example_tells_is_unknown_at_the_end(tmp_path: Path) -> None:
+    done = finish(held('of_nobody()'), tmp_path)[-1].value
+    assert done.verdicts['of_nobody'].words == 'of_nobody is unknown: no example tells it'
+    assert not done.verdicts['of_nobody'].holds
+    assert json.loads((tmp_path / 'verdict.json').read_text())['of_nobody']['value'] is None
+
+
+def test_a_run_of_other_constraints_is_refused(tmp_path: Path) -> None:
+    finish(held(NORM, changes={'steps': 1}), tmp_path)
+    other = held('squared_norm(bound=3.0)')
+    with pytest.raises(ExperimentError, match=r'(?s)constraints.hold: .*bound=3.0.* here, .*bound=2.0'):
+        finish(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'hold, how, error, message',
+    [
+        (('squared_nrom(bound=1.0)',), {}, LineError, "did you mean 'squared_norm'"),
+        (('squared_norm(limit=1.0)',), {}, LineError, "has no keyword 'limit'"),
+        (('sgd(0.1)',), {}, LineError, 'this is not a constraint: write the call of one'),
+        (('squared_norm(bound=-1.0)',), {}, LineError, 'bound=-1.0 of squared_norm must be above 0'),
+        ((NORM, NORM), {}, ValueError, 'two constraints are called squared_norm: name them, as in squared_norm_2: '),
+        ((NORM,), {'dual': 'mean() | sgd(0.1)'}, LineError, 'mean works on gradients or parameters: it belongs into'),
+        ((NORM,), {'dual': 'scale(0.1)'}, ValueError, "lowers the multiplier of 'squared_norm'"),
+        ((NORM,), {'dual': 'growing(start=1.0)'}, LineError, 'this gives Growing, not an update'),
+        ((NORM,), {'penalty': 'growing(start=0.0)'}, LineError, 'needs 0 < start'),
+        (
+            (NORM,),
+            {'dual': 'within(most=1.0) | sgd(0.1)'},
+            LineError,
+            'within settles .* and sgd moves them: put within last',
+        ),
+        (('a b: ' + NORM,), {}, LineError, "'a b' cannot name a constraint"),
+        (('not_one()',), {}, ValueError, r'not_one must give a Constraint, .* not 3'),
+        ((NORM,), {'penalty': -1.0}, ValueError, r'penalty=-1.0 must be 0 or more'),
+        ((NORM,), {'tolerance': -1.0}, ExperimentError, r'tolerance=-1.0 must be 0 or more'),
+        (
+            ("squared_norm(bound=1.0, path='w')",),
+            {},
+            ValueError,
+            "no parameter has a path like 'w'; they are head/bias",
+        ),
+        (('demographic_parity()',), {}, LineError, 'in a task of two classes or of values; the model has 10 classes'),
+    ],
+)
+def test_bad_constraints_are_answered(hold: Any, how: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare(held(*hold, **how))
+
+
+def test_links_of_multipliers_are_refused_among_updates() -> None:
+    with pytest.raises(LineError, match='nupi moves multipliers: it belongs into the dual line of constraints'):
+        prepare(dataclasses.replace(SMALL, update='mean() | nupi(ki=0.1, kp=0.1) | sgd(0.1)'))
+
+
+def test_a_penalty_is_a_number_or_the_text_of_a_schedule() -> None:
+    for penalty, at_5 in ((2.0, 2.0), ('3.0', 3.0), ('linear_schedule(0.0, 1.0, 10)', 0.5)):
+        ascent = prepare(held(NORM, penalty=penalty, dual='MultiSteps(sgd(0.1), 4)')).ascent
+        assert ascent is not None
+        assert float(current(ascent.penalty, (), jnp.int32(5))) == at_5
+
+
+def test_how_a_run_judges_may_change_on_the_way(tmp_path: Path) -> None:
+    finish(held(NORM, changes={'steps': 1}), tmp_path)
+    assert finish(held(NORM, tolerance=1e3, changes={'steps': 2}), tmp_path)[-1].value.verdicts['squared_norm'].holds
+
+
+def test_constraints_come_back_from_json() -> None:
+    experiment = held(NORM, 'easy: squared_norm(bound=9.0)', **CONTROLLED)
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+OWN = """
+import jax.numpy as jnp
+from jaxdist.constraints import inequality
+from jaxdist.core.registry import constraint
+
+
+@constraint(paper='none', examples={'small_head(bound=1.0)': ()})
+def small_head(bound: float):
+    "The largest weight of the head is bounded."
+    return inequality('small_head', lambda params: jnp.abs(params['head']['kernel']).max(), bound=bound)
+"""
+
+
+def test_a_constraint_of_ones_own_on_the_command_line(jaxdist: Jaxdist) -> None:
+    Path('own.py').write_text(OWN + CONFIG)
+    options = [
+        '--constraints.hold',
+        'small_head(bound=0.1)',
+        '--constraints.dual',
+        'sgd(1.0)',
+        '--constraints.every',
+        '2',
+    ]
+    code, out, err = jaxdist('train', 'own.py', '--run', 'runs/own', *options)
+    assert code == 0, err
+    assert 'small_head +' in out
+    assert 'constraints do not all hold: small_head +' in out
+    assert 'small_head does not hold: ' in out
+    assert 'loss.png, constraints.png, verdict.json' in out
+    assert json.loads(Path('runs/own/run.json').read_text())['scripts'] == ['own.py']
+    code, out, _ = jaxdist('train', 'runs/own', '--steps', '6')
+    assert (code, 'going on from step 4' in out) == (0, True)
+    code, out, _ = jaxdist('plan', 'own.py', *options)
+    assert 'holds       small_head: small_head(bound=0.1)' in out
+    code, out, _ = jaxdist('constraints', 'own.py')
+    assert 'small_head(bound)' in out
+    code, _, err = jaxdist('train', 'own.py', '--constraints.hold', 'small_haed(bound=0.1)')
+    assert (code, "did you mean 'small_head'" in err) == (2, True)

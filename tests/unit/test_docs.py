@@ -1,0 +1,110 @@
+"""The documentation's code is the code that is tested, and it runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import linear_model
+
+from jaxdist import line
+from jaxdist.core import registry
+from jaxdist.data import Digits
+from jaxdist.models import Perceptron
+
+DOCS = Path(__file__).parents[2] / 'docs'
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', (DOCS / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize('page, file', [('your_own_algorithm.md', 'trimmed_mean.py'), ('codecs.md', 'mu_law.py')])
+def test_the_worked_example_on_the_page_is_the_file(page: str, file: str) -> None:
+    assert blocks(page)[0] == (DOCS / 'examples' / file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file, laws', [('trimmed_mean.py', 16), ('mu_law.py', 7)])
+def test_the_worked_example_is_lawful(file: str, laws: int) -> None:
+    command = [sys.executable, '-m', 'jaxdist', 'laws', str(DOCS / 'examples' / file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('holds') == laws
+    assert 'broken' not in done.stdout
+
+
+def test_the_pages_name_every_codec() -> None:
+    page = (DOCS / 'codecs.md').read_text()
+    assert [name for name in registry.codecs() if f'{name}(' not in page] == []
+
+
+def test_the_worked_example_trains_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
+    space: dict[str, object] = {}
+    exec(blocks('your_own_algorithm.md')[0], space)
+    rng = np.random.default_rng(0)
+    truth = np.array([1.0, -2.0, 3.0])
+    x = rng.normal(size=(64, 3)).astype(np.float32)
+    space['batch'] = {'x': x, 'y': (x @ truth).astype(np.float32)}
+    code = blocks('your_own_algorithm.md')[1]
+    exec(code + '\nfor _ in range(100): state, metrics = program.step(state, batch)', space)
+    np.testing.assert_allclose(space['state'].params, truth, atol=1e-3)  # type: ignore[attr-defined]
+
+
+def in_first_column(page: str) -> list[str]:
+    """The code in the first column of a page's tables."""
+    rows = re.findall(r'^\| (`.*?`) \| ', (DOCS / page).read_text().replace('\\|', '¦'), re.MULTILINE)
+    return [code.replace('¦', '|') for row in rows for code in re.findall('`(.*?)`', row)]
+
+
+def test_every_line_and_codec_of_the_tables_can_be_built() -> None:
+    texts = [*in_first_column('update_line.md'), *in_first_column('codecs.md')]
+    assert 'mean() | adamw(1e-3)' in texts
+    assert 'top_k(k=41, block=4096)' in texts
+    for text in texts:
+        if '(' in text:
+            known = text.partition('(')[0] in registry.codecs()
+            (line.build_codec if known else line.build)(text.replace('...', 'int4()'))
+
+
+def test_the_pages_name_every_constraint_and_link_of_dual_lines() -> None:
+    page = (DOCS / 'constraints.md').read_text()
+    assert [name for name in {**registry.constraints(), **registry.duals()} if name not in page] == []
+
+
+def test_the_ten_lines_on_constraints_reach_the_closed_form() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('constraints.md')[0], space)
+    mean = np.arange(24.0).reshape(8, 3).mean(0) / 24  # the projection of the mean onto the plane
+    np.testing.assert_allclose(space['state'].params, mean + (1 - mean.sum()) / 3, atol=1e-5)
+    found = space['means'](space['metrics'])['constraints']['budget']
+    assert found == pytest.approx({'value': 0, 'violation': 0, 'multiplier': 2 * (mean.sum() - 1) / 3}, abs=1e-5)
+
+
+def test_the_constraint_of_ones_own_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
+    exec(blocks('constraints.md')[1], {})
+    task = Digits().load().task
+    made = line.build_constraint('calm: small_outputs(bound=0.5)', Perceptron(hidden=()).build(task))
+    assert (made.over, made.bound) == ('mean', 0.5)
+
+
+def test_every_link_of_the_tables_of_dual_lines_can_be_built() -> None:
+    texts = [text for text in in_first_column('constraints.md') if '(' in text]
+    assert 'scale_by_penalty() | sgd(1.0)' in texts
+    for text in texts:
+        (line.build if text.startswith('fed_admm') else line.build_dual)(text)
+
+
+def test_the_lines_on_consensus_reach_the_lasso_of_all_rows() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('constraints.md')[2], space)
+    data = space['data']
+    x, y = (data[name].astype(float) for name in 'xy')
+    expected = linear_model.Lasso(alpha=0.1, fit_intercept=False, tol=1e-12).fit(x, y).coef_
+    assert space['found'].converged
+    np.testing.assert_allclose(space['found'].state.z, expected, atol=2e-3)

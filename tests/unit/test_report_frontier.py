@@ -1,0 +1,79 @@
+"""The plot of quality against bytes shows every line, or says which it leaves out."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_fixtures import labels, legend, line
+
+from jaxdist import report
+
+pytestmark = pytest.mark.slow
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1e5, 1e6, 1e7]), st.sampled_from([1.0, 2.0, 3.0])),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(max_examples=10, deadline=None)
+def test_the_front_is_what_nothing_beats(tmp_path_factory, points):
+    lines = [line(f'{index}', sent, loss) for index, (sent, loss) in enumerate(points)]
+    drawing = report.frontier_plot(lines, tmp_path_factory.getbasetemp() / 'frontier.svg')
+    beaten = {(x, y) for x, y in points if any(u <= x and v <= y and (u, v) != (x, y) for u, v in points)}
+    shown = next(bars for bars in drawing.axes[0].containers if bars.get_label() == 'on the front')
+    assert sorted(shown[0].get_ydata()) == sorted(y for x, y in points if (x, y) not in beaten)
+
+
+def test_labels_cover_neither_each_other_nor_the_marks(tmp_path):
+    sent = [10.0 ** (6 + i // 3) * 1.1 ** (i % 3) for i in range(9)]
+    lines = [line(f'a line called {i}', sent[i], 2 + 0.0005 * (i % 3), half=0.004) for i in range(9)]
+    drawing = report.frontier_plot(lines, tmp_path / 'frontier.png')
+    drawing.draw_without_rendering()
+    axes, texts = drawing.axes[0], labels(drawing)
+    boxes = [text.get_window_extent() for text in texts.values()]
+    assert set(texts) == {each.name for each in lines}
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    heights = np.linspace(-0.004, 0.004, 101)
+    bars = [(each.sent, each.held_out.mean + height) for each in lines for height in heights]
+    assert not any(box.contains(*point) for box in boxes for point in axes.transData.transform(bars))
+    assert all(axes.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_many_points_are_numbered_and_wild_ones_are_said(tmp_path):
+    lines = [line(f'a line called {i}', 10.0 ** (6 + i / 5), 2 - 0.01 * i) for i in range(12)]
+    lines.append(line('a wild one', 1e5, 40.0))
+    drawing = report.frontier_plot(lines, tmp_path / 'frontier.svg', ('entropy', 3.0))
+    assert list(labels(drawing)) == [str(i) for i in range(1, 13)]
+    names = [text.get_text() for text in drawing.legends[1].get_texts()]
+    assert names == [each.name for each in lines[:12]]
+    assert drawing.axes[0].get_title('left').startswith('a wild one: 40, above this plot; entropy: 3.000')
+    assert drawing.axes[0].get_ylim()[1] < 4
+
+
+def test_error_bars_are_the_intervals(tmp_path):
+    drawing = report.frontier_plot([line('a', 1e6, 2.0, half=0.25)], tmp_path / 'frontier.svg')
+    (bar,) = drawing.axes[0].collections[0].get_segments()
+    assert bar.tolist() == [[1e6, 1.75], [1e6, 2.25]]
+
+
+def test_nothing_sent_has_a_place_of_its_own(tmp_path):
+    axes = report.frontier_plot([line('a', 0, 3.0), line('b', 1e6, 2.0)], tmp_path / 'frontier.svg').axes[0]
+    zero = axes.get_xticks()[0]
+    assert axes.get_xticklabels()[0].get_text() == '0 B'
+    assert axes.containers[0][0].get_xdata().tolist() == [zero, 1e6]
+    assert axes.get_xlim()[0] < zero < axes.get_xticks()[1] <= 1e6
+
+
+def test_what_is_not_drawn_is_said(tmp_path):
+    lines = [line('a', 1e6, 2.0, diverged=1), line('wild', 1e6, None, diverged=3)]
+    far = report.frontier_plot(lines, tmp_path / 'frontier.svg', ('entropy', 4.5))
+    assert far.axes[0].get_title('left') == 'wild: every run diverged; entropy: 4.500, above this plot'
+    assert list(labels(far)) == ['a (1 of 3 diverged)']
+    assert 'entropy: 2.200' in legend(report.frontier_plot(lines, tmp_path / 'f.svg', ('entropy', 2.2)))
+    with pytest.raises(ValueError, match='every run diverged'):
+        report.frontier_plot(lines[1:], tmp_path / 'frontier.svg')

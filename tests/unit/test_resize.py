@@ -1,0 +1,133 @@
+"""A run goes on with another number of workers, and nothing of what they held back is lost."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from codec_fixtures import told_gradients, told_loss
+
+from jaxdist.core import mesh, workers
+from jaxdist.data import Digits
+from jaxdist.line import build
+from jaxdist.models import Perceptron
+from jaxdist.training.experiment import Experiment, Mesh
+from jaxdist.training.resize import resized, saved_by
+from jaxdist.training.run import run
+from jaxdist.training.step import make_step
+
+SLOW = pytest.mark.slow
+SHAPES = {'b': (5,), 'w': (12, 10)}
+LINES = {
+    'ef14': 'mean(codec=sign(block=8), feedback=True) | sgd(1.0)',
+    'ef21': "mean(codec=top_k(k=2, block=8), feedback='ef21') | sgd(1.0)",
+    'low rank': 'mean(codec=power_sgd(rank=1), feedback=True) | sgd(1.0)',
+    'queue': 'delay(steps=2) | mean() | sgd(1.0)',
+    'local': 'adam(0.1) | average(every=3, codec=int4(block=8), feedback=True)',
+}
+
+
+def program(line: str, count: int, where: str) -> Any:
+    place = workers.simulated(count) if where == 'simulated' else workers.on_mesh(mesh.make({'workers': count}))
+    batch = told_gradients(1, count, SHAPES)[0]
+    start = lambda key: {name: jnp.zeros(shape) for name, shape in SHAPES.items()}  # noqa: E731
+    return make_step(told_loss, start, build(line), batch, place)
+
+
+def after(made: Any, count: int, steps: int, state: Any = None, seed: int = 0) -> tuple[Any, Any]:
+    """The state after some steps, and the sum of the mean gradients put in."""
+    state = made.init(jax.random.key(0)) if state is None else state
+    put_in = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    for batch in told_gradients(steps, count, SHAPES, seed):
+        state, _ = made.step(state, batch)
+        put_in = {name: x + batch[name].astype(np.float64).mean(0) for name, x in put_in.items()}
+    return state, put_in
+
+
+def held(name: str, memory: Any, put_in: Any) -> Any:
+    """By the line, what is not applied yet of the sum that was put in, or None for the local line."""
+    if name == 'queue':
+        return {key: np.asarray(q, np.float64).mean(0).sum(0) for key, q in memory.slots.items()}
+    of = memory.compression.residual
+    return {key: 0.0 if of[key] is None else np.asarray(of[key], np.float64).mean(0) for key in put_in}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ef14', pytest.param('low rank', marks=SLOW), pytest.param('queue', marks=SLOW)])
+@pytest.mark.parametrize(
+    'counts, where',
+    [
+        pytest.param((4, 2), 'mesh', marks=SLOW),
+        ((4, 3), 'mesh'),
+        pytest.param((2, 5), 'simulated', marks=SLOW),
+        pytest.param((8, 1), 'mesh', marks=SLOW),
+    ],
+)
+def test_what_was_put_in_is_applied_or_held(name: str, counts: tuple[int, int], where: str) -> None:
+    old, new = (program(LINES[name], count, where) for count in counts)
+    before, first = after(old, counts[0], 3)
+    there = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), before, saved_by(old.state, new))
+    state, second = after(new, counts[1], 3, resized(there, new), seed=1)
+    rest = held(name, state.opt_state[0], first)
+    for key, total in {key: first[key] + second[key] for key in first}.items():
+        np.testing.assert_allclose(rest[key] - np.asarray(state.params[key], np.float64), total, 0, 2e-5)
+
+
+@SLOW
+@pytest.mark.parametrize('count', [2, 3])
+def test_ef21_knows_on_average_what_it_applies(count: int) -> None:
+    old, new = (program(LINES['ef21'], n, 'simulated') for n in (4, count))
+    before, _ = after(old, 4, 3)
+    state, _ = after(new, count, 2, resized(before, new), seed=1)
+    memory = state.opt_state[0].memory
+    for key in SHAPES:
+        np.testing.assert_allclose(np.mean(memory.residual[key], 0), memory.estimate[key], 0, 1e-5)
+
+
+def test_local_workers_meet_on_the_way() -> None:
+    old, new = (program(LINES['local'], n, 'simulated') for n in (4, 2))
+    before, _ = after(old, 4, 4)
+    mean = {key: np.asarray(p, np.float64).mean(0) for key, p in before.params.items()}
+    moments = {key: np.asarray(m, np.float64).mean(0) for key, m in before.opt_state[0][0].mu.items()}
+    state = resized(before, new)
+    for key in SHAPES:
+        np.testing.assert_allclose(state.params[key], np.stack([mean[key]] * 2), 0, 1e-6)
+        np.testing.assert_allclose(state.opt_state[0][0].mu[key], np.stack([moments[key]] * 2), 0, 1e-6)
+    assert int(state.opt_state[0][0].count) == 4
+
+
+@SLOW
+@pytest.mark.parametrize(
+    'update, averages',
+    [
+        ('mean(codec=int4(), feedback=True) | sgd(0.1)', '0/compression/residual/'),
+        ('parameter_server(optimizer=adam(0.01), push=int4(), feedback=True)', 'residual/'),
+    ],
+)
+def test_a_run_goes_on_with_fewer_and_with_more(update: str, averages: str, tmp_path: Path) -> None:
+    """From its checkpoints; what was sent adds up over all of its parts."""
+    experiment = Experiment(
+        update=update,
+        model=Perceptron(hidden=(4,)),
+        data=Digits(),
+        batch=24,
+        log_every=5,
+    )
+    sent, expected, before = 0, 0.0, 4
+    for steps, where in ((5, Mesh(4)), (10, Mesh(2)), (15, Mesh(6, simulate=True))):
+        ready, *events = run(dataclasses.replace(experiment, steps=steps, mesh=where), tmp_path / 'run')
+        assert ready.value.step == steps - 5
+        if where.workers != before:
+            assert ready.value.resized[0] == before
+            averaged, cut = ready.value.resized[1:]
+            assert averaged[0].startswith(f'opt_state/{averages}')
+            assert {path.split('/')[1] for path in cut} == ({'served', 'optimizer'} if 'server' in update else set())
+        before = where.workers
+        expected += 5 * float(ready.value.sent)
+        (record,) = [event.value for event in events if event.kind == 'trained']
+        assert record['sent'] == pytest.approx(expected, abs=1)
+        assert record['sent'] > sent
+        sent = record['sent']

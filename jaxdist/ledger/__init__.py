@@ -1,7 +1,7 @@
-"""Bytes sent and held, read from the traced and the compiled program: measured, never declared.
+"""Bytes sent and bytes in memory, read from the traced and the compiled program: measured, never declared.
 
-`traced` reads what a program asks for, `compiled` what it became, `shares` how often each conditional part
-runs, `memory_bytes` what lies on a device; `measure` puts all of it in one `Ledger`.
+`traced` and `compiled` list the collectives of a program, `frequencies` computes how often each conditional branch
+runs, `memory_bytes` what a device stores; `measure` returns all of it as one `Ledger`.
 """
 
 from jaxdist.ledger.collective import Branch, Collective, Totals, totals

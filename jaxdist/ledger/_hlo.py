@@ -1,4 +1,4 @@
-"""Reading the text of a compiled XLA program: its computations, instructions, shapes and device groups."""
+"""Parses the text of a compiled XLA program: its computations, instructions, shapes and device groups."""
 
 import math
 import re
@@ -21,10 +21,10 @@ class Instruction(NamedTuple):
 
     Attributes:
         name: without the percent sign.
-        shape: the result's, as text.
-        opcode: such as `all-reduce`.
+        shape: of the result, as text.
+        opcode: as in `all-reduce`.
         operands: names of the operands; of a constant, its value.
-        attributes: what follows, as text.
+        attributes: the rest, as text.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Instruction(NamedTuple):
     def called(self, attribute: str) -> list[str]:
         """The computations that an attribute names: `body=%x`, `branch_computations={%x, %y}`."""
         text = self.attributes.split(', metadata=')[0]
-        found = re.search(rf'(?<!\w){attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', text)
-        return re.findall(r'[\w.\-]+', found.group(1)) if found else []
+        names = re.search(rf'(?<!\w){attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', text)
+        return re.findall(r'[\w.\-]+', names.group(1)) if names else []
 
 
 @dataclass
 class Computation:
-    """A sequence of instructions, by name, and the name of the one whose result it returns."""
+    """Instructions by name, in order, and the name of the one whose result is returned."""
 
     instructions: dict[str, Instruction]
     root: str = ''
@@ -54,9 +54,9 @@ class Module:
 
     Attributes:
         computations: by name.
-        entry: the name of the one that runs.
-        partitions: devices that one model is cut over.
-        replicas: copies of that.
+        entry: the name of the computation that runs.
+        partitions: how many devices a replica is partitioned over.
+        replicas: how many replicas there are.
     """
 
     computations: dict[str, Computation]
@@ -66,10 +66,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The program that a text of `Compiled.as_text()` describes.
+    """The program of a text, as from `Compiled.as_text()`.
 
     Raises:
-        InputError: the text is not a program's.
+        InputError: the text is not that of a compiled program.
 
     >>> module = parse('''HloModule jit_f, num_partitions=2
     ...
@@ -99,8 +99,8 @@ def parse(text: str) -> Module:
 
 
 def _count(head: str, key: str) -> int:
-    found = re.search(rf'{key}=(\d+)', head)
-    return int(found.group(1)) if found else 1
+    number = re.search(rf'{key}=(\d+)', head)
+    return int(number.group(1)) if number else 1
 
 
 def _instruction(line: str) -> Instruction:
@@ -124,7 +124,7 @@ def _closing(text: str, start: int = 0) -> int:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """What commas divide, outside of brackets."""
+    """The pieces between commas that are outside of brackets."""
     depth, piece = 0, ''
     for letter in text:
         depth += (letter in '([{') - (letter in ')]}')
@@ -138,7 +138,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def payload(shape: str) -> dict[str, Fraction]:
-    """Bytes of each dtype in a shape's text.
+    """Bytes of each dtype in the text of a shape.
 
     Raises:
         InputError: an unknown dtype.
@@ -156,22 +156,22 @@ def payload(shape: str) -> dict[str, Fraction]:
 
 
 def dtype(kind: str) -> str:
-    """The numpy name of one of XLA's dtypes.
+    """The NumPy name of an XLA dtype.
 
     >>> [dtype(kind) for kind in ('f32', 'bf16', 's8', 'u4', 'pred', 'f8e4m3fn')]
     ['float32', 'bfloat16', 'int8', 'uint4', 'bool', 'float8_e4m3fn']
     """
     if kind in _NAMES:
         return _NAMES[kind]
-    found = re.fullmatch(r'([sufc])(\d+)(e\w+)?', kind)
-    if found is None:
+    parts = re.fullmatch(r'([sufc])(\d+)(e\w+)?', kind)
+    if parts is None:
         raise InputError(f'{kind!r} is not a dtype that the ledger knows')
-    letter, width, rest = found.groups()
+    letter, width, rest = parts.groups()
     return f'{_KINDS[letter]}{width}' + (f'_{rest}' if rest else '')
 
 
 def groups(attributes: str, devices: int) -> list[list[int]]:
-    """The groups of devices that exchange among themselves, from any notation of `replica_groups`.
+    """The groups of devices that communicate, from any notation of `replica_groups`.
 
     Raises:
         InputError: an unknown notation.
@@ -183,8 +183,8 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
     [[0, 2], [1, 3]]
     [[0, 1, 2, 3]]
     """
-    found = re.search(r'replica_groups=(.*)', attributes)
-    text = found.group(1) if found else '{}'
+    notation = re.search(r'replica_groups=(.*)', attributes)
+    text = notation.group(1) if notation else '{}'
     if text.startswith('{'):
         lists = re.match(r'\{((?:\{[^}]*\},?\s*)*)\}', text)
         listed = [
@@ -200,7 +200,7 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
 
 
 def _along(sizes: dict[str, str], axes: str, devices: int) -> list[list[int]]:
-    """Groups along axes of a mesh, or parts of them: `'a'`, or `'a':(2)4`, a dim of 4 inside one of 2."""
+    """Groups along axes of a mesh, or parts of axes: `'a'`, or `'a':(2)4`, a dimension of 4 within one of 2."""
     dims: list[int] = []
     members: list[int] = []
     parts = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
@@ -215,10 +215,10 @@ def _along(sizes: dict[str, str], axes: str, devices: int) -> list[list[int]]:
 
 
 def pairs(attributes: str) -> list[tuple[int, int]]:
-    """Who sends to whom in a permutation.
+    """The (source, target) pairs of a permutation.
 
     >>> pairs(', channel_id=1, source_target_pairs={{0,1},{1,0}}')
     [(0, 1), (1, 0)]
     """
-    found = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', attributes)
-    return [(int(a), int(b)) for a, b in re.findall(r'\{(\d+),(\d+)\}', found.group(1) if found else '')]
+    listed = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', attributes)
+    return [(int(a), int(b)) for a, b in re.findall(r'\{(\d+),(\d+)\}', listed.group(1) if listed else '')]

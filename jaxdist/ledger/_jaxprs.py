@@ -1,4 +1,4 @@
-"""Traced programs, alike in all versions of JAX: which equations hold which programs, and which send."""
+"""Reads equations of jaxprs, in the forms of all versions of JAX: their programs, axes and collectives."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ SENDS = {
 }
 """Primitive -> kind of collective."""
 
-# They name axes, and send nothing: they change types, or say where one is.
+# They name axes but send nothing: they change types, or return a position.
 _SILENT = {'pvary', 'pcast', 'preduced', 'vary_unreduced_cast', 'vary_unreduced_cast_p', 'axis_index'}
 
 _INLINE = {
@@ -35,13 +35,14 @@ _INLINE = {
     'shard_map': 'jaxpr',
     'closed_call': 'call_jaxpr',
     'core_call': 'call_jaxpr',
+    'eval_jaxpr': 'call_jaxpr',
     'custom_jvp_call': 'call_jaxpr',
     'custom_vjp_call': 'call_jaxpr',
 }
 
 
 def parts(program: Any) -> tuple[Any, list[Any]]:
-    """A program's equations and variables, and the values of its constants; closed or not.
+    """The jaxpr of a program, closed or not, and the values of its constants.
 
     >>> import jax
     >>> jaxpr, constants = parts(jax.make_jaxpr(lambda x: x + 1)(2.0))
@@ -52,7 +53,7 @@ def parts(program: Any) -> tuple[Any, list[Any]]:
 
 
 def name(eqn: Any) -> str:
-    """The primitive's name; of an asynchronous pair, the start has the name of the whole.
+    """The primitive's name; the start of an asynchronous pair has the name of the whole.
 
     >>> import jax
     >>> name(jax.make_jaxpr(lambda x: x + 1)(2.0).eqns[0])
@@ -62,7 +63,7 @@ def name(eqn: Any) -> str:
 
 
 def inlined(eqn: Any) -> Any | None:
-    """The program that an equation runs once, with its own operands and results, if it is of that sort.
+    """The program of an equation that runs it once, on its own operands, and returns its results; or None.
 
     >>> import jax
     >>> inlined(jax.make_jaxpr(jax.jit(lambda x: x + 1))(2.0).eqns[0]) is None
@@ -86,19 +87,19 @@ def scan_sizes(eqn: Any) -> tuple[int, int]:
     return len(list(constants)), len(list(carried))
 
 
-def cut(outer: Any, inner: Any) -> bool:
+def is_sharded(outer: Any, inner: Any) -> bool:
     """Whether a value has another shape inside a `shard_map` than outside.
 
     >>> import jax
     >>> x = jax.make_jaxpr(lambda x: x)(2.0).jaxpr.invars[0]
-    >>> cut(x, x)
+    >>> is_sharded(x, x)
     False
     """
     return bool(outer.aval.shape != inner.aval.shape)
 
 
 def literal(atom: Any) -> np.ndarray | None:
-    """The value of an operand that is written into the program.
+    """The value of an operand that is a literal, or None.
 
     >>> import jax
     >>> literal(jax.make_jaxpr(lambda x: x + 1)(2.0).eqns[0].invars[1])
@@ -119,33 +120,38 @@ def axis_names(eqn: Any) -> tuple[str, ...]:
     """
     for key in ('axes', 'axis_name', 'axis_names'):
         value = eqn.params.get(key, ())
-        found = (value,) if isinstance(value, str) else value
-        if isinstance(found, tuple | list | set | frozenset) and any(isinstance(axis, str) for axis in found):
-            return tuple(axis for axis in found if isinstance(axis, str))
+        axes = (value,) if isinstance(value, str) else value
+        if isinstance(axes, tuple | list | set | frozenset) and any(isinstance(axis, str) for axis in axes):
+            return tuple(axis for axis in axes if isinstance(axis, str))
     return ()
 
 
 def communicates(eqn: Any) -> bool:
-    """Whether an equation, or one in its programs, sends something or may do so.
+    """Whether an equation, or one in its programs, sends something, as far as can be seen.
 
     >>> import jax
     >>> communicates(jax.make_jaxpr(lambda x: jax.lax.psum(x, 'w'), axis_env=[('w', 2)])(2.0).eqns[0])
     True
     """
-    return any(map(_may_send, nested(eqn)))
+    return any(_may_send(inner) for inner in _nested(eqn))
 
 
-def nested(eqn: Any) -> Iterator[Any]:
-    """An equation and all those in its programs.
+def depends_on_mesh(eqn: Any) -> bool:
+    """Whether an equation, or one in its programs, communicates or returns the position in the mesh.
 
     >>> import jax
-    >>> [name(eqn) for eqn in nested(jax.make_jaxpr(jax.jit(lambda x: x + 1))(2.0).eqns[0])]
-    ['jit', 'add']
+    >>> depends_on_mesh(jax.make_jaxpr(lambda: jax.lax.axis_index('w'), axis_env=[('w', 2)])().eqns[0])
+    True
     """
+    return any(_may_send(inner) or name(inner) == 'axis_index' for inner in _nested(eqn))
+
+
+def _nested(eqn: Any) -> Iterator[Any]:
+    """The equation, and all equations in its programs."""
     yield eqn
     for program in core.jaxprs_in_params(eqn.params):
         for inner in program.eqns:
-            yield from nested(inner)
+            yield from _nested(inner)
 
 
 def _may_send(eqn: Any) -> bool:

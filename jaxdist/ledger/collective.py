@@ -1,4 +1,4 @@
-"""What one collective sends: an entry of the ledger, and the formulas behind it.
+"""One collective, and the formulas for the bytes that it sends.
 
 The formulas are the bandwidth-optimal ones, of Thakur, Rabenseifner and Gropp (2005), "Optimization of
 Collective Communication Operations in MPICH".
@@ -17,7 +17,7 @@ import numpy as np
 from jaxdist.core.errors import InputError
 
 Totals = dict[tuple[tuple[str, ...], str, bool], Fraction]
-"""(mesh axes, dtype, whether it stands in a conditional branch) -> bytes sent."""
+"""(mesh axes, dtype, whether in a conditional branch) -> bytes sent."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Branch:
     """One branch of one conditional.
 
     Attributes:
-        cond: where the conditional stands: in a traced program the positions of the equations that lead to
-            it, such as `0.7`; in a compiled one the names of the instructions.
+        cond: the path of the conditional: in a traced program the positions of the equations that lead to it,
+            such as `0.7`; in a compiled one the names of the instructions.
         index: which of its branches; of `lax.cond`, 1 is the one taken when the predicate is true.
     """
 
@@ -38,13 +38,13 @@ class Collective(NamedTuple):
     """One collective.
 
     Attributes:
-        axes: the mesh axes that it crosses, in the order of the mesh.
+        axes: the mesh axes that it communicates over, in the order of the mesh.
         kind: `all_reduce`, `all_gather`, `all_to_all`, `permute` or `reduce_scatter`.
-        dtype: what is sent, as in `float32`, `uint8`, `bool`.
+        dtype: of the numbers sent, such as `float32`, `uint8`, `bool`.
         sent: bytes that one device sends when it runs once; the mean over devices where they differ.
         times: how often it runs if every branch around it is taken, or None inside a loop whose length
             depends on data.
-        branch: the conditional branches that it stands in, the outermost first; () if it always runs.
+        branch: the conditional branches that it is in, the outermost first; () if it always runs.
     """
 
     axes: tuple[str, ...]
@@ -56,7 +56,7 @@ class Collective(NamedTuple):
 
 
 def bits(dtype: str) -> int:
-    """Bits of one number on the wire, by the dtype's name; a bool takes a byte.
+    """Bits that one number of a dtype takes when sent; a bool takes a byte.
 
     >>> [bits(name) for name in ('float32', 'bfloat16', 'int4', 'float8_e4m3fn', 'bool')]
     [32, 16, 4, 8, 8]
@@ -65,10 +65,10 @@ def bits(dtype: str) -> int:
     return int(width.group()) if width else 8
 
 
-def stored(x: Any) -> tuple[int, str]:
-    """How many numbers of which dtype an array, or its shape and dtype, is made of; a random key is its data.
+def array_size(x: Any) -> tuple[int, str]:
+    """How many numbers an array, or its shape and dtype, has, and of which dtype; a random key counts as its data.
 
-    >>> stored(jax.ShapeDtypeStruct((2, 3), 'int8')), stored(jax.random.key(0))
+    >>> array_size(np.zeros((2, 3), 'int8')), array_size(jax.random.key(0))
     ((6, 'int8'), (2, 'uint32'))
     """
     count, dtype = math.prod(x.shape), x.dtype
@@ -83,8 +83,8 @@ def sent(kind: str, payload: Fraction, groups: Sequence[int], devices: int) -> F
 
     Args:
         kind: see `Collective`.
-        payload: bytes that one device puts in: the whole input, before anything is exchanged.
-        groups: the sizes of the groups that exchange among themselves.
+        payload: bytes of one device's input.
+        groups: the sizes of the groups of devices that communicate.
         devices: how many devices there are; those in no group send nothing.
 
     >>> [int(sent(kind, Fraction(80), [8], 8)) for kind in ('all_reduce', 'reduce_scatter', 'all_gather')]
@@ -99,44 +99,44 @@ def sent(kind: str, payload: Fraction, groups: Sequence[int], devices: int) -> F
     return sum((n * factor(n) for n in groups), Fraction(0)) * payload / devices
 
 
-def crossed(groups: Iterable[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
+def axes_spanned(groups: Iterable[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The axes along which the members of any group differ.
 
-    Groups that are smaller than an axis count on that axis; groups that follow no axis count on all that they
-    cross.
+    Groups that are smaller than an axis count on that axis; groups that follow no axis count on every axis along
+    which their members differ.
 
     Args:
         groups: positions in the mesh, counted with the last axis fastest.
         sizes: the mesh's axes and their sizes.
 
-    >>> crossed([(0, 2), (1, 3)], {'workers': 2, 'model': 2}), crossed([(0, 3)], {'workers': 2, 'model': 2})
-    (('workers',), ('workers', 'model'))
+    >>> axes_spanned([(0, 2), (1, 3)], {'a': 2, 'b': 2}), axes_spanned([(0, 3)], {'a': 2, 'b': 2})
+    (('a',), ('a', 'b'))
     """
     differ = np.zeros(len(sizes), bool)
     for group in groups:
-        places = np.array(np.unravel_index(np.asarray(group, int), tuple(sizes.values())))
-        differ |= (places != places[:, :1]).any(axis=1)
-    return tuple(name for name, found in zip(sizes, differ, strict=True) if found)
+        positions = np.array(np.unravel_index(np.asarray(group, int), tuple(sizes.values())))
+        differ |= (positions != positions[:, :1]).any(axis=1)
+    return tuple(name for name, differs in zip(sizes, differ, strict=True) if differs)
 
 
-def totals(entries: Iterable[Collective]) -> Totals:
-    """Bytes that one device sends if every branch is taken, by axes, dtype and whether that is conditional.
+def totals(collectives: Iterable[Collective]) -> Totals:
+    """Bytes that one device sends if every branch is taken, by axes, dtype and whether in a branch.
 
-    This is what a traced and a compiled program have in common: the compiler may merge or split collectives.
+    A traced program and the compiled one have these in common: the compiler may merge or split collectives.
 
     Raises:
-        InputError: a collective stands in a loop whose length depends on data.
+        InputError: a collective is in a loop whose length depends on data.
 
     >>> totals([Collective(('workers',), 'all_gather', 'int8', Fraction(7), times=3)])
     {(('workers',), 'int8', False): Fraction(21, 1)}
     """
-    out: Totals = {}
-    for entry in entries:
-        if entry.times is None:
+    sums: Totals = {}
+    for collective in collectives:
+        if collective.times is None:
             raise InputError(
-                f'{entry.kind} of {entry.dtype} over {entry.axes} stands in a loop whose length depends on '
+                f'{collective.kind} of {collective.dtype} over {collective.axes} is in a loop whose length depends on '
                 'data: its bytes cannot be summed; use a scan of fixed length'
             )
-        key = (entry.axes, entry.dtype, bool(entry.branch))
-        out[key] = out.get(key, Fraction(0)) + entry.sent * entry.times
-    return out
+        key = (collective.axes, collective.dtype, bool(collective.branch))
+        sums[key] = sums.get(key, Fraction(0)) + collective.sent * collective.times
+    return sums

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, whoever put them there: the program itself, or the compiler."""
+"""The collectives of a compiled program: its own, and those that the compiler inserts."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from jaxdist.core.errors import InputError, UnknownCollectiveError
 from jaxdist.ledger import _hlo as hlo
 from jaxdist.ledger._hlo import Computation, Instruction, Module
-from jaxdist.ledger.collective import Collective, crossed, sent
+from jaxdist.ledger.collective import Collective, axes_spanned, sent
 from jaxdist.ledger.traced import Place
 
 _SENDS = {
@@ -26,18 +26,18 @@ _REFUSED = {'ragged-all-to-all', 'collective-broadcast', 'send', 'recv'}
 def compiled(program: Any, mesh: Any) -> list[Collective]:
     """The collectives of a compiled program, with the payloads of one device.
 
-    The compiler may merge collectives, cut their payloads over other axes, and choose others. On CPU it sends
-    bfloat16 as float32 and 8-bit floats as float16, and some versions of it turn a reduce_scatter into an
-    all_reduce or an all_to_all. On TPU an all_gather whose length is no multiple of 128 may become a padded
-    all_reduce, and matrices are gathered as bfloat16 for a product that is computed in it.
+    The compiler may merge collectives, shard their payloads over other axes, and replace one kind by another. For
+    CPU it sends bfloat16 as float32 and 8-bit floats as float16, and some versions turn a reduce_scatter into an
+    all_reduce or an all_to_all. For TPU an all_gather whose length is no multiple of 128 may become a padded
+    all_reduce, and matrices are gathered as bfloat16 for a product that is computed in bfloat16.
 
     Args:
-        program: what `jax.jit(f).lower(...).compile()` returns, or its text.
-        mesh: the mesh that it was compiled for, or anything else with its `shape`.
+        program: the result of `jax.jit(f).lower(...).compile()`, or its text.
+        mesh: the mesh that it was compiled for, or an abstract one.
 
     Raises:
         InputError: the program was compiled for another number of devices.
-        UnknownCollectiveError: it communicates in a way that the ledger does not know.
+        UnknownCollectiveError: it has a collective that the ledger does not know.
 
     >>> import jax
     >>> text = '''HloModule jit_f, num_partitions=8
@@ -59,14 +59,14 @@ def compiled(program: Any, mesh: Any) -> list[Collective]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """A walk from the entry through all that is called."""
+    """Walks from the entry through all computations that it calls."""
 
     module: hlo.Module
     sizes: Mapping[str, int]
     devices: int
 
     def computation(self, name: str, place: Place, chains: set[str]) -> Iterator[Collective]:
-        """The entries of one computation. `chains` are asynchronous collectives that were counted already."""
+        """The collectives of one computation; `chains` are asynchronous ones that are counted already."""
         for instruction in self.module.computations[name].instructions.values():
             yield from self._instruction(instruction, name, place, chains)
 
@@ -94,7 +94,7 @@ class _Walk:
                 yield from self.computation(called, here, chains)
 
     def _is_new(self, op: hlo.Instruction, chains: set[str]) -> bool:
-        """On TPU a collective that runs beside other work stands in every fusion that carries it on."""
+        """Whether a collective is not counted yet: on TPU an asynchronous one is in several fusions."""
         chain = re.search(r'frontend_attributes=\{[^}]*chain_id="(\w+)"', op.attributes)
         if chain is None:
             return True
@@ -104,20 +104,20 @@ class _Walk:
 
     def _collective(self, op: hlo.Instruction, where: str, place: Place) -> Iterator[Collective]:
         kind = _SENDS[op.opcode.removesuffix('-start')]
-        # XLA for TPU writes its reduce-scatter as a fusion of this name: an all-reduce and a slice.
+        # In XLA for TPU a reduce-scatter is a fusion of this name: an all-reduce and a slice.
         if where.startswith('all-reduce-scatter'):
             kind = 'reduce_scatter'
         if kind == 'permute':
-            exchanged = [[a, b] for a, b in hlo.pairs(op.attributes) if a != b]
-            factor = Fraction(len(exchanged), self.devices)
+            groups = [[a, b] for a, b in hlo.pairs(op.attributes) if a != b]
+            factor = Fraction(len(groups), self.devices)
         else:
-            exchanged = self._groups(op)
-            factor = sent(kind, Fraction(1), [len(group) for group in exchanged], self.devices)
-        if any(not 0 <= i < self.devices for group in exchanged for i in group):
+            groups = self._groups(op)
+            factor = sent(kind, Fraction(1), [len(group) for group in groups], self.devices)
+        if any(not 0 <= i < self.devices for group in groups for i in group):
             raise InputError(f'{op.name} in {where} names a device beyond the {self.devices} of the program')
         if not factor:
             return
-        axes = crossed(exchanged, self.sizes)
+        axes = axes_spanned(groups, self.sizes)
         instructions = self.module.computations[where].instructions
         operands = [instructions[name].shape for name in op.operands]
         for dtype, payload in hlo.payload(', '.join(operands)).items():
@@ -125,7 +125,7 @@ class _Walk:
                 yield Collective(axes, kind, dtype, factor * payload, place.times, place.branch)
 
     def _groups(self, op: hlo.Instruction) -> list[list[int]]:
-        """Without a channel the participants are replicas, and all of them if no group is named."""
+        """The groups of devices that communicate: without a channel, of replicas; without a list, all of them."""
         participants = self.devices if 'channel_id=' in op.attributes else self.module.replicas
         if 'replica_groups={}' in op.attributes or 'replica_groups=' not in op.attributes:
             return [list(range(participants))]
@@ -133,72 +133,72 @@ class _Walk:
 
 
 def trip_count(module: Module, where: str, loop: Instruction) -> int | None:
-    """How often a `while` of the computation `where` runs its body, or None if that depends on data.
+    """How often a `while` in the computation `where` runs its body, or None if that depends on data.
 
-    XLA for CPU and GPU writes it into the instruction. XLA for TPU does not: there it is read from the loop,
-    if that counts from one constant to another.
+    XLA for CPU and GPU writes the number into the instruction. XLA for TPU does not: there it is computed, if the
+    loop counts from one constant to another.
 
     >>> from jaxdist.ledger import _hlo as hlo
-    >>> known = ', backend_config={"known_trip_count":{"n":"5"}}'
-    >>> loop = hlo.Instruction('w', 's32[]', 'while', ('i',), known)
+    >>> attributes = ', backend_config={"known_trip_count":{"n":"5"}}'
+    >>> loop = hlo.Instruction('w', 's32[]', 'while', ('i',), attributes)
     >>> trip_count(hlo.Module({}, 'main', 1, 1), 'main', loop)
     5
     """
-    known = re.search(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes)
-    if known:
-        return int(known.group(1))
+    count = re.search(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes)
+    if count:
+        return int(count.group(1))
     body = module.computations[loop.called('body')[0]]
     condition = module.computations[loop.called('condition')[0]]
     return _counted(module.computations[where], loop, body, condition)
 
 
 def _counted(outside: Computation, loop: Instruction, body: Computation, condition: Computation) -> int | None:
-    """Trips of a loop that ends when a counter, which grows by a constant, is no longer below a constant."""
+    """Trip count of a loop that adds a constant to a counter as long as that is below a constant."""
     before = _elements(outside, loop.operands[0])
     after = _elements(body, body.root)
-    test = _seen(condition, condition.root)
+    test = _source(condition, condition.root)
     if before is None or after is None or test.opcode != 'compare' or 'direction=LT' not in test.attributes:
         return None
 
     def value(inside: Computation, name: str) -> int | None:
-        """A constant, written inside or handed round the loop unchanged."""
-        found = _seen(inside, name)
-        at = _index(inside, found)
-        if at is not None and _index(body, _seen(body, after[at])) == at:
-            found = _seen(outside, before[at])
-        integer = found.opcode == 'constant' and re.fullmatch(r'-?\d+', found.operands[0])
-        return int(found.operands[0]) if integer else None
+        """The value of a constant, inside of the loop or passed through it unchanged."""
+        source = _source(inside, name)
+        at = _index(inside, source)
+        if at is not None and _index(body, _source(body, after[at])) == at:
+            source = _source(outside, before[at])
+        integer = source.opcode == 'constant' and re.fullmatch(r'-?\d+', source.operands[0])
+        return int(source.operands[0]) if integer else None
 
-    counter = _index(condition, _seen(condition, test.operands[0]))
+    counter = _index(condition, _source(condition, test.operands[0]))
     if counter is None:
         return None
-    start, end = _seen(outside, before[counter]), value(condition, test.operands[1])
-    turn = _seen(body, after[counter])
+    start, end = _source(outside, before[counter]), value(condition, test.operands[1])
+    turn = _source(body, after[counter])
     if start.opcode != 'constant' or end is None or turn.opcode != 'add':
         return None
-    added = [value(body, name) for name in turn.operands if _index(body, _seen(body, name)) != counter]
+    added = [value(body, name) for name in turn.operands if _index(body, _source(body, name)) != counter]
     if len(added) != 1 or not added[0] or added[0] < 0:
         return None
     return max(0, math.ceil((end - int(start.operands[0])) / added[0]))
 
 
-def _seen(inside: Computation, name: str) -> Instruction:
-    """An instruction, seen through copies."""
-    found = inside.instructions[name]
-    while found.opcode in {'copy', 'bitcast'}:
-        found = inside.instructions[found.operands[0]]
-    return found
+def _source(inside: Computation, name: str) -> Instruction:
+    """The instruction of this name or, if it is a copy, the one copied."""
+    source = inside.instructions[name]
+    while source.opcode in {'copy', 'bitcast'}:
+        source = inside.instructions[source.operands[0]]
+    return source
 
 
 def _elements(inside: Computation, name: str) -> tuple[str, ...] | None:
-    """What a tuple is made of."""
-    found = _seen(inside, name)
-    return found.operands if found.opcode == 'tuple' else None
+    """The names of a tuple's elements."""
+    source = _source(inside, name)
+    return source.operands if source.opcode == 'tuple' else None
 
 
-def _index(inside: Computation, found: Instruction) -> int | None:
-    """Which element of the loop's state an instruction is, if it is one."""
-    if found.opcode != 'get-tuple-element' or inside.instructions[found.operands[0]].opcode != 'parameter':
+def _index(inside: Computation, op: Instruction) -> int | None:
+    """Which element of the loop's carry an instruction is, or None."""
+    if op.opcode != 'get-tuple-element' or inside.instructions[op.operands[0]].opcode != 'parameter':
         return None
-    index = re.search(r'index=(\d+)', found.attributes)
+    index = re.search(r'index=(\d+)', op.attributes)
     return int(index.group(1)) if index else None

@@ -1,4 +1,4 @@
-"""The ledger itself: bytes sent, as rows, and bytes held."""
+"""The ledger of a step: bytes sent, as rows, and bytes in memory per device."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,21 +9,21 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxdist.core.errors import InputError
-from jaxdist.ledger.collective import Branch, Collective, bits, stored
+from jaxdist.ledger.collective import Branch, Collective, array_size, bits
 
 
 @dataclass(frozen=True)
 class Row:
-    """Collectives of one sort that run equally often.
+    """Collectives of the same axes, kind, dtype and frequency.
 
     Attributes:
-        axes: the mesh axes that they cross.
+        axes: the mesh axes that they communicate over.
         kind: see `Collective`.
-        dtype: what is sent.
-        count: how many there are on a step on which they run.
+        dtype: of the numbers sent.
+        count: how many run on a step on which they run at all.
         bytes_when_run: bytes that one device sends on such a step.
-        frequency: the share of steps on which they run; of those in a conditional in a loop, the share of its
-            turns. None if it depends on data.
+        frequency: the share of steps on which they run; in a conditional in a scan, the share of its turns. None if
+            it depends on data.
         bytes_per_step: bytes that one device sends on an average step, or None.
     """
 
@@ -36,83 +36,78 @@ class Row:
     bytes_per_step: Fraction | None
 
 
-def per_step(entries: Iterable[Collective], shares: Mapping[Branch, Fraction | None]) -> list[Row]:
-    """Entries as rows, those that always run first.
+def per_step(collectives: Iterable[Collective], frequencies: Mapping[Branch, Fraction | None]) -> list[Row]:
+    """Collectives as rows, in the order of their frequency.
 
-    A loop whose length depends on data counts as one turn, with a share of None.
+    A loop whose length depends on data counts as one turn, with a frequency of None.
 
     Args:
-        entries: from `traced` or `compiled`.
-        shares: for the innermost branch of each conditional entry, as from `shares`; None where one is not
-            there.
+        collectives: from `traced` or `compiled`.
+        frequencies: of the innermost branch of each conditional collective, as from `frequencies`; None for those
+            that are not in it.
 
     >>> branch = Branch('3', 1)
-    >>> entry = Collective(('workers',), 'all_reduce', 'float32', Fraction(70), branch=(branch,))
-    >>> [row] = per_step([entry, entry], {branch: Fraction(1, 5)})
+    >>> psum = Collective(('workers',), 'all_reduce', 'float32', Fraction(70), branch=(branch,))
+    >>> [row] = per_step([psum, psum], {branch: Fraction(1, 5)})
     >>> row.count, row.bytes_when_run, row.frequency, row.bytes_per_step
     (2, Fraction(140, 1), Fraction(1, 5), Fraction(28, 1))
     """
     sums: dict[tuple[Any, ...], tuple[int, Fraction]] = {}
-    for entry in entries:
-        share = shares.get(entry.branch[-1]) if entry.branch else Fraction(1)
-        times, share = (1, None) if entry.times is None else (entry.times, share)
-        key = (entry.axes, entry.kind, entry.dtype, share)
+    for collective in collectives:
+        frequency = frequencies.get(collective.branch[-1]) if collective.branch else Fraction(1)
+        times, frequency = (1, None) if collective.times is None else (collective.times, frequency)
+        key = (collective.axes, collective.kind, collective.dtype, frequency)
         count, total = sums.get(key, (0, Fraction(0)))
-        sums[key] = count + times, total + entry.sent * times
+        sums[key] = count + times, total + collective.sent * times
     rows = [
-        Row(axes, kind, dtype, count, total, share, None if share is None else total * share)
-        for (axes, kind, dtype, share), (count, total) in sums.items()
+        Row(axes, kind, dtype, count, total, frequency, None if frequency is None else total * frequency)
+        for (axes, kind, dtype, frequency), (count, total) in sums.items()
     ]
     return sorted(rows, key=lambda row: (row.frequency is None, -(row.frequency or 0), row.axes, row.kind, row.dtype))
 
 
 def memory_bytes(tree: Any) -> int:
-    """Bytes of a pytree on the device that holds most of it.
+    """Bytes of a pytree in the memory of the device that stores most of it.
 
     Args:
-        tree: arrays, or their shapes and dtypes. What has no sharding is held whole by every device. A dtype
-            of less than a byte takes a byte, as numpy and CPU hold it.
+        tree: arrays, or their shapes and dtypes. An array without a sharding is on every device. A dtype of less
+            than a byte takes a byte, as in NumPy and on CPU.
 
     >>> mesh = jax.sharding.AbstractMesh((4,), ('workers',))
-    >>> cut = jax.sharding.NamedSharding(mesh, jax.P('workers'))
-    >>> memory_bytes(
-    ...     {
-    ...         'x': jax.ShapeDtypeStruct((8, 3), 'float32', sharding=cut),
-    ...         'y': jax.ShapeDtypeStruct((5,), 'int8'),
-    ...     }
-    ... )
+    >>> sharding = jax.sharding.NamedSharding(mesh, jax.P('workers'))
+    >>> memory_bytes([jax.ShapeDtypeStruct((8, 3), 'float32', sharding=sharding), jax.ShapeDtypeStruct((5,), 'int8')])
     29
     """
-    everywhere = 0
+    unplaced = 0
     sums: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, 'sharding', None)
         if sharding is None or isinstance(getattr(sharding, 'mesh', None), AbstractMesh):
-            everywhere += _shard_bytes(leaf, sharding)
+            unplaced += _shard_bytes(leaf, sharding)
         else:
             sums[sharding] = sums.get(sharding, 0) + _shard_bytes(leaf, sharding)
     placed: dict[jax.Device, int] = {}
     for sharding, total in sums.items():
         for device in sharding.device_set:
             placed[device] = placed.get(device, 0) + total
-    return everywhere + max(placed.values(), default=0)
+    return unplaced + max(placed.values(), default=0)
 
 
 def _shard_bytes(leaf: Any, sharding: Any) -> int:
     leaf = leaf if hasattr(leaf, 'dtype') else jax.typeof(leaf)
     shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-    count, dtype = stored(jax.ShapeDtypeStruct(shape, leaf.dtype))
+    count, dtype = array_size(jax.ShapeDtypeStruct(shape, leaf.dtype))
     return count * max(8, bits(dtype)) // 8
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a step sends and holds.
+    """What a step sends, and what a device stores.
 
     Attributes:
         mesh: the mesh's axes and their sizes.
-        rows: what one device sends.
-        memory: bytes that one device stores, by name.
+        rows: the collectives, with the bytes that one device sends.
+        memory: bytes in the memory of one device, by name.
     """
 
     mesh: Mapping[str, int]
@@ -122,7 +117,7 @@ class Ledger:
     def sent(self, axis: str) -> Fraction | None:
         """Bytes that one device sends on an average step in collectives over an axis; None if not known.
 
-        What crosses several axes at once counts whole on each of them.
+        A collective over several axes counts whole on each of them.
 
         Raises:
             InputError: the mesh has no such axis.
@@ -138,13 +133,13 @@ class Ledger:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger as dicts, lists and numbers; a number of bytes is an integer wherever it is whole."""
+        """The ledger as dicts, lists and numbers; whole numbers of bytes are integers."""
         rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
         sent = {axis: _plain(self.sent(axis)) for axis in self.mesh}
         return {'mesh': dict(self.mesh), 'sent': rows, 'sent_per_step': sent, 'memory': dict(self.memory)}
 
     def table(self) -> list[list[str]]:
-        """What is sent, as text: a header, then a line a row."""
+        """The rows as text, with a header."""
         head = ['axes', 'collective', 'dtype', 'count', 'bytes when run', 'share of steps', 'bytes per step']
         return [head] + [
             [

@@ -1,5 +1,6 @@
-"""Measuring a step: its traced and its compiled program, and what of the one became what in the other."""
+"""Measures a step from its traced and its compiled program, and matches the conditionals of the two."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,8 +11,8 @@ from jaxdist.ledger.frequency import Frequencies, count_frequencies, jitted
 from jaxdist.ledger.ledger import Ledger, Row, memory_bytes, per_step
 from jaxdist.ledger.traced import Flow
 
-_Sends = dict[Branch, dict[Any, Any]]
-"""Innermost branch -> (axes, dtype, whether it can be counted) -> bytes sent."""
+_Sends = dict[Branch, dict[tuple[Any, ...], Fraction]]
+"""Innermost branch -> (axes, kind, dtype, whether it is in a loop of unknown length) -> bytes sent."""
 
 
 def traced_step(
@@ -23,9 +24,9 @@ def traced_step(
     *,
     initial: Callable[[], Any] | None = None,
 ) -> list[Row]:
-    """What a step asks for, with the share of steps on which it does; nothing is compiled for the mesh.
+    """The rows of a step's traced program, see `traced`; nothing is compiled for the mesh.
 
-    Args and errors are those of `shares`; what is counted is said at `traced`.
+    Args and errors are those of `frequencies`.
 
     >>> import jax
     >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -52,94 +53,128 @@ def measure(
     initial: Callable[[], Any] | None = None,
     stored: Mapping[str, Any] | None = None,
 ) -> Ledger:
-    """Compiles a step and reads what it sends and holds; nothing runs but what decides how often it sends.
+    """The ledger of a compiled step; nothing runs but the part of the step that decides its conditionals.
 
-    The rows are the compiled program's. Frequencies come from the traced one: a branch of the compiled program is
-    the traced one that sends the same bytes. Where the compiler changed those, it is one of as many that send
-    the same dtypes over the same axes, if it does not matter which; or all that are left have one share; or
-    the share is None.
+    The rows are those of the compiled program. Frequencies come from the traced one, whose branches are matched by
+    what they send: of the same kinds and dtypes over the same axes, a compiled branch sends the bytes of the traced
+    one or, sharded over the other axes, fewer. Where the compiler changed more than that, and the possible
+    matchings give different sums, the frequency is None.
 
     Args:
         step: `(state, batch) -> (state, out)`, jitted or not.
         state: the first state, or its shapes with their shardings.
         batch: a batch, or its shapes with their shardings.
         mesh: the mesh that the step runs on; its devices need not be here.
-        steps: over how many steps shares are counted.
-        initial: makes the first state; needed if `state` has no values and conditionals depend on it.
+        steps: how many steps to count over.
+        initial: returns the first state; needed if `state` has no values and conditionals depend on it.
         stored: what is stored, as pytrees by name. `state` and `batch` if not given; `temporaries`, which are
             the compiler's, are added.
 
     Raises:
-        InputError, UnknownCollectiveError: see `traced`, `compiled` and `shares`.
+        InputError, UnknownCollectiveError: see `traced`, `compiled` and `frequencies`.
 
     >>> import jax
+    >>> import numpy as np
     >>> mesh = jax.make_mesh((1,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
     >>> code = lambda count, x: (count + 1, jax.lax.psum(x, 'workers'))
     >>> specs = jax.P(), jax.P('workers')
     >>> step = jax.shard_map(code, mesh=mesh, in_specs=specs, out_specs=(jax.P(), jax.P()))
-    >>> ledger = measure(step, jax.numpy.int32(0), jax.numpy.ones(8), mesh, steps=10)
+    >>> ledger = measure(step, np.int32(0), np.ones(8, np.float32), mesh, steps=10)
     >>> ledger.rows, ledger.memory['state'], ledger.memory['batch'], int(ledger.sent('workers'))
     ((), 4, 32, 0)
     """
     traced = jitted(step).trace(state, batch)
     program = traced.lower().compile()
     flow = Flow.of(traced.jaxpr, mesh.shape)
-    wanted = flow.collectives
-    found = compiled(program, mesh)
-    shares = count_frequencies(flow, traced.out_info, state, steps, initial)
-    rows = per_step(found, match_branches(found, wanted, shares))
-    sizes = {name: memory_bytes(tree) for name, tree in (stored or {'state': state, 'batch': batch}).items()}
-    memory = program.memory_analysis()
-    if memory is not None:
-        sizes['temporaries'] = memory.temp_size_in_bytes
-    return Ledger(dict(mesh.shape), tuple(rows), sizes)
+    collectives = compiled(program, mesh)
+    frequencies = count_frequencies(flow, traced.out_info, state, steps, initial)
+    rows = per_step(collectives, match_branches(collectives, flow.collectives, frequencies, mesh.shape))
+    memory = {name: memory_bytes(tree) for name, tree in (stored or {'state': state, 'batch': batch}).items()}
+    analysis = program.memory_analysis()
+    if analysis is not None:
+        memory['temporaries'] = analysis.temp_size_in_bytes
+    return Ledger(dict(mesh.shape), tuple(rows), memory)
 
 
 def match_branches(
-    found: Sequence[Collective], wanted: Sequence[Collective], shares: Mapping[Branch, Fraction | None]
+    in_compiled: Sequence[Collective],
+    in_traced: Sequence[Collective],
+    frequencies: Mapping[Branch, Fraction | None],
+    sizes: Mapping[str, int],
 ) -> Frequencies:
-    """Frequencies of a compiled program's branches, from those of the traced program's; see `measure`.
+    """Frequencies of the branches of a compiled program, from those of the traced program; see `measure`.
 
     Args:
-        found: the compiled program's entries.
-        wanted: the traced program's.
-        shares: of the branches of `wanted`.
+        in_compiled: the collectives of the compiled program.
+        in_traced: the collectives of the traced program.
+        frequencies: of the branches of the traced program.
+        sizes: the mesh's axes and their sizes.
 
-    >>> here, there = Branch('0.3', 1), Branch('conditional.1', 1)
-    >>> sends = Collective(('workers',), 'all_reduce', 'float32', Fraction(70))
-    >>> wanted, found = sends._replace(branch=(here,)), sends._replace(branch=(there,))
-    >>> match_branches([found], [wanted], {here: Fraction(1, 5)})
+    >>> traced, compiled = Branch('0.3', 1), Branch('conditional.1', 1)
+    >>> psum = Collective(('workers',), 'all_reduce', 'float32', Fraction(70))
+    >>> collectives = [psum._replace(branch=(compiled,))], [psum._replace(branch=(traced,))]
+    >>> match_branches(*collectives, {traced: Fraction(1, 5)}, {'workers': 8})
     {Branch(cond='conditional.1', index=1): Fraction(1, 5)}
     """
-    axes = {entry.axes for entry in wanted}
-    left = _by_branch(wanted)
-    new = {b: {k: v for k, v in sends.items() if k[0] in axes} for b, sends in _by_branch(found).items()}
-    out: Frequencies = {}
-    for branch, sends in list(new.items()):
-        same = [b for b, other in left.items() if other == sends and b.index == branch.index]
-        if same:
-            out[branch] = shares[same[0]]
-            del left[same[0]], new[branch]
-    return out | {branch: _guess(branch, new, left, shares) for branch in new}
+    axes = {collective.axes for collective in in_traced}
+    origins = _by_branch(in_traced)
+    sends = {b: {k: v for k, v in sent.items() if k[0] in axes} for b, sent in _by_branch(in_compiled).items()}
+    pairs = _forced_pairs(sends, origins, sizes)
+    matched = {branch: frequencies[origin] for branch, origin in pairs.items()}
+    sends = {branch: sent for branch, sent in sends.items() if branch not in pairs}
+    origins = {branch: sent for branch, sent in origins.items() if branch not in pairs.values()}
+    return matched | {branch: _common_frequency(branch, sends, origins, frequencies) for branch in sends}
 
 
-def _guess(branch: Branch, new: _Sends, left: _Sends, shares: Mapping[Branch, Fraction | None]) -> Fraction | None:
-    """The share of a branch whose bytes the compiler changed, if there is no doubt about it."""
-    alike = lambda b, sends: b.index == branch.index and set(sends) == set(new[branch])  # noqa: E731
-    peers = [b for b, sends in new.items() if alike(b, sends)]
-    origins = [b for b, sends in left.items() if alike(b, sends)]
-    if len(peers) == len(origins) and all(new[b] == new[branch] for b in peers):
-        # Whichever is whose, they send the same: the sums come out right.
-        return shares[origins[peers.index(branch)]]
-    agreed = {shares[b] for b in left if b.index == branch.index}
+def _forced_pairs(sends: _Sends, origins: _Sends, sizes: Mapping[str, int]) -> dict[Branch, Branch]:
+    """Branches with their origins, as far as what they send leaves no choice; {} if it leaves no way to pair them.
+
+    As many branches that send the same as there are origins for them take these, in any order: the sums are right.
+    """
+    options = {
+        branch: [o for o in origins if o.index == branch.index and _is_sharded(sent, origins[o], sizes)]
+        for branch, sent in sends.items()
+    }
+    options = {branch: candidates for branch, candidates in options.items() if candidates}
+    alike = {b: [c for c in options if c.index == b.index and sends[c] == sends[b]] for b in options}
+    pairs: dict[Branch, Branch] = {}
+    while forced := [branch for branch in options if len(options[branch]) <= len(alike[branch])]:
+        group, candidates = alike[forced[0]], options[forced[0]]
+        if len(candidates) < len(group):
+            return {}
+        pairs.update(zip(group, candidates, strict=True))
+        options = {b: [o for o in options[b] if o not in candidates] for b in options if b not in group}
+    return pairs
+
+
+def _is_sharded(sent: Mapping[Any, Fraction], whole: Mapping[Any, Fraction], sizes: Mapping[str, int]) -> bool:
+    """Whether the first may be the second once arrays are sharded over the axes that do not communicate."""
+    if set(sent) != set(whole):
+        return False
+    shards = {key: math.prod(n for axis, n in sizes.items() if axis not in key[0]) for key in whole}
+    return all(whole[key] / shards[key] <= sent[key] <= whole[key] for key in whole)
+
+
+def _common_frequency(
+    branch: Branch, sends: _Sends, origins: _Sends, frequencies: Mapping[Branch, Fraction | None]
+) -> Fraction | None:
+    """The frequency of a branch whose bytes the compiler changed, if it makes no difference which it is."""
+    sort = lambda sent: {(axes, dtype) for axes, _, dtype, _ in sent}  # noqa: E731
+    alike = lambda b, sent: b.index == branch.index and sort(sent) == sort(sends[branch])  # noqa: E731
+    peers = [b for b, sent in sends.items() if alike(b, sent)]
+    candidates = [b for b, sent in origins.items() if alike(b, sent)]
+    if len(peers) == len(candidates) and all(sends[b] == sends[branch] for b in peers):
+        # All of them send the same bytes: the sums are right in any order.
+        return frequencies[candidates[peers.index(branch)]]
+    agreed = {frequencies[b] for b in origins if b.index == branch.index}
     return agreed.pop() if len(agreed) == 1 else None
 
 
-def _by_branch(entries: Iterable[Collective]) -> _Sends:
-    out: _Sends = {}
-    for entry in entries:
-        if entry.branch:
-            sends = out.setdefault(entry.branch[-1], {})
-            key = (entry.axes, entry.dtype, entry.times is None)
-            sends[key] = sends.get(key, 0) + entry.sent * (entry.times or 1)
-    return out
+def _by_branch(collectives: Iterable[Collective]) -> _Sends:
+    sends: _Sends = {}
+    for collective in collectives:
+        if collective.branch:
+            sent = sends.setdefault(collective.branch[-1], {})
+            key = (collective.axes, collective.kind, collective.dtype, collective.times is None)
+            sent[key] = sent.get(key, Fraction(0)) + collective.sent * (collective.times or 1)
+    return sends

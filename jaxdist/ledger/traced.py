@@ -1,4 +1,4 @@
-"""The collectives of a traced program. Those whose results are not used are left out, as the compiler does."""
+"""The collectives of a traced program, without dead code: the compiler removes that too."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,26 +12,32 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxdist.core.errors import InputError, UnknownCollectiveError
 from jaxdist.ledger import _jaxprs as jaxprs
-from jaxdist.ledger.collective import Branch, Collective, bits, crossed, sent, stored
+from jaxdist.ledger.collective import Branch, Collective, array_size, axes_spanned, bits, sent
 
 
 class Place(NamedTuple):
-    """Where an equation stands: its path, its turns if every branch is taken, and the branches around it."""
+    """The position of an equation in a program.
+
+    Attributes:
+        path: as in `Branch`.
+        times: how often it runs if every branch around it is taken; None in a loop whose length depends on data.
+        branch: the conditional branches around it, the outermost first.
+    """
 
     path: str = ''
     times: int | None = 1
     branch: tuple[Branch, ...] = ()
 
     def at(self, i: int) -> 'Place':
-        """The i-th equation of the program that stands here."""
+        """The i-th equation of the program here."""
         return self._replace(path=f'{self.path}.{i}' if self.path else str(i))
 
     def looped(self, length: int | None) -> 'Place':
-        """The body of a loop of this length that stands here; None if the length depends on data."""
+        """The body of a loop of this length here; None if the length depends on data."""
         return self._replace(times=None if length is None or self.times is None else self.times * length)
 
     def taken(self, index: int) -> 'Place':
-        """A branch of the conditional that stands here."""
+        """A branch of the conditional here."""
         return self._replace(path=f'{self.path}:{index}', branch=(*self.branch, Branch(self.path, index)))
 
 
@@ -49,26 +55,26 @@ class Conditional(NamedTuple):
 
 @dataclass(frozen=True)
 class Flow:
-    """One traced program: its collectives and conditionals.
+    """The collectives and conditionals of one traced program.
 
     Attributes:
-        program: the program without dead code.
+        program: the jaxpr, without dead code.
         sizes: the mesh's axes and their sizes.
         collectives: in the order of the program.
         conditionals: by path.
     """
 
-    program: ClosedJaxpr
+    program: ClosedJaxpr | Jaxpr
     sizes: Mapping[str, int]
     collectives: list[Collective] = field(default_factory=list)
     conditionals: dict[str, Conditional] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Any, sizes: Mapping[str, int]) -> 'Flow':
-        """The collectives and conditionals of a jaxpr, less those that the compiler removes as dead code."""
-        jaxpr, constants = jaxprs.parts(program)
+        """The collectives and conditionals of a jaxpr, which may be closed."""
+        jaxpr, _ = jaxprs.parts(program)
         jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
-        flow = cls(ClosedJaxpr(jaxpr, constants), sizes)
+        flow = cls(program.replace(jaxpr=jaxpr) if isinstance(program, ClosedJaxpr) else jaxpr, sizes)
         flow._walk(jaxpr, Place())
         return flow
 
@@ -109,11 +115,11 @@ class Flow:
 
 
 def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Collective]:
-    """The collectives that a traced program asks for, in order.
+    """The collectives of a traced program, in order.
 
-    Those over axes that are left to the compiler are not here: it inserts them, see `compiled`. Payloads are
-    counted as the trace sees them: an array that the compiler cuts over another axis counts whole, unless it
-    is cut by a nested `shard_map`.
+    Collectives over automatic axes are not included: the compiler inserts them, see `compiled`. Payloads have the
+    size that they have in the trace: an array that the compiler shards over another axis counts whole, unless a
+    nested `shard_map` shards it.
 
     Args:
         program: a jaxpr, as from `jax.make_jaxpr`; or a function, which is traced with `args`.
@@ -125,8 +131,8 @@ def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Collectiv
         UnknownCollectiveError: a primitive communicates in a way that the ledger does not know.
 
     >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
-    >>> total = lambda x: jax.lax.psum(x, 'workers')
-    >>> program = jax.shard_map(total, mesh=mesh, in_specs=jax.P('workers'), out_specs=jax.P())
+    >>> psum = lambda x: jax.lax.psum(x, 'workers')
+    >>> program = jax.shard_map(psum, mesh=mesh, in_specs=jax.P('workers'), out_specs=jax.P())
     >>> traced(program, mesh.shape, jax.ShapeDtypeStruct((80,), 'float32'))
     [Collective(axes=('workers',), kind='all_reduce', dtype='float32', sent=Fraction(70, 1), times=1, branch=())]
     """
@@ -136,7 +142,7 @@ def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Collectiv
 
 
 def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterator[Collective]:
-    """The entries of one collective: one for each dtype."""
+    """One collective primitive, as a `Collective` for each dtype."""
     names = jaxprs.axis_names(eqn)
     if unknown := set(names) - set(sizes):
         raise InputError(f'the program communicates over {sorted(unknown)}, but the mesh has the axes {dict(sizes)}')
@@ -144,14 +150,14 @@ def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterator[Collecti
     kind = jaxprs.SENDS[jaxprs.name(eqn)]
     if kind == 'permute':
         pairs = [(a, b) for a, b in eqn.params['perm'] if a != b]
-        axes, factor = crossed(pairs, {name: sizes[name] for name in names}), Fraction(len(pairs), n)
+        axes, factor = axes_spanned(pairs, {name: sizes[name] for name in names}), Fraction(len(pairs), n)
     else:
         groups = eqn.params.get('axis_index_groups') or [range(n)]
         axes, factor = names, sent(kind, Fraction(1), [len(group) for group in groups], n)
     axes = tuple(name for name in sizes if name in axes and sizes[name] > 1)
     payloads: dict[str, Fraction] = {}
     for atom in eqn.invars:
-        count, dtype = stored(atom.aval)
+        count, dtype = array_size(atom.aval)
         payloads[dtype] = payloads.get(dtype, Fraction(0)) + Fraction(count * bits(dtype), 8)
     if not axes or not factor or place.times == 0:
         return

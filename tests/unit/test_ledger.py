@@ -1,4 +1,4 @@
-"""The ledger's bytes: the traced program, the compiled one and the formula on paper say the same."""
+"""Bytes of the traced program, of the compiled one and of the formula agree."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -24,7 +24,7 @@ def mesh_of(*sizes: int, order: list[int] | None = None) -> Mesh:
     return Mesh(devices[: int(np.prod(sizes))].reshape(sizes), (W, 'model')[: len(sizes)])
 
 
-def spread(code: Callable[..., Any], mesh: Mesh, out: Any = P(W), **options: Any) -> Any:
+def sharded(code: Callable[..., Any], mesh: Mesh, out: Any = P(W), **options: Any) -> Any:
     return jax.shard_map(code, mesh=mesh, in_specs=P(W), out_specs=out, axis_names={W}, **options)
 
 
@@ -33,11 +33,11 @@ def payload(mesh: Mesh, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def both(code: Any, mesh: Mesh, *args: Any) -> tuple[ledger.Totals, ledger.Totals]:
-    """What the traced and what the compiled program sends over the workers."""
+    """Bytes over the workers of the traced and of the compiled program."""
     traced = ledger.traced(code, mesh.shape, *args)
     program = jax.jit(code).lower(*args).compile()
-    whole = ledger.totals(traced), ledger.totals(ledger.compiled(program, mesh))
-    return tuple({key: total for key, total in part.items() if W in key[0]} for part in whole)  # type: ignore[return-value]
+    both = ledger.totals(traced), ledger.totals(ledger.compiled(program, mesh))
+    return tuple({key: total for key, total in totals.items() if W in key[0]} for totals in both)  # type: ignore[return-value]
 
 
 def vary(x: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def ring(n: int) -> list[tuple[int, int]]:
 
 
 def one_way(n: int) -> list[tuple[int, int]]:
-    """All but the last send, and the first also to itself, which is no sending."""
+    """All but the last send; the first also names itself, which sends nothing."""
     return [(0, 0), *((i, i + 1) for i in range(1, n - 1))]
 
 
@@ -83,7 +83,7 @@ def test_one_collective(name: str, sizes: tuple[int, ...]) -> None:
     n = sizes[0]
     numbers = formula(n, SIZE) if n > 1 else Fraction(0)
     expected = {((W,), 'float32', False): 4 * numbers} if numbers else {}
-    assert both(spread(lambda x: code(x, n), mesh, out), mesh, payload(mesh)) == (expected, expected)
+    assert both(sharded(lambda x: code(x, n), mesh, out), mesh, payload(mesh)) == (expected, expected)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'int8', 'uint8'])
@@ -93,19 +93,19 @@ def test_dtypes(name: str, dtype: str) -> None:
     code, out, formula = CODES[name]
     expected = {((W,), dtype, False): formula(4, SIZE) * np.dtype(dtype).itemsize}
     args = payload(mesh, dtype)
-    assert both(spread(lambda x: code(x, 4), mesh, out), mesh, args) == (expected, expected)
+    assert both(sharded(lambda x: code(x, 4), mesh, out), mesh, args) == (expected, expected)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'int8'])
 def test_reduce_scatter(dtype: str) -> None:
-    """Some compilers for CPU make another collective of it, so the compiled program is only asked for its axis."""
+    """Some compilers for CPU replace it by another kind: of the compiled program only the axis is checked."""
     mesh = mesh_of(8)
-    code = spread(lambda x: lax.psum_scatter(x, W, tiled=True), mesh)
-    [entry] = ledger.traced(code, mesh.shape, payload(mesh, dtype))
-    assert (entry.kind, entry.dtype) == ('reduce_scatter', dtype)
-    assert entry.sent == Fraction(7, 8) * SIZE * np.dtype(dtype).itemsize
-    found = ledger.compiled(jax.jit(code).lower(payload(mesh, dtype)).compile(), mesh)
-    assert {e.axes for e in found} == {(W,)}
+    code = sharded(lambda x: lax.psum_scatter(x, W, tiled=True), mesh)
+    [collective] = ledger.traced(code, mesh.shape, payload(mesh, dtype))
+    assert (collective.kind, collective.dtype) == ('reduce_scatter', dtype)
+    assert collective.sent == Fraction(7, 8) * SIZE * np.dtype(dtype).itemsize
+    collectives = ledger.compiled(jax.jit(code).lower(payload(mesh, dtype)).compile(), mesh)
+    assert {collective.axes for collective in collectives} == {(W,)}
 
 
 def test_kinds_and_order() -> None:
@@ -117,13 +117,22 @@ def test_kinds_and_order() -> None:
         x = lax.ppermute(lax.all_to_all(x, W, 0, 0, tiled=True), W, ring(4))
         return lax.psum_scatter(x, W, tiled=True)
 
-    found = [entry.kind for entry in ledger.traced(spread(code, mesh), mesh.shape, payload(mesh))]
-    assert found == ['all_reduce', 'all_gather', 'all_to_all', 'permute', 'reduce_scatter']
+    kinds = [collective.kind for collective in ledger.traced(sharded(code, mesh), mesh.shape, payload(mesh))]
+    assert kinds == ['all_reduce', 'all_gather', 'all_to_all', 'permute', 'reduce_scatter']
 
 
-def test_several_operands_are_entries_by_dtype() -> None:
+def test_a_jaxpr_may_be_open() -> None:
+    mesh = mesh_of(4)
+    table = np.arange(240, dtype=np.float32).reshape(24, 10)
+    jaxpr = jax.make_jaxpr(sharded(lambda x: lax.psum(x + table, W), mesh, P()))(payload(mesh))
+    collectives = ledger.traced(jaxpr, mesh.shape)
+    assert ledger.traced(jaxpr.jaxpr, mesh.shape) == collectives
+    assert [collective.sent for collective in collectives] == [Fraction(6, 4) * SIZE * 4]
+
+
+def test_several_operands_are_summed_by_dtype() -> None:
     mesh = mesh_of(8)
-    code = spread(lambda x: lax.psum((x, x + 1, x.astype('int8')), W), mesh, P(), check_vma=False)
+    code = sharded(lambda x: lax.psum((x, x + 1, x.astype('int8')), W), mesh, P(), check_vma=False)
     f32, i8 = Fraction(14, 8) * SIZE * 8, Fraction(14, 8) * SIZE
     expected = {((W,), 'float32', False): f32, ((W,), 'int8', False): i8}
     assert both(code, mesh, payload(mesh)) == (expected, expected)
@@ -132,7 +141,7 @@ def test_several_operands_are_entries_by_dtype() -> None:
 def test_without_types_and_in_groups() -> None:
     mesh = mesh_of(8)
     halves = [[0, 1, 2, 3], [4, 5, 6, 7]]
-    code = spread(lambda x: lax.psum(x, W, axis_index_groups=halves), mesh, check_vma=False)
+    code = sharded(lambda x: lax.psum(x, W, axis_index_groups=halves), mesh, check_vma=False)
     expected = {((W,), 'float32', False): Fraction(6, 4) * SIZE * 4}
     assert both(code, mesh, payload(mesh)) == (expected, expected)
 
@@ -144,7 +153,7 @@ def test_scan_multiplies() -> None:
         inner = lax.fori_loop(0, 3, lambda _, y: jnp.sin(lax.ppermute(y, W, ring(8))), x)
         return jnp.cos(inner), lax.psum(x[0], W)
 
-    code = spread(lambda x: lax.scan(body, x, None, length=5), mesh, (P(W), P()))
+    code = sharded(lambda x: lax.scan(body, x, None, length=5), mesh, (P(W), P()))
     expected = {((W,), 'float32', False): Fraction(15 * SIZE * 4) + 5 * Fraction(14, 8) * 40}
     assert both(code, mesh, payload(mesh)) == (expected, expected)
 
@@ -153,20 +162,20 @@ def test_conditionals_nested_in_calls() -> None:
     mesh = mesh_of(4, 2)
 
     @jax.jit
-    def meet(x: jax.Array) -> jax.Array:
+    def synchronise(x: jax.Array) -> jax.Array:
         deeper = lax.cond(x[1, 1] > 5, lambda y: lax.ppermute(y, W, ring(4)), lambda y: y * 2, x)
         return deeper + vary(lax.psum(x, W))
 
     def code(x: jax.Array) -> jax.Array:
         go = lax.psum(x[0, 0], W) > 0
-        return jax.checkpoint(lambda x: lax.cond(go, meet, lambda x: x * 3, x))(x)
+        return jax.checkpoint(lambda x: lax.cond(go, synchronise, lambda x: x * 3, x))(x)
 
     expected = {
         ((W,), 'float32', False): Fraction(6, 4) * 4,
         ((W,), 'float32', True): Fraction(6, 4) * SIZE * 4 + SIZE * 4,
     }
-    assert both(spread(code, mesh), mesh, payload(mesh)) == (expected, expected)
-    depths = [[b.index for b in e.branch] for e in ledger.traced(spread(code, mesh), mesh.shape, payload(mesh))]
+    assert both(sharded(code, mesh), mesh, payload(mesh)) == (expected, expected)
+    depths = [[b.index for b in e.branch] for e in ledger.traced(sharded(code, mesh), mesh.shape, payload(mesh))]
     assert depths == [[], [1, 1], [1]]
 
 
@@ -178,17 +187,17 @@ def test_gradients_through_custom_rules() -> None:
         return lax.ppermute(x, W, ring(8))
 
     through.defvjp(lambda x: (through(x), None), lambda _, g: (lax.ppermute(g, W, ring(8)[::-1]),))
-    forward = spread(lambda x: through(jax.nn.relu(x)), mesh)
-    gradient = spread(jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda y: jnp.sin(through(y)))(x))), mesh)
+    forward = sharded(lambda x: through(jax.nn.relu(x)), mesh)
+    gradient = sharded(jax.grad(lambda x: jnp.sum(jax.checkpoint(lambda y: jnp.sin(through(y)))(x))), mesh)
     once = {((W,), 'float32', False): Fraction(SIZE * 4)}
     assert both(forward, mesh, payload(mesh)) == (once, once)
-    # The backward pass computes the forward one again; that of the first time is used by nobody.
+    # The backward pass computes the forward one again; of the first one no result is used.
     twice = {((W,), 'float32', False): Fraction(2 * SIZE * 4)}
     assert both(gradient, mesh, payload(mesh)) == (twice, twice)
 
 
-def test_the_gradient_of_shared_parameters_is_seen() -> None:
-    """JAX sums it over workers although nobody asked."""
+def test_the_gradient_of_replicated_parameters_is_counted() -> None:
+    """JAX sums it over workers implicitly."""
     mesh = mesh_of(8)
     loss = lambda p, x: jnp.sum((x * p) ** 2)  # noqa: E731
     code = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P(W)), out_specs=P())
@@ -197,7 +206,7 @@ def test_the_gradient_of_shared_parameters_is_seen() -> None:
     assert both(code, mesh, *shapes) == (expected, expected)
 
 
-def test_what_nobody_uses_is_not_sent() -> None:
+def test_dead_collectives_are_not_counted() -> None:
     mesh = mesh_of(8)
 
     def code(x: jax.Array) -> jax.Array:
@@ -205,11 +214,11 @@ def test_what_nobody_uses_is_not_sent() -> None:
         carry = lax.scan(lambda c, _: ((c[0] + 1, lax.ppermute(c[1], W, ring(8))), None), (x, x), None, length=2)
         return carry[0][0]
 
-    assert both(spread(code, mesh), mesh, payload(mesh)) == ({}, {})
+    assert both(sharded(code, mesh), mesh, payload(mesh)) == ({}, {})
 
 
-def test_the_compilers_own_collectives() -> None:
-    """The product x @ w, both cut over the model axis: each worker sums its product over that axis."""
+def test_collectives_that_the_compiler_inserts() -> None:
+    """The product x @ w of matrices sharded over the model axis: its terms are summed over that axis."""
     mesh = mesh_of(4, 2)
 
     def code(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -219,26 +228,26 @@ def test_the_compilers_own_collectives() -> None:
     x = jax.ShapeDtypeStruct((16, 10), jnp.float32, sharding=NamedSharding(mesh, P(W, 'model')))
     w = jax.ShapeDtypeStruct((10, 6), jnp.float32, sharding=NamedSharding(mesh, P('model', None)))
     workers = {((W,), 'float32', False): Fraction(6, 4) * 6 * 4}
-    whole = jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+    replicated = jax.jit(step, out_shardings=NamedSharding(mesh, P()))
     assert ledger.totals(ledger.traced(step, mesh.shape, x, w)) == workers
-    found = ledger.compiled(whole.lower(x, w).compile(), mesh)
-    assert {e.axes for e in found} >= {('model',), (W,)}
-    assert {k: v for k, v in ledger.totals(found).items() if W in k[0]} == workers
+    collectives = ledger.compiled(replicated.lower(x, w).compile(), mesh)
+    assert {collective.axes for collective in collectives} >= {('model',), (W,)}
+    assert {k: v for k, v in ledger.totals(collectives).items() if W in k[0]} == workers
 
 
-def test_shards_that_are_compressed_where_they_lie() -> None:
-    """A nested shard_map counts what one device sends, and so does the compiled program."""
+def test_a_nested_shard_map() -> None:
+    """Its collectives count what one device sends, as those of the compiled program do."""
     mesh = mesh_of(4, 2)
-    cut = P(None, 'model')
+    over_model = P(None, 'model')
 
     def code(x: jax.Array) -> jax.Array:
         gather = lambda x: jnp.sum(lax.all_gather(x.astype('int8'), W, to='invarying'), 0)  # noqa: E731
-        return jax.shard_map(gather, in_specs=cut, out_specs=cut, axis_names={'model'})(x)
+        return jax.shard_map(gather, in_specs=over_model, out_specs=over_model, axis_names={'model'})(x)
 
     args = jax.ShapeDtypeStruct((4 * ROWS, 10), jnp.float32, sharding=NamedSharding(mesh, P(W, 'model')))
     expected = {((W,), 'int8', False): Fraction(3 * SIZE // 2)}
-    traced = ledger.traced(spread(code, mesh, P()), mesh.shape, args)
-    program = jax.jit(spread(code, mesh, P()), out_shardings=NamedSharding(mesh, cut)).lower(args).compile()
+    traced = ledger.traced(sharded(code, mesh, P()), mesh.shape, args)
+    program = jax.jit(sharded(code, mesh, P()), out_shardings=NamedSharding(mesh, over_model)).lower(args).compile()
     assert ledger.totals(traced) == ledger.totals(ledger.compiled(program, mesh)) == expected
 
 
@@ -247,14 +256,14 @@ def test_devices_in_any_order_and_axes_together(order: list[int]) -> None:
     mesh = mesh_of(4, 2, order=order)
 
     def code(x: jax.Array) -> tuple[jax.Array, ...]:
-        around = [(i, (i + 2) % 8) for i in range(8)]  # two further on the flat mesh is the next worker
+        around = [(i, (i + 2) % 8) for i in range(8)]  # the device two further is the next worker's
         return lax.psum(x, (W, 'model')), lax.ppermute(x, (W, 'model'), around), lax.psum(x, 'model')
 
-    whole = (W, 'model')
-    step = jax.shard_map(code, mesh=mesh, in_specs=P(whole), out_specs=(P(), P(whole), P(W)))
+    axes = (W, 'model')
+    step = jax.shard_map(code, mesh=mesh, in_specs=P(axes), out_specs=(P(), P(axes), P(W)))
     args = jax.ShapeDtypeStruct((8 * ROWS, 10), jnp.float32)
     expected = {
-        (whole, 'float32', False): Fraction(14, 8) * SIZE * 4,
+        (axes, 'float32', False): Fraction(14, 8) * SIZE * 4,
         ((W,), 'float32', False): Fraction(SIZE * 4),
         (('model',), 'float32', False): Fraction(SIZE * 4),
     }
@@ -263,27 +272,27 @@ def test_devices_in_any_order_and_axes_together(order: list[int]) -> None:
     assert ledger.totals(ledger.compiled(jax.jit(step).lower(args).compile(), mesh)) == expected
 
 
-def test_random_keys_and_small_types_have_their_size() -> None:
+def test_sizes_of_random_keys_and_int4() -> None:
     mesh = mesh_of(4)
     keys = lambda x: jax.random.key_data(lax.all_gather(jax.random.wrap_key_data(x), W))  # noqa: E731
-    [entry] = ledger.traced(spread(keys, mesh), mesh.shape, jax.ShapeDtypeStruct((8,), 'uint32'))
-    assert (entry.dtype, entry.sent) == ('uint32', 3 * 8)
-    nibbles = spread(lambda x: lax.all_gather(x.astype('int4'), W), mesh)
-    [entry] = ledger.traced(nibbles, mesh.shape, payload(mesh))
-    assert (entry.dtype, entry.sent) == ('int4', Fraction(3 * SIZE, 2))
+    [collective] = ledger.traced(sharded(keys, mesh), mesh.shape, jax.ShapeDtypeStruct((8,), 'uint32'))
+    assert (collective.dtype, collective.sent) == ('uint32', 3 * 8)
+    nibbles = sharded(lambda x: lax.all_gather(x.astype('int4'), W), mesh)
+    [collective] = ledger.traced(nibbles, mesh.shape, payload(mesh))
+    assert (collective.dtype, collective.sent) == ('int4', Fraction(3 * SIZE, 2))
 
 
-def test_a_loop_that_data_ends() -> None:
+def test_a_loop_whose_length_depends_on_data() -> None:
     mesh = mesh_of(8)
 
     def code(x: jax.Array) -> jax.Array:
         return lax.while_loop(lambda y: y[0, 0] < 9, lambda y: lax.ppermute(y, W, ring(8)) + 1, x)
 
-    traced = ledger.traced(spread(code, mesh), mesh.shape, payload(mesh))
-    program = jax.jit(spread(code, mesh)).lower(payload(mesh)).compile()
-    for entries in (traced, ledger.compiled(program, mesh)):
-        assert [(e.kind, e.times) for e in entries] == [('permute', None)]
-        [row] = ledger.per_step(entries, {})
+    traced = ledger.traced(sharded(code, mesh), mesh.shape, payload(mesh))
+    program = jax.jit(sharded(code, mesh)).lower(payload(mesh)).compile()
+    for collectives in (traced, ledger.compiled(program, mesh)):
+        assert [(e.kind, e.times) for e in collectives] == [('permute', None)]
+        [row] = ledger.per_step(collectives, {})
         assert (row.frequency, row.bytes_per_step, row.bytes_when_run) == (None, None, SIZE * 4)
         with pytest.raises(ValueError, match='length depends on data'):
-            ledger.totals(entries)
+            ledger.totals(collectives)

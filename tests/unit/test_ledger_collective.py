@@ -1,4 +1,4 @@
-"""The formulas of single collectives, and the traced programs that the ledger refuses."""
+"""Formulas of the bytes of one collective, and traced programs that the ledger refuses."""
 
 from fractions import Fraction
 
@@ -9,13 +9,13 @@ from jax import lax
 from jax.sharding import AxisType
 
 from jaxdist import ledger
-from jaxdist.ledger.collective import crossed, sent
+from jaxdist.ledger.collective import axes_spanned, sent
 
 P = jax.P
 W = 'workers'
 
 
-def test_what_is_not_known_is_refused() -> None:
+def test_unknown_collectives_and_meshes_are_refused() -> None:
     mesh = jax.sharding.AbstractMesh((4,), (W,), axis_types=(AxisType.Auto,))
 
     def ragged(x: jax.Array) -> jax.Array:
@@ -32,20 +32,20 @@ def test_what_is_not_known_is_refused() -> None:
         ledger.traced(code, {'w': 4}, jax.ShapeDtypeStruct((16, 2), 'float32'))
 
 
-def test_formulas_against_rings_played_by_hand() -> None:
-    """A ring all-reduce of n chunks is n - 1 sends to add up and n - 1 to hand round, each of one chunk."""
+def test_formulas_against_a_ring() -> None:
+    """A ring all-reduce of n chunks sends n - 1 chunks to reduce and n - 1 to gather."""
     for n in (2, 3, 8):
         chunk = Fraction(5)
-        by_hand = sum((chunk for _ in range(2) for _ in range(n - 1)), Fraction(0))
-        assert sent('all_reduce', n * chunk, [n], n) == by_hand
-        assert sent('reduce_scatter', n * chunk, [n], n) == sent('all_to_all', n * chunk, [n], n) == by_hand / 2
-        assert sent('all_gather', chunk, [n], n) == by_hand / 2
-    assert sent('all_reduce', Fraction(8), [4], 8) == 6  # half of the devices take no part
+        ring = sum((chunk for _ in range(2) for _ in range(n - 1)), Fraction(0))
+        assert sent('all_reduce', n * chunk, [n], n) == ring
+        assert sent('reduce_scatter', n * chunk, [n], n) == sent('all_to_all', n * chunk, [n], n) == ring / 2
+        assert sent('all_gather', chunk, [n], n) == ring / 2
+    assert sent('all_reduce', Fraction(8), [4], 8) == 6  # half of the devices are in no group
     assert sent('all_gather', Fraction(8), [3, 1], 4) == 12
 
 
-def test_groups_that_follow_no_axis_count_on_all_that_they_cross() -> None:
+def test_groups_that_follow_no_axis_span_several() -> None:
     sizes = {'a': 2, 'b': 2, 'c': 2}
-    assert crossed([(0, 3), (1, 2)], sizes) == ('b', 'c')
-    assert crossed([(0, 1)], sizes) == ('c',)
-    assert crossed([(0,), (5,)], sizes) == ()
+    assert axes_spanned([(0, 3), (1, 2)], sizes) == ('b', 'c')
+    assert axes_spanned([(0, 1)], sizes) == ('c',)
+    assert axes_spanned([(0,), (5,)], sizes) == ()

@@ -1,4 +1,4 @@
-"""Reading compiled programs: texts of several backends, whatever notation they use."""
+"""Compiled programs as text, in the notations of several backends."""
 
 import textwrap
 from fractions import Fraction
@@ -89,7 +89,7 @@ GROUPS = 'replica_groups=[2,4]<=[4,2]T(1,0)'
 
 
 def test_every_kind() -> None:
-    found = read(f"""
+    collectives = read(f"""
         %a = f32[80]{{0}} all-reduce(%x), channel_id=1, {GROUPS}, use_global_device_ids=true, to_apply=%add
         %b = f32[320]{{0}} all-gather(f32[80]{{0}} %x), channel_id=1, {GROUPS}, dimensions={{0}}
         %c = f32[80]{{0}} all-to-all(x), channel_id=1, {GROUPS}, dimensions={{0}}
@@ -97,12 +97,12 @@ def test_every_kind() -> None:
         ROOT %e = f32[80]{{0}} collective-permute(%x), channel_id=1, source_target_pairs={{{{0,2}},{{2,4}},{{5,5}}}}
     """)
     expected = [('all_reduce', 480), ('all_gather', 960), ('all_to_all', 240), ('reduce_scatter', 240), ('permute', 80)]
-    assert found == [(('workers',), kind, 'float32', sent, 1) for kind, sent in expected]
+    assert collectives == [(('workers',), kind, 'float32', sent, 1) for kind, sent in expected]
 
 
-def test_variadic_and_asynchronous_ones_count_once() -> None:
-    """As XLA for GPU writes them."""
-    found = read(f"""
+def test_variadic_and_asynchronous_collectives_count_once() -> None:
+    """In the form of XLA for GPU."""
+    collectives = read(f"""
         %y = s8[8]{{0}} custom-call(%x), custom_call_target="f", metadata={{op_name="a (b, c"}}
         %s = (f32[80]{{0}}, s8[8]{{0}}) all-reduce-start(%x, %y), channel_id=1, {GROUPS}, to_apply=%add
         %t = (f32[80]{{0}}, s8[8]{{0}}) all-reduce-done(%s)
@@ -114,7 +114,7 @@ def test_variadic_and_asynchronous_ones_count_once() -> None:
         %n = f32[20]{{0}} reduce-scatter-done(%m)
     """)
     workers = ('workers',)
-    assert found == [
+    assert collectives == [
         (workers, 'all_reduce', 'float32', 480, 1),
         (workers, 'all_reduce', 'int8', 12, 1),
         (workers, 'all_gather', 'float32', 960, 1),
@@ -123,7 +123,7 @@ def test_variadic_and_asynchronous_ones_count_once() -> None:
     ]
 
 
-def test_what_is_called_is_read() -> None:
+def test_called_computations() -> None:
     more = """
         %async (p: f32[80]) -> f32[80] {
           %p = f32[80]{0} parameter(0)
@@ -143,26 +143,26 @@ def test_what_is_called_is_read() -> None:
     assert read('ROOT %r = f32[80]{0} negate(%x)', more=more) == []
 
 
-LISTED = 'branch_computations={%stay, %meet}'
-NAMED = 'true_computation=%meet, false_computation=%stay'
+LISTED = 'branch_computations={%local, %synchronise}'
+NAMED = 'true_computation=%synchronise, false_computation=%local'
 
 
 @pytest.mark.parametrize('branches', [LISTED, NAMED])
 def test_branches(branches: str) -> None:
     more = f"""
-        %stay (p: f32[80]) -> f32[80] {{
+        %local (p: f32[80]) -> f32[80] {{
           ROOT %p = f32[80]{{0}} parameter(0)
         }}
 
-        %meet (p: f32[80]) -> f32[80] {{
+        %synchronise (p: f32[80]) -> f32[80] {{
           %p = f32[80]{{0}} parameter(0)
           ROOT %r = f32[80]{{0}} all-reduce(%p), channel_id=1, {GROUPS}, to_apply=%add
         }}
     """
     body = f'%i = s32[] constant(1)\nROOT %choice = f32[80]{{0}} conditional(%i, %x, %x), {branches}'
-    [entry] = ledger.compiled(program(body, more=more), MESH)
-    assert entry.branch == (ledger.Branch('choice', 1),)
-    assert ledger.totals([entry]) == {(('workers',), 'float32', True): 480}
+    [collective] = ledger.compiled(program(body, more=more), MESH)
+    assert collective.branch == (ledger.Branch('choice', 1),)
+    assert ledger.totals([collective]) == {(('workers',), 'float32', True): 480}
 
 
 LOOP = f"""
@@ -206,7 +206,7 @@ KNOWN = ENTERED.rstrip() + ', backend_config={"known_trip_count":{"n":"7"},"know
     ],
 )
 def test_loops(body: str, loop: str, times: int | None) -> None:
-    """The trip count is written there, or, as on TPU, it is not."""
+    """The trip count is in the text or, for TPU, has to be computed."""
     assert read(body, more=loop) == [(('workers',), 'all_reduce', 'float32', 480, times)]
 
 
@@ -233,11 +233,11 @@ def test_a_chain_of_fusions_on_tpu_is_one_collective() -> None:
     loop = LOOP.replace(
         '%z = f32[80]{0} all-reduce(%y)', '%z = f32[320]{0} ' + gather.replace('%p', '%y') + ', old=(0)'
     )
-    in_a_loop = (('workers',), 'all_gather', 'float32', 960, 5)  # each computation counts its own chains
+    in_a_loop = (('workers',), 'all_gather', 'float32', 960, 5)  # chains are counted by computation
     assert read(f'{body}\n{ENTERED}', more=textwrap.dedent(''.join(parts)) + textwrap.dedent(loop)) == [once, in_a_loop]
 
 
-def test_a_reduce_scatter_of_tpu() -> None:
+def test_reduce_scatter_on_tpu() -> None:
     more = """
         %all-reduce-scatter.3 (input: f32[80]) -> f32[40] {
           %input = f32[80]{0} parameter(0)
@@ -250,13 +250,13 @@ def test_a_reduce_scatter_of_tpu() -> None:
     assert read(body, more=more) == [(('model',), 'reduce_scatter', 'float32', 160, 1)]
 
 
-def test_who_takes_part_without_a_channel() -> None:
-    """Then the groups are of replicas: none is there but this one, unless the program says so."""
-    alone = '%a = f32[80]{0} all-reduce(%x), replica_groups={}, to_apply=%add'
-    assert read(alone) == []
-    everybody = [(('workers', 'model'), 'all_reduce', 'float32', 560, 1)]
-    assert read(alone, head='replica_count=8') == everybody
-    assert read(alone.replace('replica', 'channel_id=1, replica')) == everybody
+def test_groups_without_a_channel() -> None:
+    """They are groups of replicas, of which there is one unless the module has a replica count."""
+    no_channel = '%a = f32[80]{0} all-reduce(%x), replica_groups={}, to_apply=%add'
+    assert read(no_channel) == []
+    over_all = [(('workers', 'model'), 'all_reduce', 'float32', 560, 1)]
+    assert read(no_channel, head='replica_count=8') == over_all
+    assert read(no_channel.replace('replica', 'channel_id=1, replica')) == over_all
     assert read(f'%a = f32[80]{{0}} all-gather(%x), {GROUPS}') == [(('workers',), 'all_gather', 'float32', 960, 1)]
 
 
@@ -290,10 +290,10 @@ def test_refusals(body: str, head: str, error: type[Exception], message: str) ->
         read(body, head=head)
 
 
-def test_transfers_to_the_host_are_not_between_devices() -> None:
+def test_transfers_to_the_host_are_not_counted() -> None:
     assert read('%a = (f32[80]{0}, u32[], token[]) send(%x), channel_id=2, is_host_transfer=true') == []
 
 
-def test_a_text_that_is_no_program() -> None:
+def test_a_text_that_is_not_a_compiled_program() -> None:
     with pytest.raises(ValueError, match='no computation is marked ENTRY'):
         ledger.compiled('module @jit_f {}', MESH)

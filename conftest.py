@@ -1,6 +1,64 @@
-"""Eight emulated devices for every test, made before any JAX backend starts."""
+"""Eight emulated devices for every test, and a cache of compiled programs that is kept between runs.
+
+JAX writes its cache in place, so a killed process can leave half an entry, and two processes can write the same one.
+Each test process therefore has its own folder, with links to the kept entries, and adds its new entries to the kept
+ones when it ends. Remove the folder that `kept_entries` names to start cold.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
 
 import jax
+import pytest
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+
+OWN = pytest.StashKey[Path]()
+DAYS = 14
+"""Entries are kept for so many days after they were compiled."""
+
+
+def kept_entries() -> Path:
+    """The folder of what was compiled by this version of JAX for this processor."""
+    cpu = Path('/proc/cpuinfo')
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
+    key = hashlib.sha256(f'{platform.machine()} {features}'.encode()).hexdigest()[:12]
+    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(base) / 'jaxdist-tests' / f'jax-{jax.__version__}-{key}'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Links the kept entries into a folder of this process, and has JAX use that."""
+    if hasattr(config, 'workerinput') or not config.getoption('numprocesses', None):  # a process that runs tests
+        kept = kept_entries()
+        kept.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix='run-', dir=kept.parent))
+        for entry in kept.glob('*-cache'):
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed it just now
+                if time.time() - entry.stat().st_mtime > DAYS * 86400:
+                    entry.unlink()
+                else:
+                    os.link(entry, own / entry.name)
+        config.stash[OWN] = own
+        jax.config.update('jax_compilation_cache_dir', str(own))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+        jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Adds the new entries to the kept ones."""
+    own = config.stash.get(OWN, None)
+    if own is not None:
+        kept = kept_entries()
+        for entry in own.glob('*-cache'):
+            if entry.stat().st_nlink == 1 and not (kept / entry.name).exists():
+                entry.replace(kept / entry.name)
+        shutil.rmtree(own)

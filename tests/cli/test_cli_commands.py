@@ -12,8 +12,6 @@ from run_fixtures import CONFIG, Jaxdist, losses
 from jaxdist.cli import main as cli
 from jaxdist.training.experiment import load
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 @pytest.mark.slow
 def test_a_run_in_a_pipe_is_plain_lines(jaxdist: Jaxdist) -> None:

@@ -16,7 +16,7 @@ LINES = ('mean() | sgd(0.1)', 'mean(codec=int8()) | sgd(0.1)')
 SHORT = {'simulate': True, 'steps': 2}
 
 
-pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def named(*experiments: Experiment) -> list[str]:

@@ -23,7 +23,7 @@ from jaxdist.training.run import Diverged
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import first_state, prepare
 
-pytestmark = [pytest.mark.usefixtures('compiled_once'), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 NORM = "squared_norm(bound=2.0, path='.*kernel')"
 CONTROLLED = {'dual': 'nupi(ki=0.1, kp=0.1)', 'penalty': 'growing(start=0.01)'}
 

@@ -19,9 +19,6 @@ COMPRESSED = "mean(codec=int8(rounding='stochastic'), feedback=True) | delay(ste
 LOCAL = 'sgd(0.1) | average(every=3, codec=int8())'
 
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
-
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of SMALL that has ended; tests only read it."""

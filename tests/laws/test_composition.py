@@ -88,11 +88,17 @@ def program(update: str, where: Workers) -> Program:
     return make_step(loss, start, line.build(update), targets(where.count), where, rules=rules, guard=False)
 
 
+def end_of(state: Any, made: Program, count: int) -> tuple[dict[str, np.ndarray], float]:
+    """The workers' mean parameters, and their distance from the best as a part of that from the start."""
+    params = jax.device_get(jax.jit(lambda state: shared_params(state, made.layout))(state))
+    best = {name: x.mean(0) for name, x in targets(count).items()}
+    off = sum(np.sum((params[name] - x) ** 2) for name, x in best.items())
+    return params, float(np.sqrt(off / sum(np.sum(x**2) for x in best.values())))
+
+
 def distance(state: Any, made: Program, count: int) -> float:
-    """How far the workers' mean is from the best, as a part of where they began."""
-    best = jax.tree.map(lambda x: x.mean(0), targets(count))
-    off = jax.tree.map(lambda p, b: np.sum((p - b) ** 2), shared_params(state, made.layout), best)
-    return float(np.sqrt(sum(jax.tree.leaves(off)) / sum(np.sum(b**2) for b in best.values())))
+    """The distance of `end_of`."""
+    return end_of(state, made, count)[1]
 
 
 class Seen(NamedTuple):
@@ -115,7 +121,8 @@ class Seen(NamedTuple):
 
 def seen(update: str, where: Workers) -> Seen:
     made, batch = program(update, where), targets(where.count)
-    state = middle = made.init(jax.random.key(0))
+    # Placed as a loaded state is: JAX compiles anew for a state that is not.
+    state = middle = reloaded(made.init(jax.random.key(0)))
     for step in range(STEPS):
         state, _ = made.step(state, batch)
         middle = reloaded(state) if step == STEPS - 4 else middle
@@ -123,7 +130,7 @@ def seen(update: str, where: Workers) -> Seen:
         middle, _ = made.step(middle, batch)
     pairs = zip(jax.tree.leaves(middle), jax.tree.leaves(state), strict=True)
     same = all(bits(a) == bits(b) for a, b in pairs)
-    end = jax.device_get(shared_params(state, made.layout)), distance(state, made, W), same
+    end = *end_of(state, made, W), same
     first = lambda: made.init(jax.random.key(0))  # noqa: E731
     if where.mesh is None:
         placed = program(update, workers.abstract(W))

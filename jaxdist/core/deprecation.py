@@ -55,13 +55,14 @@ def renamed_attribute(node: Any, new: str, old: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def former_name(module: str, name: str, names: Mapping[str, Any]) -> Any:
+def former_name(module: str, name: str, names: Mapping[str, Any], now: str = '') -> Any:
     """What a module's `__getattr__` returns for a former name in it.
 
     Args:
         module: the module's name.
         name: the attribute that is asked for.
-        names: former name -> the object, which has a name of its own.
+        names: former name -> the object.
+        now: what it is called now, if not by its `__name__`.
 
     Raises:
         AttributeError: it is no former name either.
@@ -72,7 +73,7 @@ def former_name(module: str, name: str, names: Mapping[str, Any]) -> Any:
     """
     if name not in names:
         raise AttributeError(f'module {module!r} has no attribute {name!r}')
-    _warn(f'{module}.{name} is called {names[name].__name__} now')
+    _warn(f'{module}.{name} is called {now or names[name].__name__} now')
     return names[name]
 
 

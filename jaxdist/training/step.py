@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
-from jaxdist.core.deprecation import renamed_arguments
+from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout, varying
@@ -40,6 +40,11 @@ class State(NamedTuple):
     key: jax.Array
     skipped: jax.Array
     objective: Any = ()
+
+    @property
+    def duals(self) -> Any:
+        """The former name of `objective`."""
+        return former_name('State', 'duals', {'duals': self.objective}, 'objective')
 
 
 @renamed_arguments(where='workers', constraints='objective')

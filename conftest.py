@@ -17,6 +17,8 @@ from pathlib import Path
 import jax
 import pytest
 
+# Each program is compiled by one thread: test processes fill the processors already. The code is the same.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_parallel_codegen_split_count=1'.strip()
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 

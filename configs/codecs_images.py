@@ -1,4 +1,4 @@
-"""What each codec costs in quality: a small convolutional net on Fashion-MNIST, with eight workers or more.
+"""Held-out quality with each codec: a small convolutional network on Fashion-MNIST, with eight workers or more.
 
 jaxdist compare configs/codecs_images.py --seeds 3
 jaxdist compare configs/codecs_images.py --seeds 3 --mesh.workers 16
@@ -50,7 +50,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """One optimiser after every mean; the vote and EF21, whose memory is of momentum, as their papers have them."""
+    """The same optimiser after each mean; momentum before the mean for majority vote and EF21, as in their papers."""
     for mean in MEANS:
         yield dataclasses.replace(experiment(), update=f'{mean} | {SGD}')
     for update in (

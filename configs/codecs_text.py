@@ -1,4 +1,4 @@
-"""What each codec costs in quality: a small byte-level transformer under AdamW, with eight workers or more.
+"""Held-out quality with each codec: a small byte-level transformer with AdamW, with eight workers or more.
 
 jaxdist compare configs/codecs_text.py --seeds 3
 jaxdist compare configs/codecs_text.py --seeds 3 --mesh.workers 16
@@ -40,6 +40,6 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """One optimiser after every mean."""
+    """The same optimiser after each mean."""
     for mean in MEANS:
         yield dataclasses.replace(experiment(), update=f'{mean} | adamw(learning_rate=3e-3)')

@@ -1,4 +1,4 @@
-"""What compression costs: the quickstart's transformer, smaller, with exact and with 8-bit averages and a delay.
+"""The quality cost of compression: a smaller quickstart transformer with exact means, 8-bit means and a delay.
 
 jaxdist compare configs/compressed.py --seeds 3
 """
@@ -23,7 +23,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Exact, in 8 bits with and without feedback, late by four steps, and averaging parameters every tenth step."""
+    """An exact mean; 8 bits with and without feedback; a delay of four steps; parameters averaged every tenth step."""
     for update in (
         'mean() | adamw(learning_rate=3e-3)',
         'mean(codec=int8(), feedback=True) | adamw(learning_rate=3e-3)',

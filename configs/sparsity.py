@@ -1,4 +1,4 @@
-"""A network of which at most a part of the weights may be larger than nothing: sparsity as a constraint, on digits.
+"""A network with a bounded fraction of nonzero weights: sparsity as a constraint, on digits.
 
 jaxdist train configs/sparsity.py
 jaxdist compare configs/sparsity.py --seeds 3        (the sweep below)
@@ -31,6 +31,6 @@ def experiment() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """No bound (all but a thousandth may be large), then three."""
+    """No bound (0.999 is never active), then three bounds."""
     for bound in (0.999, *BOUNDS):
         yield dataclasses.replace(experiment(), constraints=ConstraintSettings((f'density(bound={bound})',), DUAL))

@@ -1,4 +1,4 @@
-"""Hybrid parallelism: four workers, each a transformer cut over two devices; what workers send stays cut as it lies.
+"""Hybrid parallelism: four workers, each with a transformer sharded over two devices; messages stay sharded alike.
 
 ./scripts/train configs/tensor_parallel.py --dry-run
 """

@@ -1,7 +1,7 @@
-# Makes .venv in the project's folder; sourced by the scripts beside it, after they have set `root`.
+# Creates .venv in the project's folder; sourced by the other scripts, after they have set `root`.
 #
-# `setup EXTRA,EXTRA` installs jaxdist (editable, versions as in constraints.txt) with these extras, and does
-# nothing where that was done before. PYTHON=python3.13 chooses the interpreter, JAXDIST_EXTRAS=tpu adds extras.
+# `setup EXTRA,EXTRA` installs jaxdist (editable, versions as in constraints.txt) with these extras, unless they are
+# installed already. PYTHON=python3.13 chooses the interpreter, JAXDIST_EXTRAS=tpu adds extras.
 
 venv=$root/.venv
 log=$root/.venv.log
@@ -17,7 +17,7 @@ print("%d.%d" % sys.version_info[:2])
 sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# Prints the interpreter to make .venv with; one of a virtual environment stands for the one that it came from.
+# Prints the interpreter to create .venv with; for one of a virtual environment, its base interpreter.
 find_python() {
     local name
     local names=(python3 python3.13 python3.12 python3.11)
@@ -32,12 +32,12 @@ find_python() {
         say "PYTHON=$PYTHON does not start a Python 3.11 or newer, which jaxdist needs."
     else
         say 'jaxdist needs Python 3.11 or newer: none of python3, python3.13, python3.12 and python3.11 is.'
-        say "Install one, or say where it is: PYTHON=/path/to/python3.13 $0"
+        say "Install one, or give its path: PYTHON=/path/to/python3.13 $0"
     fi
     return 1
 }
 
-# Whether .venv was made here, by an interpreter that still works and is of the version asked for.
+# Whether .venv was created in this folder, by an interpreter that still works and has the requested version.
 is_made() {
     local version
     version=$(version_of "$venv/bin/python") || return
@@ -45,7 +45,7 @@ is_made() {
     [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$version" ]
 }
 
-# is_ready SUM EXTRAS: whether these versions and extras are in it.
+# is_ready SUM EXTRAS: whether these versions and extras are installed.
 is_ready() {
     local extra installed
     is_made || return
@@ -56,7 +56,7 @@ is_ready() {
     done
 }
 
-# The lock lasts until this shell closes descriptor 9. Python takes it because not every system has `flock`.
+# The lock lasts until this shell closes descriptor 9. Python acquires it, since not every system has `flock`.
 lock() {
     "$1" -I -S -c 'import fcntl, sys
 try:
@@ -65,10 +65,10 @@ except BlockingIOError:
     print("waiting for another set-up of .venv to end", file=sys.stderr)
     fcntl.flock(9, fcntl.LOCK_EX)
 except OSError as error:
-    print(f"going on without a lock, start no second set-up now: {error}", file=sys.stderr)'
+    print(f"continuing without a lock, start no second set-up now: {error}", file=sys.stderr)'
 }
 
-# make PYTHON: an empty .venv, and the stamp's first line once it is whole.
+# make PYTHON: creates an empty .venv, and writes the stamp's first line once it is complete.
 make() {
     rm -rf "$venv" || return
     if command -v uv >/dev/null; then
@@ -79,11 +79,11 @@ make() {
     printf '%s %s\nunfinished\n' "$(version_of "$venv/bin/python")" "$root" >"$stamp"
 }
 
-# install SUM EXTRAS: the stamp says `unfinished` until all of it is there.
+# install SUM EXTRAS: the stamp has `unfinished` until everything is installed.
 install() {
-    local made
-    made=$(sed -n 1p "$stamp")
-    printf '%s\nunfinished\n' "$made" >"$stamp" || return
+    local interpreter
+    interpreter=$(sed -n 1p "$stamp")
+    printf '%s\nunfinished\n' "$interpreter" >"$stamp" || return
     cd "$root" || return
     if command -v uv >/dev/null; then
         uv pip install --python "$venv/bin/python" --constraint constraints.txt --editable ".[$2]" || return
@@ -91,7 +91,7 @@ install() {
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
             --constraint constraints.txt --editable ".[$2]" || return
     fi
-    printf '%s\n%s %s\n' "$made" "$1" "$2" >"$stamp.new" && mv "$stamp.new" "$stamp"
+    printf '%s\n%s %s\n' "$interpreter" "$1" "$2" >"$stamp.new" && mv "$stamp.new" "$stamp"
 }
 
 setup() {
@@ -102,7 +102,7 @@ setup() {
     python=$venv/bin/python
     is_made || python=$(find_python) || exit
     if ! [ -w "$root" ]; then
-        say "cannot make $venv: the folder is not writable. Copy the project to one that is."
+        say "cannot create $venv: the folder is not writable. Copy the project to a writable one."
         exit 1
     fi
     exec 9>>"$log"
@@ -112,7 +112,7 @@ setup() {
         : >"$log"
         if ! { is_made || make "$python"; } >&9 2>&1 || ! (install "$sum" "$extras") >&9 2>&1; then
             cat "$log" >&2
-            say "the set-up failed, the reason is above and in $log; start again to try once more."
+            say "the set-up failed; the reason is above and in $log. Start again to retry."
             exit 1
         fi
     fi

@@ -1,8 +1,8 @@
-"""How multipliers settle under each dual line, from the runs of configs/damping.py."""
+"""The convergence of a multiplier under each dual line, from the runs of configs/damping.py."""
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, told, variants, write
+from reading import HERE, Run, mean_text, variants, write
 
 NAME, NEAR, NOISE = 'squared_norm', 0.01, 1e-3
 DRAWN = {
@@ -17,36 +17,36 @@ DRAWN = {
 
 def label(run: Run) -> str:
     """The dual line, and the penalty if there is one."""
-    asked = run.experiment.constraints
-    return asked.dual + (f', penalty {asked.penalty}' if asked.penalty else '')
+    settings = run.experiment.constraints
+    return settings.dual + (f', penalty {settings.penalty}' if settings.penalty else '')
 
 
 def measured(run: Run) -> dict[str, float | None]:
-    """What the path of the value does once it has come to its bound; the value is relative to a bound of 1."""
-    values = np.array(run.shown(NAME, 'value'), float)
+    """How the value oscillates after it has first reached its bound; the value is relative to a bound of 1."""
+    values = np.array(run.metric(NAME, 'value'), float)
     after = values[np.argmax(values <= 0) :]
     signs = np.sign(after[np.abs(after) > NOISE])
-    away = np.flatnonzero(np.abs(values) > NEAR)
+    outside = np.flatnonzero(np.abs(values) > NEAR)
     return {
         'above': max(float(after.max()), 0.0),
         'below': max(float(-after.min()), 0.0),
         'crossings': 1 + int(np.sum(np.diff(signs) != 0)),
-        'settled': int(away[-1]) + 2 if away[-1] + 1 < len(values) else None,
-        'multiplier': run.shown(NAME, 'multiplier')[-1],
+        'settled': int(outside[-1]) + 2 if outside[-1] + 1 < len(values) else None,
+        'multiplier': run.metric(NAME, 'multiplier')[-1],
     }
 
 
 def draw(every: list[list[Run]], limit: float) -> None:
-    """Value and multiplier over steps, of some lines; one curve for each seed."""
+    """Plots value and multiplier over steps for some dual lines; one curve for each seed."""
     drawn = {label(runs[0]): runs for runs in every}
     _, grid = plt.subplots(
         2, len(DRAWN), figsize=(2.7 * len(DRAWN), 5), sharex=True, sharey='row', layout='constrained'
     )
     for column, (line, title) in enumerate(DRAWN.items()):
-        for axes, what, goal in ((grid[0, column], 'value', 0.0), (grid[1, column], 'multiplier', limit)):
+        for axes, key, goal in ((grid[0, column], 'value', 0.0), (grid[1, column], 'multiplier', limit)):
             for run in drawn[line]:
-                shown = run.shown(NAME, what)
-                axes.plot(range(1, len(shown) + 1), shown, linewidth=1, alpha=0.8)
+                values = run.metric(NAME, key)
+                axes.plot(range(1, len(values) + 1), values, linewidth=1, alpha=0.8)
             axes.axhline(goal, color='black', linestyle=':', linewidth=1)
         grid[0, column].set_title(title, fontsize=10)
         grid[1, column].set(xlabel='step', xlim=(0, 300))
@@ -63,9 +63,9 @@ def main() -> None:
     for line, runs in numbers.items():
         at = {key: [run[key] for run in runs] for key in runs[0]}
         never = at['settled'].count(None)
-        ends = f'{never} of {len(runs)} not within 600' if never else told(at['settled'], 0)
-        swings = [told(at[key], digits) for key, digits in (('above', 3), ('below', 3), ('crossings', 1))]
-        rows.append([f'`{line}`', *swings, ends, told(at['multiplier'], 4)])
+        ends = f'{never} of {len(runs)} not within 600' if never else mean_text(at['settled'], 0)
+        oscillation = [mean_text(at[key], digits) for key, digits in (('above', 3), ('below', 3), ('crossings', 1))]
+        rows.append([f'`{line}`', *oscillation, ends, mean_text(at['multiplier'], 4)])
     header = ['dual line', 'farthest above', 'farthest below', 'crossings', 'within 1 % from step', 'last multiplier']
     write('damping', header, rows, numbers)
     draw(every, float(np.mean([run['multiplier'] for run in numbers['sgd(0.02)']])))

@@ -1,16 +1,16 @@
-"""What bounds on gaps between two groups cost, from the runs of configs/fairness.py."""
+"""The cost of bounds on gaps between two groups, from the runs of configs/fairness.py."""
 
 import re
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, told, variants, write
+from reading import HERE, Run, mean_text, variants, write
 
 GAPS = ('demographic_parity', 'equal_opportunity')
 
 
 def bounds(run: Run) -> dict[str, float]:
-    """By constraint, what the gap may be."""
+    """The bound on each gap, by constraint."""
     return {
         text.partition('(')[0]: float(re.findall(r'gap=([\d.]+)', text)[0]) for text in run.experiment.constraints.hold
     }
@@ -19,19 +19,19 @@ def bounds(run: Run) -> dict[str, float]:
 def measured(run: Run) -> dict[str, float]:
     """Held-out quality, and both gaps by hard decisions in training and held out."""
     last = run.last('judged')
-    found = {'loss': last['held_out']['loss'], 'accuracy': 100 * last['held_out']['accuracy']}
-    for where in ('training', 'held_out'):
-        found |= {f'{name}, {where}': last['judged'][where][name] + bounds(run)[name] for name in GAPS}
+    values = {'loss': last['held_out']['loss'], 'accuracy': 100 * last['held_out']['accuracy']}
+    for part in ('training', 'held_out'):
+        values |= {f'{name}, {part}': last['judged'][part][name] + bounds(run)[name] for name in GAPS}
     for name in GAPS:
-        # Shown is that of the worse side, which by chance of a batch may be the idle one: not the mean, nor the last.
-        found[f'multiplier of {name}'] = float(np.median(run.shown(name, 'multiplier')[-10:]))
-    return found
+        # A record has the larger multiplier of the two sides of the gap; the median is robust to single batches.
+        values[f'multiplier of {name}'] = float(np.median(run.metric(name, 'multiplier')[-10:]))
+    return values
 
 
 def draw(every: list[tuple[str, list[dict[str, float]]]]) -> None:
-    """Accuracy against either gap, held out; a point for each run."""
-    _, both = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout='constrained')
-    for axes, gap in zip(both, GAPS, strict=True):
+    """Plots held-out accuracy against each held-out gap; a point for each run."""
+    _, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout='constrained')
+    for axes, gap in zip(panels, GAPS, strict=True):
         for label, runs in every:
             if label == 'no bound' or label.startswith(gap):
                 xs = [run[f'{gap}, held_out'] for run in runs]
@@ -40,7 +40,7 @@ def draw(every: list[tuple[str, list[dict[str, float]]]]) -> None:
             axes.axvline(bound, color=color, linestyle=':', linewidth=1)
         axes.set(xlabel=f'{gap.replace("_", " ")}: held-out gap (dotted: bounds)', xlim=(0, None))
         axes.legend()
-    both[0].set_ylabel('held-out accuracy, %')
+    panels[0].set_ylabel('held-out accuracy, %')
     plt.savefig(HERE / 'fairness.png', dpi=120)
 
 
@@ -54,13 +54,13 @@ def main() -> None:
     free, rows = every[0][1], []
     for label, runs in every:
         at = lambda key, runs=runs: [run[key] for run in runs]  # noqa: E731
-        less = lambda key, runs=runs: [run[key] - none[key] for run, none in zip(runs, free, strict=True)]  # noqa: E731
-        price = ['', ''] if runs is free else [told(less('accuracy'), 2, '+'), told(less('loss'), 4, '+')]
-        gaps = [told(at(f'{name}, {where}')) for name in GAPS for where in ('training', 'held_out')]
-        rows.append([label, told(at('accuracy'), 2), *price, *gaps])
+        change = lambda key, runs=runs: [run[key] - none[key] for run, none in zip(runs, free, strict=True)]  # noqa: E731
+        price = ['', ''] if runs is free else [mean_text(change('accuracy'), 2, '+'), mean_text(change('loss'), 4, '+')]
+        gaps = [mean_text(at(f'{name}, {part}')) for name in GAPS for part in ('training', 'held_out')]
+        rows.append([label, mean_text(at('accuracy'), 2), *price, *gaps])
     write(
         'fairness',
-        ['bound', 'accuracy, %', 'less no bound', 'loss, less no bound', 'parity gap, training', 'held out',
+        ['bound', 'accuracy, %', 'minus no bound', 'loss minus no bound', 'parity gap, training', 'held out',
          'opportunity gap, training', 'held out'],
         rows,
         dict(every),

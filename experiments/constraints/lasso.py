@@ -1,4 +1,4 @@
-"""Consensus ADMM on a lasso whose rows lie with four workers, against scikit-learn's.
+"""Consensus ADMM on a lasso with its rows divided among four workers, against scikit-learn.
 
 python experiments/constraints/lasso.py
 """
@@ -16,7 +16,7 @@ from jaxdist.core import workers
 
 WORKERS, ALPHA, MOST = 4, 5.0, 300
 RHOS = (0.1, 1.0, 10.0)
-WAYS = {'plain': {}, 'over-relaxed, 1.6': {'relax': 1.6}, 'balanced': {'balance': Balance()}}
+METHODS = {'plain': {}, 'over-relaxed, 1.6': {'relax': 1.6}, 'balanced': {'balance': Balance()}}
 CLOSE = 1e-6
 
 
@@ -26,48 +26,48 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
     return (x - x.mean(0)) / x.std(0), y - y.mean()
 
 
-def shared_out(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows, filled up with some of weight 0 so that every worker has as many."""
+def padded(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows, padded with rows of weight 0 to the same number on every worker."""
     more = -len(y) % WORKERS
     weight = np.concatenate([np.ones(len(y)), np.zeros(more)])
     return {'x': np.concatenate([x, x[:more]]), 'y': np.concatenate([y, y[:more]]), 'weight': weight}
 
 
 def objective(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
-    """scikit-learn's: half the mean squared error, and alpha times the 1-norm."""
+    """scikit-learn's objective: half the mean squared error plus alpha times the 1-norm."""
     return float(0.5 * np.mean((x @ w - y) ** 2) + ALPHA * np.abs(w).sum())
 
 
-def path(rho: float, how: dict, x: np.ndarray, y: np.ndarray, best: np.ndarray) -> dict:
-    """The gap of the objective and the residuals at every iteration, and what came of it."""
-    method = consensus_admm(least_squares(1 / len(y)), rho=rho, prox=soft_threshold(ALPHA), **how)
-    start, data = jax.numpy.zeros(x.shape[1]), jax.tree.map(jax.numpy.asarray, shared_out(x, y))
-    made = program(method, start, data, workers.simulated(WORKERS))
-    state, found = made.init(start), {'gap': [], 'primal': [], 'dual': []}
+def solve(rho: float, settings: dict, x: np.ndarray, y: np.ndarray, best: np.ndarray) -> dict:
+    """The gap of the objective and the residuals at every iteration, and the numbers of the table."""
+    method = consensus_admm(least_squares(1 / len(y)), rho=rho, prox=soft_threshold(ALPHA), **settings)
+    start, data = jax.numpy.zeros(x.shape[1]), jax.tree.map(jax.numpy.asarray, padded(x, y))
+    compiled = program(method, start, data, workers.simulated(WORKERS))
+    state, history = compiled.init(start), {'gap': [], 'primal': [], 'dual': []}
     stops = None
     for step in range(1, MOST + 1):
-        state, told = made.step(state, data)
+        state, residuals = compiled.step(state, data)
         z = np.asarray(state.z)
-        found['gap'].append(objective(z, x, y) / objective(best, x, y) - 1)
-        found['primal'].append(float(told.primal[0]))
-        found['dual'].append(float(told.dual[0]))
-        stops = step if stops is None and bool(told.small[0]) else stops
-    far = np.flatnonzero(np.abs(found['gap']) > CLOSE)
+        history['gap'].append(objective(z, x, y) / objective(best, x, y) - 1)
+        history['primal'].append(float(residuals.primal[0]))
+        history['dual'].append(float(residuals.dual[0]))
+        stops = step if stops is None and bool(residuals.small[0]) else stops
+    far = np.flatnonzero(np.abs(history['gap']) > CLOSE)
     close = int(far[-1]) + 2 if len(far) and far[-1] + 1 < MOST else None
-    return {**found, 'close': close, 'stops': stops, 'away': float(np.abs(z - best).max()), 'rho': float(state.rho)}
+    return {**history, 'close': close, 'stops': stops, 'away': float(np.abs(z - best).max()), 'rho': float(state.rho)}
 
 
-def draw(found: dict[str, dict[float, dict]]) -> None:
-    """Gap and residuals over iterations."""
-    _, grid = plt.subplots(2, len(WAYS), figsize=(12, 6), sharex=True, sharey='row', layout='constrained')
-    for column, (way, of_rho) in enumerate(found.items()):
+def draw(solutions: dict[str, dict[float, dict]]) -> None:
+    """Plots the gap and the residuals over iterations."""
+    _, grid = plt.subplots(2, len(METHODS), figsize=(12, 6), sharex=True, sharey='row', layout='constrained')
+    for column, (name, by_rho) in enumerate(solutions.items()):
         above, below = grid[:, column]
-        for color, (rho, seen) in enumerate(of_rho.items()):
+        for color, (rho, solution) in enumerate(by_rho.items()):
             steps = np.arange(1, MOST + 1)
-            above.semilogy(steps, np.maximum(np.abs(seen['gap']), 1e-16), color=f'C{color}', label=f'rho {rho:g}')
-            below.semilogy(steps, np.maximum(seen['primal'], 1e-16), color=f'C{color}')
-            below.semilogy(steps, np.maximum(seen['dual'], 1e-16), color=f'C{color}', linestyle=':')
-        above.set(title=way, ylim=(1e-15, 1))
+            above.semilogy(steps, np.maximum(np.abs(solution['gap']), 1e-16), color=f'C{color}', label=f'rho {rho:g}')
+            below.semilogy(steps, np.maximum(solution['primal'], 1e-16), color=f'C{color}')
+            below.semilogy(steps, np.maximum(solution['dual'], 1e-16), color=f'C{color}', linestyle=':')
+        above.set(title=name, ylim=(1e-15, 1))
         below.set(xlabel='iteration', ylim=(1e-12, 1e3))
     grid[0, 0].set_ylabel('objective above the least, relative')
     grid[1, 0].set_ylabel('residual (dotted: the dual one)')
@@ -80,14 +80,16 @@ def main() -> None:
     x, y = diabetes()
     best = linear_model.Lasso(ALPHA, fit_intercept=False, tol=1e-14, max_iter=10**6).fit(x, y).coef_
     with jax.enable_x64(True):
-        found = {way: {rho: path(rho, how, x, y, best) for rho in RHOS} for way, how in WAYS.items()}
+        solutions = {
+            name: {rho: solve(rho, settings, x, y, best) for rho in RHOS} for name, settings in METHODS.items()
+        }
     rows, numbers = [], {}
-    for way, of_rho in found.items():
-        for rho, seen in of_rho.items():
-            ends = {key: seen[key] for key in ('stops', 'close', 'away', 'rho')}
-            numbers[f'{way}, {rho:g}'] = ends
-            told = [str(ends[key] or f'not within {MOST}') for key in ('stops', 'close')]
-            rows.append([way, f'{rho:g}', *told, f'{ends["away"]:.1e}', f'{ends["rho"]:g}'])
+    for name, by_rho in solutions.items():
+        for rho, solution in by_rho.items():
+            ends = {key: solution[key] for key in ('stops', 'close', 'away', 'rho')}
+            numbers[f'{name}, {rho:g}'] = ends
+            iterations = [str(ends[key] or f'not within {MOST}') for key in ('stops', 'close')]
+            rows.append([name, f'{rho:g}', *iterations, f'{ends["away"]:.1e}', f'{ends["rho"]:g}'])
     header = [
         '',
         'rho',
@@ -97,7 +99,7 @@ def main() -> None:
         'last rho',
     ]
     write('lasso', header, rows, numbers)
-    draw(found)
+    draw(solutions)
 
 
 if __name__ == '__main__':

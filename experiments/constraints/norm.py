@@ -4,11 +4,11 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, told, variants, write
+from reading import HERE, Run, mean_text, variants, write
 
 
 def family(run: Run) -> tuple[str, str]:
-    """What kind of bound, and how much of it."""
+    """The kind of bound, and its strength."""
     hold, decay = run.experiment.constraints.hold, re.findall(r'decayed_weights\(([\d.]+)\)', run.experiment.update)
     if decay:
         return 'weight decay', decay[0]
@@ -33,13 +33,13 @@ def measured(run: Run) -> dict[str, float]:
         'training loss': last['judged']['loss'],
         'norm': last['judged']['training']['all'] + bound,
         'violation': last['judged']['violation'],
-        'multiplier': float(np.mean(run.shown(name, 'multiplier')[-5:])),
+        'multiplier': float(np.mean(run.metric(name, 'multiplier')[-5:])),
     }
 
 
-def less(runs: list[dict[str, float]], others: list[dict[str, float]]) -> str:
+def difference(runs: list[dict[str, float]], others: list[dict[str, float]]) -> str:
     """The difference of held-out losses, paired by seed."""
-    return told([run['loss'] - other['loss'] for run, other in zip(runs, others, strict=True)], 4, '+')
+    return mean_text([run['loss'] - other['loss'] for run, other in zip(runs, others, strict=True)], 4, '+')
 
 
 def main() -> None:
@@ -48,12 +48,12 @@ def main() -> None:
     free, rows = every[0][2], []
     _, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
     for number, kind in enumerate(dict.fromkeys(kind for kind, _, _ in every)):
-        own = [runs for other, _, runs in every if other == kind]
-        for runs in own:
+        members = [runs for other, _, runs in every if other == kind]
+        for runs in members:
             at = [[run[key] for run in runs] for key in ('norm', 'loss')]
-            axes.plot(*at, 'osD^'[number], color=f'C{number}', label=kind if runs is own[0] else None, markersize=5)
+            axes.plot(*at, 'osD^'[number], color=f'C{number}', label=kind if runs is members[0] else None, markersize=5)
         axes.plot(
-            *([np.mean([run[key] for run in runs]) for runs in own] for key in ('norm', 'loss')), color=f'C{number}'
+            *([np.mean([run[key] for run in runs]) for runs in members] for key in ('norm', 'loss')), color=f'C{number}'
         )
     axes.set(xscale='log', xlabel='squared norm of all parameters', ylabel='held-out loss')
     axes.set_xticks([20, 40, 80, 130], ['20', '40', '80', '130'], minor=False)
@@ -61,24 +61,24 @@ def main() -> None:
     axes.legend()
     plt.savefig(HERE / 'norm.png', dpi=120)
     decays = [runs for kind, _, runs in every if kind == 'weight decay']
-    for at, (kind, much, runs) in enumerate(every):
+    for index, (kind, strength, runs) in enumerate(every):
         of = {key: [run[key] for run in runs] for key in runs[0]}
         bounded = kind.startswith('bound')
-        cells = [told(of['norm'], 1), told(of['loss'], 4), '' if runs is free else less(runs, free)]
-        cells += [less(runs, decays[(at - 1) % 3]) if bounded else '', told(of['accuracy'], 2)]
-        cells += [told(of['training loss'], 4), told(of['multiplier'], 4) if bounded else '']
-        rows.append([f'{kind} {much}'.strip(), *cells])
+        cells = [mean_text(of['norm'], 1), mean_text(of['loss'], 4), '' if runs is free else difference(runs, free)]
+        cells += [difference(runs, decays[(index - 1) % 3]) if bounded else '', mean_text(of['accuracy'], 2)]
+        cells += [mean_text(of['training loss'], 4), mean_text(of['multiplier'], 4) if bounded else '']
+        rows.append([f'{kind} {strength}'.strip(), *cells])
     header = [
         '',
         'squared norm',
         'held-out loss',
-        'less none',
-        'less decay',
+        'minus none',
+        'minus decay',
         'accuracy, %',
         'training loss',
         'multiplier',
     ]
-    write('norm', header, rows, {f'{kind} {much}'.strip(): runs for kind, much, runs in every})
+    write('norm', header, rows, {f'{kind} {strength}'.strip(): runs for kind, strength, runs in every})
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What the scripts beside it read of a comparison's runs."""
+"""Reads the runs of a comparison, for the scripts in this folder."""
 
 import dataclasses
 import json
@@ -26,35 +26,35 @@ class Run(NamedTuple):
         """The last record that has this key."""
         return next(record for record in reversed(self.records) if key in record)
 
-    def shown(self, name: str, what: str) -> list[float]:
-        """A constraint's `value` or `multiplier` at every record of training."""
-        return [record['constraints'][name][what] for record in self.records if 'constraints' in record]
+    def metric(self, name: str, key: str) -> list[float]:
+        """A constraint's `value` or `multiplier` in every training record."""
+        return [record['constraints'][name][key] for record in self.records if 'constraints' in record]
 
 
 def variants(name: str) -> list[list[Run]]:
-    """The runs of configs/NAME.py's sweep that lie in the folder NAME beside this file: of each experiment, its seeds.
+    """The runs of the sweep in configs/NAME.py, from the folder NAME beside this file: for each experiment, its seeds.
 
     Raises:
-        SystemExit: one is missing.
+        SystemExit: a run is missing.
     """
-    found = []
+    runs = []
     for base in sweep(HERE.parents[1] / 'configs' / f'{name}.py'):
         experiments = [dataclasses.replace(base, seed=seed) for seed in range(SEEDS)]
         folders = [run_folder(HERE / name, experiment) for experiment in experiments]
         if not all((folder / 'result.json').exists() for folder in folders):
             raise SystemExit(f'run it first: jaxdist compare configs/{name}.py --seeds {SEEDS}; see README.md')
-        found.append([Run(e, f, read_records(f)) for e, f in zip(experiments, folders, strict=True)])
-    return found
+        runs.append([Run(e, f, read_records(f)) for e, f in zip(experiments, folders, strict=True)])
+    return runs
 
 
-def told(values: Sequence[float], digits: int = 3, sign: str = '') -> str:
+def mean_text(values: Sequence[float], digits: int = 3, sign: str = '') -> str:
     """The mean and half a 95 % interval (Student t over seeds)."""
     mean, half, _ = interval(values)
     return f'{mean:{sign}.{digits}f} ± {half:.{digits}f}'
 
 
 def write(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Any) -> None:
-    """Writes NAME.md, a table, and NAME.json, what it was made of."""
+    """Writes NAME.md, a table, and NAME.json, the numbers that it was computed from."""
     lines = [header, ['---'] * len(header), *([cell.replace('|', r'\|') for cell in row] for row in rows)]
     (HERE / f'{name}.md').write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
     (HERE / f'{name}.json').write_text(json.dumps(numbers, indent=1) + '\n')

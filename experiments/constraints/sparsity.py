@@ -1,7 +1,7 @@
-"""Networks trained to be sparse against networks that are pruned, from the runs of configs/sparsity.py.
+"""Sparsity by a constraint against magnitude pruning, from the runs of configs/sparsity.py.
 
-A constrained network is cut at the constraint's `small`; the unconstrained network of the same seed is then pruned by
-magnitude to the same number of weights, and judged as it is, and after training again with what is left.
+A constrained network's weights below the constraint's `small` are set to 0. The unconstrained network of the same seed
+is pruned by magnitude to the same number of weights, and evaluated before and after fine-tuning of the others.
 """
 
 import re
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from reading import HERE, Run, told, variants, write
+from reading import HERE, Run, mean_text, variants, write
 
 from jaxdist import line
 from jaxdist.training.checkpoint import Checkpoints
@@ -18,19 +18,19 @@ from jaxdist.training.step import make_step
 from jaxdist.training.train import Training, first_batch, prepare, shapes
 
 SMALL = 0.01
-AGAIN = 300
+FINE_TUNING = 300
 """Steps of training after pruning."""
 
 
 def trained(run: Run, training: Training) -> dict:
     """The parameters at the end of a run."""
-    found = Checkpoints(run.folder / 'checkpoints').restore(training.program.state)
-    assert found is not None
-    return jax.device_get(training.params(found.state))
+    restored = Checkpoints(run.folder / 'checkpoints').restore(training.program.state)
+    assert restored is not None
+    return jax.device_get(training.params(restored.state))
 
 
 def kernels(params: dict) -> np.ndarray:
-    """The sizes of all weights but the biases'."""
+    """The sizes of all weights except biases."""
     return np.concatenate([np.abs(layer['kernel']).reshape(-1) for layer in params.values()])
 
 
@@ -48,49 +48,49 @@ def accuracy(params: dict, training: Training) -> float:
     return 100 * float(sum(sums['accuracy'] for sums, _ in each) / sum(count for _, count in each))
 
 
-def trained_again(params: dict, keep: dict, training: Training) -> dict:
-    """The parameters after more training in which what was pruned stays 0."""
-    asked = training.experiment
-    cut = lambda params: jax.tree.map(jnp.multiply, params, keep)  # noqa: E731
+def fine_tuned(params: dict, keep: dict, training: Training) -> dict:
+    """The parameters after further training in which pruned weights stay 0."""
+    experiment = training.experiment
+    masked = lambda params: jax.tree.map(jnp.multiply, params, keep)  # noqa: E731
     program = make_step(
-        lambda params, batch, key: training.model.loss(cut(params), batch, key),
+        lambda params, batch, key: training.model.loss(masked(params), batch, key),
         lambda key: params,
-        line.build(asked.update),
+        line.build(experiment.update),
         shapes(first_batch(training)),
-        training.where,
+        training.workers,
     )
     state = program.init(jax.random.key(0))
-    for step in range(AGAIN):
-        batch = training.data.batch(asked.seed, asked.steps + step, asked.batch, training.where.count)
+    for step in range(FINE_TUNING):
+        batch = training.data.batch(experiment.seed, experiment.steps + step, experiment.batch, training.workers.count)
         state, _ = program.step(state, training.put(batch))
-    return jax.device_get(cut(state.params))
+    return jax.device_get(masked(state.params))
 
 
 def compared(run: Run, free: Run) -> dict[str, float]:
-    """A constrained run, cut, against the unconstrained one of the same seed, pruned to as many weights."""
+    """A constrained run, thresholded, against the unconstrained one of the same seed, pruned to as many weights."""
     training, plain = prepare(run.experiment), prepare(free.experiment)
     params, dense = trained(run, training), trained(free, plain)
     density = float((kernels(params) > SMALL).mean())
     pruned = mask(dense, float(np.quantile(kernels(dense), 1 - density)))
-    cut = jax.tree.map(np.multiply, params, mask(params, SMALL))
+    thresholded = jax.tree.map(np.multiply, params, mask(params, SMALL))
     return {
         'density': density,
         'before': accuracy(params, training),
-        'after': accuracy(cut, training),
+        'after': accuracy(thresholded, training),
         'dense': accuracy(dense, plain),
         'pruned': accuracy(jax.tree.map(np.multiply, dense, pruned), plain),
-        'again': accuracy(trained_again(jax.tree.map(np.multiply, dense, pruned), pruned, plain), plain),
+        'again': accuracy(fine_tuned(jax.tree.map(np.multiply, dense, pruned), pruned, plain), plain),
     }
 
 
 def draw(numbers: dict[str, list[dict[str, float]]]) -> None:
-    """Accuracy against density, a point for each run."""
+    """Plots accuracy against density; a point for each run."""
     _, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     lines = {'after': 'trained under the constraint, cut', 'again': 'pruned, trained on', 'pruned': 'pruned'}
     for color, (key, label) in enumerate(lines.items()):
-        runs = [run for own in numbers.values() for run in own]
-        axes.plot([run['density'] for run in runs], [run[key] for run in runs], 'osD'[color], label=label)
-    dense = float(np.mean([run['dense'] for own in numbers.values() for run in own]))
+        every = [run for runs in numbers.values() for run in runs]
+        axes.plot([run['density'] for run in every], [run[key] for run in every], 'osD'[color], label=label)
+    dense = float(np.mean([run['dense'] for runs in numbers.values() for run in runs]))
     axes.axhline(dense, color='black', linestyle=':', linewidth=1, label='all weights, no constraint')
     axes.set(xscale='log', xlabel='part of the weights that is left', ylabel='held-out accuracy, %')
     axes.set_xticks([0.1, 0.2, 0.5], ['0.1', '0.2', '0.5'])
@@ -111,13 +111,14 @@ def main() -> None:
     rows = []
     for bound, runs in numbers.items():
         at = lambda key, runs=runs: [run[key] for run in runs]  # noqa: E731
-        cells = [told(at('density')), told(at('before'), 2), told(at('after'), 2)]
+        cells = [mean_text(at('density')), mean_text(at('before'), 2), mean_text(at('after'), 2)]
         price = [run['after'] - run['dense'] for run in runs]
-        ahead = [run['after'] - run['again'] for run in runs]
-        cells += [told(price, 2, '+'), told(at('pruned'), 1), told(at('again'), 2), told(ahead, 2, '+')]
+        gain = [run['after'] - run['again'] for run in runs]
+        cells += [mean_text(price, 2, '+'), mean_text(at('pruned'), 1), mean_text(at('again'), 2)]
+        cells += [mean_text(gain, 2, '+')]
         rows.append([bound, *cells])
-    header = ['bound', 'density', 'accuracy, %', 'cut', 'less no bound', 'no bound, pruned', 'and trained on',
-              'cut, less that']  # fmt: skip
+    header = ['bound', 'density', 'accuracy, %', 'thresholded', 'minus no bound', 'no bound, pruned',
+              'and fine-tuned', 'thresholded minus fine-tuned']  # fmt: skip
     write('sparsity', header, rows, numbers)
     draw(numbers)
 

@@ -61,7 +61,7 @@ def journeys() -> dict[str, Any]:
     for text in CODECS:
         trial = CodecTrial(line.build_codec(text))
         shaped = x if not trial.of_vectors else x.reshape(-1)
-        runners[text] = call(jax.jit(trial.journey), shaped, jax.random.key(1))
+        runners[text] = call(jax.jit(trial.round_trip), shaped, jax.random.key(1))
     times = in_turns(runners, rounds=15)
     base = times.pop('copy')
     return {name: ratios(name, taken, base)[f'{name}: clock'] for name, taken in times.items()}

@@ -1,4 +1,4 @@
-"""Distributed algorithms, one file each. All in this folder are imported here, and so registered by being here."""
+"""Distributed algorithms, one file each. Importing this package imports, and so registers, every file in it."""
 
 import importlib
 import pkgutil

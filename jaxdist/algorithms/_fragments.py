@@ -1,4 +1,4 @@
-"""Parts of a pytree that are sent at different times: found by a rule, not by the names of layers."""
+"""Fragments: parts of a pytree that are sent at different times, chosen by a rule rather than by names of layers."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -12,17 +12,16 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ...]]:
-    """The numbers of the leaves in each of so many fragments: every leaf is in one, and each fragment has one or more.
+    """Partitions the leaves of a tree into fragments: for each, the indices of its leaves, one or more.
 
     Args:
-        tree: arrays, or shapes.
-        count: how many fragments.
-        rule: `balanced`, about as many entries in each: the largest leaves first, each to the fragment with the least;
-            `sequential`, leaves that follow each other, about as many entries in each; `strided`, leaves that lie
-            `count` apart.
+        tree: arrays, or their shapes.
+        count: the number of fragments.
+        rule: `balanced`, fragments of similar size: the largest leaves first, each into the smallest fragment so far;
+            `sequential`, consecutive leaves, in fragments of similar size; `strided`, every `count`-th leaf.
 
     Raises:
-        InputError: there are fewer leaves than fragments, or no such rule.
+        InputError: there are fewer leaves than fragments, or there is no such rule.
 
     >>> import jax.numpy as jnp
     >>> layers = [jnp.ones(n) for n in (8, 1, 8, 1, 2)]
@@ -33,7 +32,7 @@ def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ..
     if not isinstance(count, int) or count < 1:
         raise InputError(f'fragments={count!r} must be a whole number, 1 or more')
     if count > len(sizes):
-        raise InputError(f'fragments={count} is more than there are tensors, {len(sizes)}: a fragment is one or more')
+        raise InputError(f'fragments={count} is more than there are tensors, {len(sizes)}: a fragment has one or more')
     if rule == 'balanced':
         return _balanced(sizes, count)
     if rule == 'sequential':
@@ -44,7 +43,7 @@ def divide(tree: Any, count: int, rule: Rule = 'balanced') -> list[tuple[int, ..
 
 
 def pick(tree: Any, members: Sequence[int]) -> Any:
-    """The tree with the leaves of these numbers alone, and None for the others: paths stay as they are.
+    """The tree with only the leaves of these indices, and None for the others, so that paths stay as they are.
 
     >>> pick({'a': 1.0, 'b': 2.0}, (1,))
     {'a': None, 'b': 2.0}
@@ -54,34 +53,35 @@ def pick(tree: Any, members: Sequence[int]) -> Any:
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """The tree that has been picked apart.
+    """The tree whose leaves `pick` has divided into these parts.
 
     >>> join([{'a': None, 'b': 2.0}, {'a': 1.0, 'b': None}])
     {'a': 1.0, 'b': 2.0}
     """
-    there = lambda *leaves: next(leaf for leaf in leaves if leaf is not None)  # noqa: E731
-    return jax.tree.map(there, *parts, is_leaf=lambda x: x is None)
+    present = lambda *leaves: next(leaf for leaf in leaves if leaf is not None)  # noqa: E731
+    return jax.tree.map(present, *parts, is_leaf=lambda x: x is None)
 
 
 def _balanced(sizes: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """The largest leaves first, each into the fragment that is smallest so far."""
     members: list[list[int]] = [[] for _ in range(count)]
-    held = [(0, 0)] * count  # entries, leaves: so that leaves without entries are spread out too
+    totals = [(0, 0)] * count  # (entries, leaves): counting leaves spreads those without entries too
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        least = min(range(count), key=lambda part: held[part])
-        members[least].append(i)
-        held[least] = (held[least][0] + sizes[i], held[least][1] + 1)
+        smallest = min(range(count), key=lambda part: totals[part])
+        members[smallest].append(i)
+        totals[smallest] = (totals[smallest][0] + sizes[i], totals[smallest][1] + 1)
     return [tuple(sorted(part)) for part in members]
 
 
 def _sequential(sizes: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Each fragment ends where it comes nearest to an even share of what is left, and leaves enough for the others."""
-    out, first = [], 0
-    for parts_left in range(count, 0, -1):
-        share, last = sum(sizes[first:]) / parts_left, first + 1
-        most = len(sizes) - (parts_left - 1)
-        while last < most and abs(sum(sizes[first : last + 1]) - share) <= abs(sum(sizes[first:last]) - share):
-            last += 1
-        end = most if parts_left == 1 else last
-        out.append(tuple(range(first, end)))
+    """Consecutive leaves: each fragment ends where its size is nearest to an even share of the remaining entries."""
+    fragments, first = [], 0
+    for remaining in range(count, 0, -1):
+        share, end = sum(sizes[first:]) / remaining, first + 1
+        limit = len(sizes) - (remaining - 1)  # the other fragments need a leaf each
+        while end < limit and abs(sum(sizes[first : end + 1]) - share) <= abs(sum(sizes[first:end]) - share):
+            end += 1
+        end = limit if remaining == 1 else end
+        fragments.append(tuple(range(first, end)))
         first = end
-    return out
+    return fragments

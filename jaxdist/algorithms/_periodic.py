@@ -1,7 +1,7 @@
 """The wrapper of algorithms that train locally and synchronise every few steps: when a round is due, and what is sent.
 
-Each paper's file says what a worker sends in a round (`message`), and what it does with the mean over workers
-(`receive`). Everything else is here: the counter, the compressed mean, the guard, the one conditional.
+An algorithm's file defines what a worker sends in a round (`message`) and how it uses the mean over workers
+(`receive`). The rest is here: the step counter, the compressed mean, the guard, and the one conditional.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ State = TypeVar('State')
 
 
 class RoundCounter(NamedTuple):
-    """Where all workers are between two rounds.
+    """Steps taken, in all and since the last round; replicated.
 
     Attributes:
-        step: steps taken, an int32 scalar.
-        since: steps since the last round.
+        step: steps taken so far, an int32 scalar.
+        since: steps taken since the last round, an int32 scalar.
     """
 
     step: jax.Array
@@ -40,8 +40,8 @@ class PeriodicState(NamedTuple, Generic[State]):
     """The state of any algorithm that synchronises periodically.
 
     Attributes:
-        rounds: steps taken, and those since the last round.
-        own: the algorithm's own state, such as an anchor; what is replicated in it changes in a round only.
+        rounds: the step counter.
+        own: the algorithm's own state, such as an anchor; its replicated leaves change in a round only.
         compression: the state of the compressed mean.
     """
 
@@ -59,24 +59,24 @@ class Local(NamedTuple):
     """One worker at the end of its local step.
 
     Attributes:
-        params: its parameters before the step.
-        updates: the local step; zeros where the guard rejected it.
+        params: this worker's parameters before the step.
+        updates: the updates of its local step; zeros where the guard rejected the step.
         step: steps taken before this one.
         axis: the worker axis.
     """
 
-    params: Any
-    updates: Any
+    params: optax.Params
+    updates: optax.Updates
     step: jax.Array
     axis: str
 
     @property
-    def moved(self) -> Any:
-        """Its parameters after the local step."""
+    def moved(self) -> optax.Params:
+        """This worker's parameters after the local step."""
         return optax.apply_updates(self.params, self.updates)
 
-    def to(self, params: Any) -> Any:
-        """The updates that move it to these parameters."""
+    def to(self, params: optax.Params) -> optax.Updates:
+        """The updates that move this worker to the given parameters."""
         return displacement(self.params, params, self.axis)
 
 
@@ -97,25 +97,26 @@ def periodic(
     """A transformation that passes local updates on and synchronises every `every` steps.
 
     Between rounds nothing is communicated. A worker whose step the guard rejects does not move by itself, and takes
-    part in rounds from where it is.
+    part in rounds with its present parameters.
 
     Args:
-        name: the algorithm's, for messages.
-        every: local steps between rounds, or a schedule of them.
-        channel: how the mean is computed.
-        init: `params -> state`.
-        message: `(local, state) -> tree`: what the mean over workers is of.
+        name: the algorithm's name, for error messages.
+        every: local steps from one round to the next, or a schedule of them.
+        channel: how the mean over workers is computed.
+        init: `params -> state`, the algorithm's own state before the first step.
+        message: `(local, state) -> tree`, the tree that is averaged over workers in a round.
         receive: `(local, state, mean) -> (updates, state)`: this worker's updates in a round, and the state after it.
         local: `(updates, state, params, *, rejected, step, **extra) -> (updates, state)` at every step, for algorithms
-            with an optimiser inside; by default updates pass.
+            with an optimiser inside; None passes updates on unchanged.
 
     Raises:
-        InputError: `every` below 1; in `init`, feedback or an exchange without a codec; in `update`, no parameters.
+        InputError: `every` is below 1; in `init`, feedback or an exchange is given without a codec; in `update`, no
+            parameters are given.
 
     >>> channel = Channel()
     >>> mean = periodic('mean', 2, channel, lambda p: (), lambda x, s: x.moved, lambda x, s, m: (x.to(m), s))
     >>> run = lambda p: mean.update(jnp.ones(()), mean.init(p), p)[1].rounds.since
-    >>> jax.vmap(run, axis_name='workers', out_axes=None)(jnp.arange(2.0))
+    >>> jax.jit(jax.vmap(run, axis_name='workers', out_axes=None))(jnp.arange(2.0))
     Array(1, dtype=int32)
     """
     check_every(name, every)
@@ -130,17 +131,18 @@ def periodic(
         own = state.own
         if local is not None:
             updates, own = local(updates, own, params, rejected=rejected, step=state.rounds.step, **extra)
-        here = Local(params, mask_rejected(updates, rejected), state.rounds.step, channel.axis)
+        worker = Local(params, mask_rejected(updates, rejected), state.rounds.step, channel.axis)
 
         def synchronise() -> tuple[Any, State, CompressionState]:
-            mean, compression = compressed.mean(message(here, own), state.compression, channel)
-            moves, after = receive(here, own, mean)
+            mean, compression = compressed.mean(message(worker, own), state.compression, channel)
+            moves, after = receive(worker, own, mean)
             return collectives.pvary(moves, channel.axis), _varying_like(after, own, channel.axis), compression
 
         def stay() -> tuple[Any, State, CompressionState]:
-            return collectives.pvary(here.updates, channel.axis), own, state.compression
+            return collectives.pvary(worker.updates, channel.axis), own, state.compression
 
         due, rounds = advance(state.rounds, every)
+        # All workers have the same counter, so all take the same branch: its collectives cannot deadlock.
         moves, after, compression = lax.cond(due, synchronise, stay)
         return moves, PeriodicState(rounds, after, compression)
 
@@ -190,10 +192,10 @@ def displacement(start: Any, end: Any, axis: str = collectives.AXIS) -> Any:
 
 
 def require_params(name: str, params: Any) -> None:
-    """Refuses to update without parameters.
+    """Checks that `update` was given the parameters.
 
     Raises:
-        InputError: they are None.
+        InputError: `params` is None.
 
     >>> require_params('average', {'w': 1.0})
     """
@@ -201,16 +203,16 @@ def require_params(name: str, params: Any) -> None:
         raise InputError(f'{name} moves parameters, so update() needs them: update(updates, state, params)')
 
 
-def check_every(name: str, every: Every, what: str = 'every') -> None:
-    """Refuses a number of steps that is none.
+def check_every(name: str, every: Every, argument: str = 'every') -> None:
+    """Checks a number of local steps, or a schedule of them.
 
     Args:
-        name: the algorithm.
-        every: the number, or a schedule.
-        what: the argument's name.
+        name: the algorithm's name, for the error message.
+        every: the number of steps, or a schedule.
+        argument: the name of the algorithm's argument, for the error message.
 
     Raises:
-        InputError: it is neither a whole number from 1 nor a schedule.
+        InputError: `every` is neither a whole number, 1 or more, nor a schedule.
 
     >>> check_every('average', 0)
     Traceback (most recent call last):
@@ -218,11 +220,11 @@ def check_every(name: str, every: Every, what: str = 'every') -> None:
     """
     whole = isinstance(every, int) and not isinstance(every, bool) and every >= 1
     if not whole and not _is_schedule(every):
-        raise InputError(f'{name}: {what}={every!r} must be a whole number, 1 or more, or a schedule of them')
+        raise InputError(f'{name}: {argument}={every!r} must be a whole number, 1 or more, or a schedule of them')
 
 
 def _varying_like(new: Any, old: Any, axis: str) -> Any:
-    """`new`, typed as varying where `old` is: both branches of a conditional have one type."""
+    """`new`, typed as varying where `old` is: both branches of a conditional must have one type."""
     if not collectives.is_manual(axis):
         return new
     return jax.tree.map(lambda n, o: collectives.pvary(n, axis) if collectives.varies(o, axis) else n, new, old)

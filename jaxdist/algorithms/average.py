@@ -1,4 +1,4 @@
-"""Local SGD: workers train alone and average their parameters now and then (Stich 2019, arXiv 1805.09767)."""
+"""Local SGD: local training with periodic averaging of the parameters (Stich 2019, arXiv 1805.09767)."""
 
 from typing import Any, NamedTuple
 
@@ -53,36 +53,37 @@ def average(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves each worker its own updates, and every `every` steps moves all to the mean of their parameters.
+    """Passes local updates on, and every `every` steps moves all workers to the mean of their parameters.
 
-    It belongs after the optimiser. Between two meetings nothing crosses the worker axis. With a codec, what is sent
-    is how far each worker has come since the last meeting, not the parameters themselves, so that the error of the
-    codec shrinks with the steps. The optimiser's own state stays each worker's. Workers count equally. A worker that
-    the step's guard has made `idle` does not move by itself, and meets the others where it stands.
+    It stands last in the line, after the optimiser, whose state stays local. Nothing is communicated between rounds. In
+    a round workers send their parameters; with a codec they send their displacement since the last round instead, so
+    that the compression error shrinks with the steps. Workers count equally. A worker whose step the guard rejects does
+    not move by itself, and takes part in a round with its present parameters.
 
-    On another number of workers a run goes on with all workers at the mean of where they were; the anchor stays.
+    On another number of workers all start from the mean of the workers' parameters; the anchor stays as it is.
 
     Args:
         every: local steps from one round to the next (H), or a schedule of them. Post-local SGD (Lin et al. 2020,
-            arXiv 1808.07217), which trains alone from step 1000 on, has `piecewise_constant_schedule(1, {1000: 16})`.
-        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
+            arXiv 1808.07217), with local training from step 1000 on, has `piecewise_constant_schedule(1, {1000: 16})`.
+        codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` below 1, feedback or an exchange without a codec, or no parameters given to `update`.
+        InputError: `every` is below 1, feedback or an exchange is given without a codec, or `update` is given no
+            parameters.
 
     >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(optax.sgd(1.0), average(every=1))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
 
-    # What is sent exactly are the parameters; what is sent through a codec, their displacement since the last round.
-    def message(local: periodic.Local, state: AverageState) -> Any:
+    # A mean of displacements is what a codec needs, since they are small; an exact mean needs no anchor in memory.
+    def message(local: periodic.Local, state: AverageState) -> optax.Params:
         return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
 
-    def receive(local: periodic.Local, state: AverageState, mean: Any) -> tuple[Any, AverageState]:
+    def receive(local: periodic.Local, state: AverageState, mean: Any) -> tuple[optax.Updates, AverageState]:
         if codec is None:
             return local.to(mean), state
         anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)

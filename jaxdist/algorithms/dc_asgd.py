@@ -1,4 +1,4 @@
-"""DC-ASGD: late gradients, corrected for how far the parameters have moved (Zheng et al. 2017, arXiv 1609.08326)."""
+"""DC-ASGD: delayed gradients with delay compensation (Zheng et al. 2017, arXiv 1609.08326)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from jaxdist.core.registry import algorithm
 
 
 class DcAsgdState(NamedTuple):
-    """Gradients on their way, and what they were taken of.
+    """Gradients in flight, and the parameters at which they were computed.
 
     Attributes:
-        gradients: on their way.
-        params: beside each gradient, the parameters that it was taken at.
-        square: with `adaptive`, the running mean of the squares of gradients that came; else ().
+        gradients: the queue of gradients.
+        params: the queue of the parameters at which each gradient was computed.
+        square: with `adaptive`, the running mean of squared delayed gradients; else ().
     """
 
     gradients: delay_queue.Queue
@@ -46,27 +46,27 @@ def dc_asgd(
     eps: float = 1e-7,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Delays gradients, and when they come adds lambda g * g * (x - x_old), entry by entry.
+    """Delays gradients and compensates for the delay: returns g + lambda g * g * (x - x_old), entry by entry.
 
-    That is the first term of what the gradient has changed by since, with the square of the gradient in the place of
-    the Hessian's diagonal: x are the parameters now, x_old those that g was taken at. It belongs before the
-    optimiser, and before `mean` where each worker has a delay of its own. In a worker's first steps, until its first
-    gradient comes, zeros come out.
-
-    On another number of workers a run goes on with the means of the queues.
+    Here x are the present parameters and x_old those at which g was computed: the first-order Taylor term of the
+    gradient's change, with the squared gradient for the diagonal of the Hessian. It stands before the optimiser, and
+    before `mean` where delays differ between workers; it sends nothing itself. A worker's output is zeros until its
+    first gradient is due. A rejected step leaves the queued values as they were. On another number of workers each
+    queue becomes the mean of the workers' queues.
 
     Args:
-        steps: the delay, or one for each worker.
+        steps: the delay, or a delay for each worker.
         strength: lambda (0.04 in the paper for CIFAR-10); with `adaptive`, lambda_0 (2 there).
         adaptive: whether lambda is lambda_0 / sqrt(m + eps), entry by entry, with m the running mean of squared
-            gradients, each worker's own before `mean` (DC-ASGD-a).
-        decay: of that mean.
-        eps: under the root.
+            gradients, one per worker before `mean` (DC-ASGD-a).
+        decay: the decay of that running mean.
+        eps: the constant under that square root.
         axis: the worker axis.
 
     Raises:
-        InputError: a delay below 0, a schedule of them (two gradients could come at once), a negative strength, a decay
-            that is not in [0, 1); and, in `update`, no parameters, or delays for another number of workers.
+        InputError: a delay or `strength` is negative, `steps` is a schedule (two gradients could be due at once), or
+            `decay` is not in [0, 1); in `update`, no parameters are given, or the delays are for another number of
+            workers.
 
     >>> update = dc_asgd(steps=1, strength=1.0)
     >>> state = update.init(jnp.array(0.0))
@@ -75,7 +75,9 @@ def dc_asgd(
     4.0
     """
     if callable(steps):
-        raise InputError('dc_asgd: steps is a schedule, and two gradients could come at once; give each worker a delay')
+        raise InputError(
+            'dc_asgd: steps is a schedule, so two gradients could be due at once; give a delay for each worker'
+        )
     delay_queue.check_delays('dc_asgd', steps, None)
     if strength < 0 or not 0 <= decay < 1:
         raise InputError(f'dc_asgd: strength={strength} must be 0 or more, and decay={decay} in [0, 1)')
@@ -86,20 +88,20 @@ def dc_asgd(
         return DcAsgdState(delay_queue.init(params, count), delay_queue.init(params, count), square)
 
     def update(
-        updates: optax.Updates, state: DcAsgdState, params: Any = None, **_: Any
+        updates: optax.Updates, state: DcAsgdState, params: optax.Params | None = None, **_: Any
     ) -> tuple[optax.Updates, DcAsgdState]:
         if params is None:
             raise InputError('dc_asgd compares parameters, so update() needs them: update(updates, state, params)')
         now = delay_queue.current_delay('dc_asgd', steps, None, state.gradients.step, axis)
         due, gradients = delay_queue.push_pop(updates, state.gradients, now)
-        old, places = delay_queue.push_pop(params, state.params, now)
+        old, old_params = delay_queue.push_pop(params, state.params, now)
         square, strengths = state.square, jax.tree.map(lambda g: jnp.asarray(strength, g.dtype), due)
         if adaptive:
             square = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g * g, square, due)
             strengths = jax.tree.map(lambda m: strength / jnp.sqrt(m + eps), square)
-        # Before anything has come, g is zero and so is all that follows from it.
+        # Until the first gradient is due both queues return zeros: x_old is then wrong, but g = 0 cancels the term.
         compensated = lambda g, s, x, x_old: (g + s * g * g * (x - x_old)).astype(g.dtype)  # noqa: E731
         out = jax.tree.map(compensated, due, strengths, params, old)
-        return out, DcAsgdState(gradients, places, square)
+        return out, DcAsgdState(gradients, old_params, square)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,4 +1,4 @@
-"""Delayed updates: what goes in comes out some steps later (Zinkevich et al. 2009, Slow Learners are Fast)."""
+"""Delayed updates: each is applied some steps after it was computed (Zinkevich et al. 2009, Slow Learners are Fast)."""
 
 from typing import Any
 
@@ -29,26 +29,25 @@ from jaxdist.core.registry import algorithm
 def delay(
     steps: delay_queue.Delays = 1, longest: int | None = None, damping: float = 0.0, axis: str = collectives.AXIS
 ) -> optax.GradientTransformationExtraArgs:
-    """Passes each update on some steps after it came; what comes out of a step is the sum of what is due, or zeros.
+    """Returns each update after a delay: the output of a step is the sum of the updates that are due, or zeros.
 
-    Every update comes out once, whatever the delays. After `mean` the queue is the same on every worker and stored
-    once; before it, each worker has its own. `delay(steps=1) | mean()` lets the mean run under the next step's
-    computation: what it takes the mean of lies ready when the step begins. An optimiser behind this link sees the
-    zeros: put `adamw` before it where its moments shall not count them.
-
-    On another number of workers a run goes on with each worker's queue as the mean of those that there were: what was
-    on its way still comes.
+    Every update comes out exactly once, whatever the delays. It stands before or after `mean`, and sends nothing
+    itself: after `mean` the queue is replicated and stored once, before it each worker has its own. In
+    `delay(steps=1) | mean()` the mean can overlap with the step's computation, since its input is ready when the step
+    begins. A later optimiser sees the zeros; put `adamw` before the delay to keep them out of its moments. A rejected
+    step leaves the queued updates as they were. On another number of workers each queue becomes the mean of the
+    workers' queues, so that updates in flight still arrive.
 
     Args:
-        steps: the delay; or one for each worker; or a schedule, which is asked for the delay of what comes in at each
-            step (delays that shrink let several updates come out together). 0 passes updates on at once.
-        longest: with a schedule, the longest delay; it asks for no longer one.
-        damping: updates are multiplied by max(1, delay) ** -damping; 1 is the staleness-aware step size of Zhang et al.
-            2016 (arXiv 1511.05950).
+        steps: the delay; or a delay for each worker; or a schedule, evaluated at each step for the delay of that
+            step's update (with shrinking delays, several updates can be due together). 0 returns updates at once.
+        longest: the longest delay of a schedule, to which its values are clipped; for a schedule only.
+        damping: the exponent of the factor max(1, delay) ** -damping on updates; 1 is the staleness-aware step size of
+            Zhang et al. 2016 (arXiv 1511.05950).
         axis: the worker axis.
 
     Raises:
-        InputError: a delay below 0, a schedule without `longest`, a negative damping; and, in `update`, delays for
+        InputError: a delay or `damping` is negative, or a schedule has no `longest`; in `update`, the delays are for
             another number of workers.
 
     >>> update = delay(steps=1)
@@ -71,7 +70,7 @@ def delay(
         del params
         now = delay_queue.current_delay('delay', steps, longest, state.step, axis)
         if damping:
-            weight = jnp.maximum(1.0, now) ** -damping
+            weight = jnp.maximum(1.0, now) ** -damping  # max: an update without delay keeps its size
             updates = jax.tree.map(lambda u: (weight * u).astype(u.dtype), updates)
         return delay_queue.push_pop(updates, state, now)
 

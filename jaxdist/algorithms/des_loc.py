@@ -1,5 +1,5 @@
-"""DES-LOC: parameters and an optimiser's moments are averaged, each at a period of its own (Iacob et al. 2025, arXiv
-2505.22549).
+"""DES-LOC: local training that averages parameters and the optimiser's moments at separate periods (Iacob et al. 2025,
+arXiv 2505.22549).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class DesLocState(NamedTuple):
     """The optimiser's state, and the parameters of the last round.
 
     Attributes:
-        inner: this worker's optimiser state.
+        inner: the state of this worker's optimiser.
         anchor: with a codec, the parameters of the last round, replicated; else ().
     """
 
@@ -35,17 +35,17 @@ class DesLocState(NamedTuple):
 
 
 def _local_adam(gradients: np.ndarray, start: np.ndarray, every: int, first: int, second: int) -> np.ndarray:
-    """Adam of rate 0.1 in a plain loop, for a law: from gradients [T, W, ...], what each worker moves by."""
+    """The same with Adam of rate 0.1 in plain NumPy, for a law: gradients [T, W, ...] to updates [T, W, ...]."""
     x = np.repeat(start[None], gradients.shape[1], 0)
-    mu, nu, moves = np.zeros_like(x), np.zeros_like(x), []
-    meet = lambda values, due: np.broadcast_to(values.mean(0), values.shape) if due else values  # noqa: E731
+    mu, nu, updates = np.zeros_like(x), np.zeros_like(x), []
+    average = lambda values, due: np.broadcast_to(values.mean(0), values.shape) if due else values  # noqa: E731
     for t, g in enumerate(gradients, 1):
         mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g**2
-        there = x - 0.1 * mu / (1 - 0.9**t) / (np.sqrt(nu / (1 - 0.999**t)) + 1e-8)
-        there, mu, nu = meet(there, t % every == 0), meet(mu, t % first == 0), meet(nu, t % second == 0)
-        moves.append(there - x)
-        x = there
-    return np.stack(moves)
+        new = x - 0.1 * mu / (1 - 0.9**t) / (np.sqrt(nu / (1 - 0.999**t)) + 1e-8)
+        new, mu, nu = average(new, t % every == 0), average(mu, t % first == 0), average(nu, t % second == 0)
+        updates.append(new - x)
+        x = new
+    return np.stack(updates)
 
 
 @algorithm(
@@ -73,33 +73,34 @@ def des_loc(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Each worker takes the optimiser's steps; parameters, first and second moments meet at periods of their own.
+    """Local steps of an optimiser; parameters, first and second moments are averaged at separate periods.
 
-    What goes in are gradients: the optimiser is inside, so that its moments can be reached. Whatever has as many
-    numbers as the parameters and a field's name in the optimiser's state can meet: `mu` and `nu` of Adam, `trace` of
-    momentum. What is not named stays each worker's own, and without a name at all this is `optimizer |
-    average(every)`. Moments are sent as they are, in float32: a codec's error could make a second moment negative.
-    The gradient of a worker that the step's guard has made `idle` counts for nothing; it meets where it stands.
-
-    On another number of workers a run goes on with all at the mean of where they were, moments too.
+    It takes gradients and has the optimiser inside, so that it can average the moments; it is the whole line, or its
+    last transformation. Nothing is communicated between rounds; in a round of the parameters these are sent as in
+    `average`, and in a round of a moment this moment. Any real-valued field of the optimiser's state can be averaged by
+    its name: `mu` and `nu` of Adam, `trace` of momentum. Fields without a period stay local; with none at all this is
+    `optimizer | average(every)`. Moments are sent in float32 without the codec, whose error could make a second moment
+    negative. On a worker whose step the guard rejects, neither parameters nor optimiser take the local step; it takes
+    part in rounds with its present values. On another number of workers all start from the mean of the workers'
+    parameters, and of their moments.
 
     Args:
-        optimizer: any optax optimiser, or a chain of them.
-        every: steps from one meeting of the parameters to the next (the paper's K_x), or a schedule of them.
-        moments: for each name, the steps from one meeting to the next; None for the paper's `mu`, 3 times `every`, and
-            `nu`, 6 times.
-        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
+        optimizer: the local optimiser, any of optax, or a chain.
+        every: steps from one round of the parameters to the next (the paper's K_x), or a schedule of them.
+        moments: for each field's name, the steps from one of its rounds to the next; None for the paper's `mu` at 3
+            times `every` and `nu` at 6 times.
+        codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` or a period below 1, `optimizer` is none, its state has nothing of a name, feedback or an
-            exchange without a codec, or no parameters given to `update`.
+        InputError: `every` or a period is below 1, `optimizer` is not an optimiser, its state has no field of a name,
+            feedback or an exchange is given without a codec, or `update` is given no parameters.
 
     >>> update = des_loc(optax.sgd(1.0, momentum=0.9), every=1, moments={'trace': 1})
     >>> def run(p, g):
     ...     moved, state = update.update(g, update.init(p), p)
     ...     return p + moved, state.own.inner[0].trace
-    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([1.0, 3.0]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(jnp.zeros(2), jnp.array([1.0, 3.0]))
     (Array([-2., -2.], dtype=float32), Array([2., 2.], dtype=float32))
     """
     inner = check_optimizer('des_loc', optimizer, 'optimizer')
@@ -112,18 +113,20 @@ def des_loc(
         return DesLocState(collectives.pvary(state, axis), params if codec is not None else ())
 
     def local_step(
-        grads: optax.Updates, state: DesLocState, params: Any, *, rejected: Any, step: Any, **extra: Any
+        grads: optax.Updates, state: DesLocState, params: optax.Params, *, rejected: Any, step: Any, **extra: Any
     ) -> tuple[optax.Updates, DesLocState]:
         moves, after = inner.update(grads, state.inner, params, **extra)
+        # The guard leaves the state of an algorithm with diverging workers to the algorithm: a rejected gradient must
+        # not enter the moments. They are averaged all the same, since other workers wait in that collective.
         after = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), after, state.inner)
         for name, period in periods.items():
             after = _average_moments(after, name, (step + 1) % period == 0, axis)
         return moves, state._replace(inner=collectives.pvary(after, axis))
 
-    def message(local: periodic.Local, state: DesLocState) -> Any:
+    def message(local: periodic.Local, state: DesLocState) -> optax.Params:
         return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
 
-    def receive(local: periodic.Local, state: DesLocState, mean: Any) -> tuple[Any, DesLocState]:
+    def receive(local: periodic.Local, state: DesLocState, mean: Any) -> tuple[optax.Updates, DesLocState]:
         if codec is None:
             return local.to(mean), state
         anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)
@@ -134,9 +137,10 @@ def des_loc(
 
 
 def _periods(every: periodic.Every, moments: Mapping[str, int] | None) -> dict[str, int]:
+    """The period of each averaged field: the given ones, or the paper's defaults."""
     if moments is None:
         if callable(every):
-            raise InputError('des_loc: with a schedule for every, moments=... must say when they meet')
+            raise InputError('des_loc: with a schedule for every, moments=... must give the period of each moment')
         return {'mu': 3 * every, 'nu': 6 * every}
     for name, period in moments.items():
         if not isinstance(period, int) or period < 1:
@@ -145,25 +149,26 @@ def _periods(every: periodic.Every, moments: Mapping[str, int] | None) -> dict[s
 
 
 def _names(path: tuple[Any, ...]) -> set[str]:
-    """The names of fields on the way to a leaf of an optimiser's state."""
+    """The names of the fields on the path to a leaf of an optimiser's state."""
     return {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
 
 
-def _check_names(periods: Mapping[str, int], state: Any) -> None:
-    real = [_names(path) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if _is_real(leaf)]
-    there = sorted(set().union(*real))
+def _check_names(periods: Mapping[str, int], state: optax.OptState) -> None:
+    """Checks that the optimiser's state has a real-valued field of each name."""
+    fields = [_names(path) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if _is_real(leaf)]
+    known = sorted(set().union(*fields))
     for name in periods:
-        if name not in there:
-            raise InputError(f"des_loc: the optimiser's state has nothing called {name!r} to average; it has {there}")
+        if name not in known:
+            raise InputError(f"des_loc: the optimiser's state has nothing called {name!r} to average; it has {known}")
 
 
-def _average_moments(state: Any, name: str, due: jax.Array, axis: str) -> Any:
-    """The state with the means over workers of what has this name, where that is due."""
+def _average_moments(state: optax.OptState, name: str, due: jax.Array, axis: str) -> optax.OptState:
+    """The state with the fields of this name replaced by their means over workers, if a round is due."""
     leaves, like = jax.tree_util.tree_flatten_with_path(state)
     chosen = [i for i, (path, leaf) in enumerate(leaves) if name in _names(path) and _is_real(leaf)]
-    mine = collectives.pvary([leaves[i][1] for i in chosen], axis)
-    met = lax.cond(due, lambda: collectives.pvary(collectives.pmean(mine, axis), axis), lambda: mine)
-    new = dict(zip(chosen, met, strict=True))
+    local = collectives.pvary([leaves[i][1] for i in chosen], axis)
+    averaged = lax.cond(due, lambda: collectives.pvary(collectives.pmean(local, axis), axis), lambda: local)
+    new = dict(zip(chosen, averaged, strict=True))
     return jax.tree.unflatten(like, [new.get(i, leaf) for i, (_, leaf) in enumerate(leaves)])
 
 

@@ -1,6 +1,4 @@
-"""DiLoCo: workers train alone, and an outer optimiser steps along what came of it (Douillard et al. 2023, arXiv
-2311.08105).
-"""
+"""DiLoCo: local training with an outer optimiser on pseudo-gradients (Douillard et al. 2023, arXiv 2311.08105)."""
 
 from typing import Any, NamedTuple
 
@@ -31,8 +29,9 @@ class DilocoState(NamedTuple):
     outer: optax.OptState
 
 
-def _held_back(state: periodic.PeriodicState[DilocoState]) -> Any:
-    """The compression error still held back, in the sign of the parameters' displacement: pseudo-gradients are sent."""
+def _held_back(state: periodic.PeriodicState[DilocoState]) -> optax.Updates:
+    """Compression error still held back, in the sign of the parameters' displacement."""
+    # Pseudo-gradients are sent, which have the opposite sign.
     return jax.tree.map(jnp.negative, state.compression.residual)
 
 
@@ -65,41 +64,41 @@ def diloco(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves each worker its own updates; every `every` steps an outer optimiser steps from where they last met.
+    """Passes local updates on; every `every` steps an outer optimiser moves the anchor, from which all workers go on.
 
-    What it is given for a gradient is the mean of the ways back, from where each worker has come to that anchor. All
-    workers go on from the new anchor; the inner optimiser's state, before this link, stays each worker's own. Between
-    two meetings nothing crosses the worker axis. A worker that the step's guard has made `idle` does not move by
-    itself, and meets the others where it stands.
+    The outer gradient is the mean over workers of the pseudo-gradients `anchor - params`. It stands last in the line,
+    after the inner optimiser, whose state stays local. Nothing is communicated between rounds; in a round workers send
+    their pseudo-gradients. A worker whose step the guard rejects does not move by itself, and takes part in a round
+    with its present parameters.
 
-    Lines of the field: SparseLoCo (Sarfi et al. 2025, arXiv 2508.15706) is `outer=sgd(1.0)` with a sparse codec and
-    `feedback=0.95`, which forgets; MuLoCo (Therien et al. 2025, arXiv 2505.23725) has `contrib.muon(...)` before this
-    link, `codec=int2()` and `feedback=True`.
+    Published variants: SparseLoCo (Sarfi et al. 2025, arXiv 2508.15706) is `outer=sgd(1.0)` with a sparse codec and
+    `feedback=0.95`, error feedback that decays; MuLoCo (Therien et al. 2025, arXiv 2505.23725) has `contrib.muon(...)`
+    before this transformation, `codec=int2()` and `feedback=True`.
 
-    On another number of workers a run goes on from the anchor and the outer state as they are, with all workers at the
-    mean of where they were.
+    On another number of workers the anchor and the outer state stay as they are, and all workers start from the mean of
+    the workers' parameters.
 
     Args:
         every: local steps from one round to the next (the paper's H, 500), or a schedule of them.
-        outer: any optax optimiser; the paper's is `sgd(0.7, momentum=0.9, nesterov=True)`.
-        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
+        outer: the outer optimiser, any of optax; the paper's is `sgd(0.7, momentum=0.9, nesterov=True)`.
+        codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` below 1, `outer` is no optimiser, feedback or an exchange without a codec, or no parameters
-            given to `update`.
+        InputError: `every` is below 1, `outer` is not an optimiser, feedback or an exchange is given without a codec,
+            or `update` is given no parameters.
 
     >>> update = optax.chain(optax.sgd(1.0), diloco(every=1, outer=optax.sgd(0.5)))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(jnp.zeros(3), jnp.array([1.0, 2.0, 6.0]))
     Array([-1.5, -1.5, -1.5], dtype=float32)
     """
     outer = check_optimizer('diloco', outer)
 
-    def message(local: periodic.Local, state: DilocoState) -> Any:
+    def message(local: periodic.Local, state: DilocoState) -> optax.Updates:
         return periodic.displacement(local.moved, state.anchor, axis)  # the pseudo-gradient
 
-    def receive(local: periodic.Local, state: DilocoState, mean: Any) -> tuple[Any, DilocoState]:
+    def receive(local: periodic.Local, state: DilocoState, mean: Any) -> tuple[optax.Updates, DilocoState]:
         step, outer_state = outer.update(mean, state.outer, state.anchor)
         anchor = optax.apply_updates(state.anchor, step)
         return local.to(anchor), DilocoState(anchor, outer_state)

@@ -1,4 +1,6 @@
-"""Eager DiLoCo: a worker's own way counts at once, others' one meeting late (Kale et al. 2025, arXiv 2502.12996)."""
+"""Eager DiLoCo: own pseudo-gradients count at once, those of others one round later (Kale et al. 2025, arXiv
+2502.12996).
+"""
 
 from typing import Any, NamedTuple
 
@@ -21,9 +23,9 @@ class EagerDilocoState(NamedTuple):
     """The outer optimisation of one worker; varies over workers.
 
     Attributes:
-        anchor: its parameters after its last outer step.
-        outer: its outer optimiser's state.
-        last: its pseudo-gradient of the last round, which is sent in the next.
+        anchor: this worker's parameters after its last outer step.
+        outer: the state of this worker's outer optimiser.
+        last: this worker's pseudo-gradient of the last round, which is sent in the next.
     """
 
     anchor: optax.Params
@@ -31,26 +33,26 @@ class EagerDilocoState(NamedTuple):
     last: optax.Updates
 
 
-def _eagerly(puts: np.ndarray, start: np.ndarray, every: int) -> np.ndarray:
-    """The same in a plain loop with an outer rate of 1, for a law: from [T, W, ...], what each worker moves by."""
-    x = anchor = np.repeat(start[None], puts.shape[1], 0)
-    last, moves = np.zeros_like(x), []
-    for t, put in enumerate(puts, 1):
-        there = x + put
+def _eager_updates(local_updates: np.ndarray, start: np.ndarray, every: int) -> np.ndarray:
+    """The same with an outer rate of 1 in plain NumPy, for a law: local updates [T, W, ...] to updates [T, W, ...]."""
+    x = anchor = np.repeat(start[None], local_updates.shape[1], 0)
+    last, updates = np.zeros_like(x), []
+    for t, local in enumerate(local_updates, 1):
+        new = x + local
         if t % every == 0:
-            back = anchor - there
-            there = anchor = anchor - last.mean(0) - (back - last) / len(x)
-            last = back
-        moves.append(there - x)
-        x = there
-    return np.stack(moves)
+            pseudo_gradient = anchor - new
+            new = anchor = anchor - last.mean(0) - (pseudo_gradient - last) / len(x)
+            last = pseudo_gradient
+        updates.append(new - x)
+        x = new
+    return np.stack(updates)
 
 
 @algorithm(
     paper='Kale et al. 2025, Eager Updates, arXiv 2502.12996',
     examples={
         'eager_diloco(every=3, outer=sgd(1.0))': (
-            laws.matches_reference(lambda puts, start: _eagerly(puts, start, every=3)),
+            laws.matches_reference(lambda updates, start: _eager_updates(updates, start, every=3)),
             laws.sends(bytes_sent(), every=3),
         ),
     },
@@ -65,39 +67,39 @@ def eager_diloco(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves each worker its own updates; every `every` steps it steps along its own way and the others' last ones.
+    """Passes local updates on; every `every` steps each worker takes an outer step, with the others' last round.
 
-    With D_i the way of worker i back to its anchor, the outer gradient is mean_j(last D_j) + (D_i - last D_i) / W:
-    the others' part has had a whole round to travel. Each worker has an anchor and an outer optimiser of its own, and
-    they differ a little. The mean is of ways that lie in the state since the last meeting, so it depends on nothing
-    that the step computes, and can run beside it. A worker that the step's guard has made `idle` does not move by
-    itself, and takes the outer step from where it stands.
+    With D_i the pseudo-gradient `anchor - params` of worker i, its outer gradient is mean_j(last D_j) + (D_i - last
+    D_i) / W. It stands last in the line, after the inner optimiser. Anchors and outer optimisers are per worker, and
+    differ slightly. Nothing is communicated between rounds; in a round workers send the pseudo-gradients of the round
+    before. These are in the state when the step begins, so the mean can overlap with the step's computation. A worker
+    whose step the guard rejects does not move by itself, and takes the outer step from its present parameters.
 
-    On another number of workers a run goes on with the means of the anchors, of the last ways, of the outer states and
-    of the workers' parameters.
+    On another number of workers the anchors, the last pseudo-gradients, the outer states and the workers' parameters
+    become their means over workers.
 
     Args:
         every: local steps from one round to the next (the paper's H), or a schedule of them.
-        outer: any optax optimiser, such as `sgd(0.7, momentum=0.9, nesterov=True)`.
-        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
+        outer: the outer optimiser, any of optax, such as `sgd(0.7, momentum=0.9, nesterov=True)`.
+        codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` below 1, `outer` is no optimiser, feedback or an exchange without a codec, or no parameters
-            given to `update`.
+        InputError: `every` is below 1, `outer` is not an optimiser, feedback or an exchange is given without a codec,
+            or `update` is given no parameters.
 
     >>> update = optax.chain(optax.sgd(1.0), eager_diloco(every=1, outer=optax.sgd(1.0)))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.zeros(2), jnp.array([2.0, 6.0]))  # at first a part of their own alone
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(jnp.zeros(2), jnp.array([2.0, 6.0]))  # own / W: others' come later
     Array([-1., -3.], dtype=float32)
     """
     outer = check_optimizer('eager_diloco', outer)
 
-    def message(local: periodic.Local, state: EagerDilocoState) -> Any:
-        del local
+    def message(local: periodic.Local, state: EagerDilocoState) -> optax.Updates:
+        del local  # only values of the last round: a mean of this step's could not overlap with it
         return state.last
 
-    def receive(local: periodic.Local, state: EagerDilocoState, mean: Any) -> tuple[Any, EagerDilocoState]:
+    def receive(local: periodic.Local, state: EagerDilocoState, mean: Any) -> tuple[optax.Updates, EagerDilocoState]:
         new, w = periodic.displacement(local.moved, state.anchor, axis), collectives.axis_size(axis)
         gradient = jax.tree.map(lambda m, d, last: m + (d - last) / w, mean, new, state.last)
         step, outer_state = outer.update(gradient, state.outer, state.anchor)

@@ -21,7 +21,7 @@ class MeanState(NamedTuple):
 
 
 def _residual(state: MeanState) -> Any:
-    """The residuals, [W, ...] each, for laws of error feedback."""
+    """The residual of error feedback, [W, ...] for each parameter, for laws."""
     return state.compression.residual
 
 
@@ -56,22 +56,25 @@ def mean(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces each worker's updates by their mean over workers, which all then share.
+    """Replaces each worker's updates by their mean over workers, replicated (synchronous data parallelism).
+
+    It stands before the optimiser in most lines; the optimiser's state is then replicated too. The mean is communicated
+    at every step. The guard rejects a step for all workers together, and the state then stays as it was. On another
+    number of workers each residual becomes the mean of the workers' residuals.
 
     Args:
-        codec, feedback, exchange, seed: the compressed mean, see `Channel`.
+        codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 
     Raises:
-        InputError: feedback or an exchange without a codec, an exchange that does not exist.
+        InputError: feedback or an exchange is given without a codec, or there is no such exchange.
 
     >>> import jax, jax.numpy as jnp
     >>> update = optax.chain(mean(), optax.sgd(1.0))
     >>> run = lambda g: update.update(g, update.init(g))[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([1.0, 2.0, 6.0]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(jnp.array([1.0, 2.0, 6.0]))
     Array([-3., -3., -3.], dtype=float32)
     """
-
     channel = Channel(axis, codec, feedback, exchange, seed)
 
     def init(params: optax.Params) -> MeanState:

@@ -1,4 +1,4 @@
-"""A parameter server, synchronous and sharded: workers push gradients to the owners of parts and pull parameters back
+"""A synchronous, sharded parameter server: workers push gradients to the owners of shards and pull parameters from them
 (Li et al. 2014, Scaling Distributed Machine Learning with the Parameter Server).
 """
 
@@ -24,14 +24,14 @@ from jaxdist.core.registry import algorithm
 
 
 class ParameterServerState(NamedTuple):
-    """What each worker serves.
+    """The shard of the server that this worker owns, and what it needs to push and pull.
 
     Attributes:
-        step: steps taken, an int32 scalar.
-        served: the parameters that this worker owns, [shards, k] of each.
-        optimizer: the optimiser's state for them.
-        residual: with feedback, what this worker's pushes left out, in the shape of the parameters; else ().
-        key: what random rounding draws from.
+        step: steps taken, an int32 scalar; replicated.
+        served: the parameters that this worker owns, [shards, k] of each tensor.
+        optimizer: the optimiser's state for these parameters.
+        residual: with feedback, the compression error of this worker's pushes, in the shape of the parameters; else ().
+        key: the random key of stochastic rounding; replicated.
     """
 
     step: jax.Array
@@ -42,7 +42,7 @@ class ParameterServerState(NamedTuple):
 
     @property
     def sharded_fields(self) -> tuple[str, ...]:
-        """The fields of which each worker has a part, where others have a whole of their own."""
+        """The fields of which each worker stores one shard."""
         return ('served', 'optimizer')
 
 
@@ -75,37 +75,40 @@ def parameter_server(
     seed: int = 0,
     axis: str = collectives.AXIS,
 ) -> optax.GradientTransformationExtraArgs:
-    """Sends gradients to the workers that own parts of the parameters, steps there, and fetches parameters from them.
+    """Updates each shard of the parameters on the worker that owns it: gradients are pushed, parameters pulled.
 
-    What goes in are gradients: the optimiser is inside, since each worker runs it on the part that it owns, 1 / W of
-    every tensor, and holds its state for that part alone. Pushing is a reduce-scatter, pulling an all-gather: together
-    the bytes of an all-reduce. It is exactly `mean() | optimizer` for an optimiser that works entry by entry.
+    It takes gradients and has the optimiser inside: each worker runs it on the shard that it owns, 1 / W of every
+    tensor, and stores the optimiser's state for that shard only. It is the whole line, or its last transformation. A
+    push, at every step, is a reduce-scatter, and a pull an all-gather: together the bytes of an all-reduce. It equals
+    `mean() | optimizer` for an optimiser that works entry by entry.
 
-    Through a codec, a pull sends how far the served parameters are ahead of what all workers have, and these move by
-    what arrives; so what is left out of one pull is in the next, as in EF21-P (Gruntkowska et al. 2023, arXiv
-    2209.15218). Workers compute with parameters that are up to `staleness` steps old: the bound of a stale synchronous
-    server (Ho et al. 2013), always reached.
+    With a codec, a pull sends the difference between the served parameters and those that all workers have, which then
+    move by the decoded difference; so the compression error of one pull is part of the next, as in EF21-P (Gruntkowska
+    et al. 2023, arXiv 2209.15218). Workers compute gradients at parameters up to `staleness` steps old: the bound of a
+    stale synchronous server (Ho et al. 2013), always reached.
 
-    On another number of workers a run goes on with the served parameters and the optimiser's state cut anew, nothing
-    changed; each worker's residual becomes the mean of those that there were.
+    The guard rejects a step for all workers together, and the state then stays as it was. On another number of workers
+    the served parameters and the optimiser's state are concatenated and sharded again, with no value changed; each
+    residual becomes the mean of the workers' residuals.
 
     Args:
-        optimizer: any optax optimiser that works entry by entry.
+        optimizer: the server's optimiser, any of optax that works entry by entry.
         push: the codec of gradients, or None for float32.
-        pull: the codec of what has changed in the parameters, or None for parameters in float32.
-        feedback: whether, or what part of, what a push leaves out is added to the next one.
-        staleness: steps that the workers' parameters may be old; they pull at one step in `staleness` + 1.
-        seed: of the codecs' random rounding.
+        pull: the codec of changes of the parameters, or None for the parameters in float32.
+        feedback: error feedback of pushes: False, True, or the part of the residual that is added to the next push.
+        staleness: the largest age in steps of the workers' parameters; they are pulled every `staleness` + 1 steps.
+        seed: the seed of the codecs' stochastic rounding.
         axis: the worker axis.
 
     Raises:
-        InputError: the optimiser is none, or looks at whole tensors; a codec that is not one of messages, or errs by
-            more than it is given where that would add up; feedback without `push`; a negative staleness; or no
-            parameters given to `update`.
+        InputError: `optimizer` is not an optimiser, or works on whole tensors; a codec does not encode messages, or its
+            error is larger than its input and would be fed back; feedback is given without `push`; `staleness` is
+            negative; or `update` is given no parameters.
 
     >>> update = parameter_server(optax.sgd(1.0))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
-    >>> jax.vmap(run, axis_name='workers', in_axes=(None, 0))(jnp.zeros(2), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> run = jax.jit(jax.vmap(run, axis_name='workers', in_axes=(None, 0)))
+    >>> run(jnp.zeros(2), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     Array([[-2., -3.],
            [-2., -3.]], dtype=float32)
     """
@@ -115,6 +118,7 @@ def parameter_server(
     def init(params: optax.Params) -> ParameterServerState:
         check_elementwise('parameter_server', inner, params)
         served = collectives.pvary(sharded.local_shard(params, axis), axis)
+        # Residuals are float32 at least: in the parameters' dtype a small one would be rounded away.
         zeros = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
         residual = collectives.pvary(jax.tree.map(zeros, params), axis) if feedback else ()
         zero, key = jnp.zeros((), jnp.int32), jax.random.key(seed)
@@ -124,40 +128,42 @@ def parameter_server(
         updates: optax.Updates, state: ParameterServerState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, ParameterServerState]:
         periodic.require_params('parameter_server', params)
-        key, to, fro = jax.random.split(state.key, 3)
-        gradient, residual = sharded.reduce_scatter(updates, state.residual, push, float(feedback or 0), to, axis)
-        moves, optimizer_state = inner.update(gradient, state.optimizer, state.served, **extra)
-        served = optax.apply_updates(state.served, moves)
+        key, push_key, pull_key = jax.random.split(state.key, 3)
+        gradient, residual = sharded.reduce_scatter(updates, state.residual, push, float(feedback or 0), push_key, axis)
+        shard_updates, optimizer_state = inner.update(gradient, state.optimizer, state.served, **extra)
+        served = optax.apply_updates(state.served, shard_updates)
         step = state.step + 1
 
-        def fetch() -> Any:
-            return jax.tree.map(jnp.subtract, sharded.all_gather(served, params, pull, fro, axis), params)
+        def fetch() -> optax.Updates:
+            return jax.tree.map(jnp.subtract, sharded.all_gather(served, params, pull, pull_key, axis), params)
 
-        def wait() -> Any:
+        def wait() -> optax.Updates:
             return jax.tree.map(jnp.zeros_like, params)
 
-        moved = lax.cond(step % (staleness + 1) == 0, fetch, wait) if staleness else fetch()
-        return moved, ParameterServerState(step, served, optimizer_state, residual, key)
+        # A line returns updates, not parameters: the difference moves every worker to what it has pulled.
+        moves = lax.cond(step % (staleness + 1) == 0, fetch, wait) if staleness else fetch()
+        return moves, ParameterServerState(step, served, optimizer_state, residual, key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _check(push: Any, pull: Any, feedback: Feedback, staleness: int) -> None:
-    for what, codec in (('push', push), ('pull', pull)):
+    """Checks the arguments of `parameter_server`, but for the optimiser."""
+    for argument, codec in (('push', push), ('pull', pull)):
         if codec is not None and not isinstance(codec, Codec):
             raise InputError(
-                f'parameter_server: {what} takes a codec of messages, such as int8(); this one averages tensors, or '
-                'chooses for each tensor'
+                f'parameter_server: {argument} takes a codec of messages, such as int8(); this one averages tensors, '
+                'or chooses a codec for each tensor'
             )
     if pull is not None and (pull.votes or not pull.contracts):
         raise InputError(
-            'parameter_server: pull needs a codec whose error is smaller than what it is given: what one pull leaves '
-            'out is in the next, and would grow without end'
+            'parameter_server: pull needs a codec whose error is smaller than its input: the error of one pull is part '
+            'of the next, and would grow without bound'
         )
     if feedback == 'ef21' or (feedback and (push is None or not push.contracts)):
         raise InputError(
-            f'parameter_server: feedback={feedback!r} needs push=..., a codec whose error is smaller than what it is '
-            'given, and is True or the part that is kept'
+            f'parameter_server: feedback={feedback!r} needs push=..., a codec whose error is smaller than its input, '
+            'and must be True or the part of the residual that is kept'
         )
     if not isinstance(staleness, int) or staleness < 0:
         raise InputError(f'parameter_server: staleness={staleness!r} must be a whole number, 0 or more')

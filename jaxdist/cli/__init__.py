@@ -1,1 +1,1 @@
-"""The commands of `jaxdist`: what each option means, and what is printed."""
+"""The commands of `jaxdist`: their options and their output."""

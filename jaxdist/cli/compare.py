@@ -22,7 +22,7 @@ from jaxdist.training.experiment import Experiment, sweep
 
 @dataclass(frozen=True)
 class Shared(Experiment):
-    """An experiment whose update line the command line gives elsewhere, more than once."""
+    """An experiment without an option for its update line: `Compare` has one that can be repeated."""
 
     update: Annotated[tyro.conf.Suppress[tyro.conf.Fixed[str]], tyro.conf.arg(name='one-update')] = ''
 
@@ -31,14 +31,14 @@ class Shared(Experiment):
 class Compare:
     """Runs several update lines, or a config's sweep, on the same data and initial weights, and writes a report.
 
-    Started again, it goes on where it stopped. Options change every experiment of a sweep.
+    A comparison that was stopped is resumed by the same command. Options apply to every experiment of a sweep.
     """
 
     experiment: Annotated[Shared, tyro.conf.arg(name='')] = field(default_factory=Shared)
     update: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='LINE')] = ()
-    """An update line to compare; give it more than once. Without any, the config's sweep() is run."""
+    """An update line to compare; repeat the option for every line. Without it, the config's sweep() is run."""
     seeds: int = 1
-    """Runs of each, with seeds from the experiment's on."""
+    """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
     """The folder for rows, table, plots and page. By default runs/compare-CONFIG."""
     title: Annotated[str | None, tyro.conf.arg(metavar='TEXT', help_behavior_hint='')] = None
@@ -53,22 +53,23 @@ def main(arguments: list[str]) -> None:
         experiments = [_under(chosen, line) for line in chosen.update]
     else:
         experiments = [_under(_parse(path, rest, base), base.update) for base in sweep(path or Path())]
-    who = variants(experiments)
+    compared = variants(experiments)
     options.start(*experiments)
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
-    _run(who, chosen.seeds, folder)
-    _show(write_report(who, chosen.seeds, folder, chosen.title or f'{name}: a comparison', options.typed()), folder)
+    _run(compared, chosen.seeds, folder)
+    title = chosen.title or f'{name}: a comparison'
+    _show(write_report(compared, chosen.seeds, folder, title, options.command_line()), folder)
 
 
 def _parse(path: Path | None, rest: list[str], base: Experiment) -> Compare:
-    """The options, with those of the experiment that were not given as they are in `base`."""
+    """The options; fields of the experiment that are not given are those of `base`."""
     default = Compare(Shared(**{**_fields(base), 'update': ''}))
     return options.parse(default, rest, f'compare {path or "CONFIG"}')
 
 
 def _under(chosen: Compare, line: str) -> Experiment:
-    """The experiment that was chosen, under an update line."""
+    """The chosen experiment with another update line."""
     return Experiment(**{**_fields(chosen.experiment), 'update': line})
 
 
@@ -76,14 +77,14 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
     return {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
 
 
-def _run(who: Sequence[Variant], seeds: int, folder: Path) -> None:
-    """Runs what is not there yet."""
-    command = options.typed()
+def _run(compared: Sequence[Variant], seeds: int, folder: Path) -> None:
+    """Runs the variants and seeds that have no result yet."""
+    command = options.command_line()
     with asked_to_stop() as stop, Progress(stop) as progress:
-        for name, seed, event in compare(who, seeds, folder, command=command, stop=stop):
+        for name, seed, event in compare(compared, seeds, folder, command=command, stop=stop):
             progress.show(event, f'{name}, seed {seed}')
         if stop():
-            progress.say(f'stopped; what was done is saved. Go on with:\n  {command}')
+            progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {command}')
             sys.exit(stop.code)
 
 

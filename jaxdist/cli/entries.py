@@ -1,4 +1,4 @@
-"""Which algorithms, codecs or constraints a command is about: names, or Python files that register some."""
+"""Arguments that select algorithms, codecs or constraints: names, or Python files that register some."""
 
 import inspect
 from pathlib import Path
@@ -10,13 +10,13 @@ from jaxdist.core import registry
 from jaxdist.core.errors import InputError
 from jaxdist.training.user_code import load_script
 
-What = tyro.conf.Positional[
+Names = tyro.conf.Positional[
     Annotated[tuple[str, ...], tyro.conf.arg(metavar='[NAME|FILE.py ...]', help_behavior_hint='(default: all of them)')]
 ]
 
 
-def chosen(what: tuple[str, ...], known: dict[str, registry.Entry]) -> list[registry.Entry]:
-    """The entries that names and files stand for; all that are known for none.
+def chosen(names: tuple[str, ...], known: dict[str, registry.Entry]) -> list[registry.Entry]:
+    """The registry entries that names and files select; all known entries if `names` is empty.
 
     Raises:
         InputError: no entry has the name, or the file registers nothing.
@@ -24,15 +24,15 @@ def chosen(what: tuple[str, ...], known: dict[str, registry.Entry]) -> list[regi
     >>> [entry.name for entry in chosen(('delay',), registry.algorithms())]
     ['delay']
     """
-    found: list[registry.Entry] = []
-    for name in what:
+    selected: list[registry.Entry] = []
+    for name in names:
         kinds = {entry.kind for entry in known.values()}
-        found += _of_file(Path(name), kinds) if name.endswith('.py') else [_named(name, known)]
-    return found or list(known.values())
+        selected += _of_file(Path(name), kinds) if name.endswith('.py') else [_named(name, known)]
+    return selected or list(known.values())
 
 
 def constraints() -> dict[str, registry.Entry]:
-    """All constraints, and what moves their multipliers.
+    """All constraints, and the transformations and penalties for their multipliers.
 
     >>> 'squared_norm' in constraints() and 'nupi' in constraints()
     True
@@ -58,7 +58,7 @@ def _named(name: str, known: dict[str, registry.Entry]) -> registry.Entry:
 
 
 def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
-    """What of these kinds a file registers; one of jaxdist's own has done so already."""
+    """The entries of these kinds that a file registers, run first if it is not one of jaxdist's own files."""
 
     def registered() -> list[registry.Entry]:
         known = [entry for entry in {**every(), **constraints()}.values() if entry.kind in kinds]
@@ -66,8 +66,8 @@ def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
 
     if not registered():
         load_script(path)
-    found = registered()
-    if not found:
-        marks = ' or '.join(f'@{kind}(...)' for kind in sorted(kinds))
-        raise InputError(f'{path} registers nothing: put {marks} of jaxdist.core.registry on a function')
-    return found
+    entries = registered()
+    if not entries:
+        decorators = ' or '.join(f'@{kind}(...)' for kind in sorted(kinds))
+        raise InputError(f'{path} registers nothing: put {decorators} of jaxdist.core.registry on a function')
+    return entries

@@ -1,4 +1,4 @@
-"""`jaxdist laws`: algorithms and codecs against their laws, a user's own too."""
+"""`jaxdist laws`: tests algorithms and codecs, also a user's, against their laws."""
 
 import sys
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from jaxdist.laws import LawResult, check_entry
 
 @dataclass(frozen=True)
 class Laws:
-    """Tests algorithms and codecs against their laws: those that all answer to, and those that each claims."""
+    """Tests algorithms and codecs against their laws: the universal ones, and those that each claims."""
 
-    what: entries.What = ()
+    names: entries.Names = ()
     """Names of algorithms or codecs, or Python files that register some."""
     workers: int = 4
-    """How many workers, on as many emulated devices."""
+    """Number of workers, on as many emulated devices."""
     seed: int = 0
-    """Of the gradients that they are tried with."""
+    """Seed of the gradients of the tests."""
 
 
 def main(arguments: list[str]) -> None:
@@ -28,16 +28,16 @@ def main(arguments: list[str]) -> None:
     options.emulate(chosen.workers)
     console = Console(highlight=False, soft_wrap=True)
     broken = 0
-    for entry in entries.chosen(chosen.what, entries.every()):
-        for line, verdicts in check_entry(entry, chosen.workers, chosen.seed).items():
-            console.print('\n'.join([escape(line), *map(_text, verdicts)]))
-            broken += sum(bool(verdict.problem) for verdict in verdicts)
+    for entry in entries.chosen(chosen.names, entries.every()):
+        for line, results in check_entry(entry, chosen.workers, chosen.seed).items():
+            console.print('\n'.join([escape(line), *map(_text, results)]))
+            broken += sum(bool(result.problem) for result in results)
     if broken:
         console.print(f'[red]{broken} {"law is" if broken == 1 else "laws are"} broken[/]')
         sys.exit(1)
 
 
-def _text(verdict: LawResult) -> str:
-    if not verdict.problem:
-        return f'  holds   {escape(verdict.law)}'
-    return f'  [red]broken[/]  {escape(verdict.law)}: {escape(verdict.problem)}'
+def _text(result: LawResult) -> str:
+    if not result.problem:
+        return f'  holds   {escape(result.law)}'
+    return f'  [red]broken[/]  {escape(result.law)}: {escape(result.problem)}'

@@ -1,4 +1,4 @@
-"""`jaxdist algorithms`, `codecs` and `constraints`: what lines can be made of, and what an update line sends."""
+"""`jaxdist algorithms`, `codecs` and `constraints`: list the calls of lines, and the bytes that they send."""
 
 import inspect
 from dataclasses import dataclass
@@ -21,73 +21,73 @@ from jaxdist.line.calls import FILLED
 from jaxdist.training.plan import sent_each_step, update_traffic
 
 MATRIX = {'matrix': jax.ShapeDtypeStruct((1000, 1000), 'float32')}
-"""The parameters if no config gives a model."""
+"""The parameters whose bytes are counted if no config is given."""
 
 
 @dataclass(frozen=True)
 class Algorithms:
-    """Lists algorithms: parameters, papers, the laws that they claim and, for a number of workers, what they send."""
+    """Lists algorithms: parameters, papers, the laws that they claim and, for a number of workers, bytes per step."""
 
-    what: entries.What = ()
+    names: entries.Names = ()
     """Names of algorithms, or Python files that register some."""
     workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint='')] = None
-    """Tell what one of so many workers sends a step."""
+    """List the bytes that one of so many workers sends per step."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
-    """Of this config's model; without it, of one matrix of 1000 x 1000 numbers."""
+    """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
 
 
 @dataclass(frozen=True)
 class Codecs:
     """Lists codecs: parameters, papers, the laws that they claim and, for a number of workers, the bytes of a mean."""
 
-    what: entries.What = ()
+    names: entries.Names = ()
     """Names of codecs, or Python files that register some."""
     workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint='')] = None
-    """Tell what one of so many workers sends for a mean."""
+    """List the bytes that one of so many workers sends for a mean."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
-    """Of this config's model; without it, of one matrix of 1000 x 1000 numbers."""
+    """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """Lists constraints, and what moves their multipliers: parameters, papers and examples."""
+    """Lists constraints, transformations of dual lines, and penalties: parameters, papers and examples."""
 
-    what: entries.What = ()
-    """Names of constraints or of links of dual lines, or Python files that register some."""
+    names: entries.Names = ()
+    """Names of constraints, transformations or penalties, or Python files that register some."""
 
 
 def algorithms(arguments: list[str]) -> None:
     """Runs `jaxdist algorithms`."""
     _show(options.parse(Algorithms(), arguments, 'algorithms'), registry.algorithms())
-    print("A line can also hold optax's own optimisers, transformations and schedules, by their names.")
+    print("Lines can also contain optax's optimisers, transformations and schedules, by name.")
 
 
 def codecs(arguments: list[str]) -> None:
     """Runs `jaxdist codecs`."""
     _show(options.parse(Codecs(), arguments, 'codecs'), registry.codecs())
-    print('Any codec goes with any algorithm that averages, as in mean(codec=int8()).')
+    print('Any algorithm that averages can use any codec, as in mean(codec=int8()).')
 
 
 def constraints(arguments: list[str]) -> None:
     """Runs `jaxdist constraints`."""
     console = Console(highlight=False)
-    for entry in entries.chosen(options.parse(Constraints(), arguments, 'constraints').what, entries.constraints()):
+    for entry in entries.chosen(options.parse(Constraints(), arguments, 'constraints').names, entries.constraints()):
         _head(console, entry, _field(entry))
-        console.print(Padding(escape(f'as in: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
-    print("A dual line can also hold optax's own optimisers, and a penalty its schedules, by their names.")
+        console.print(Padding(escape(f'example: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
+    print("Dual lines can also contain optax's optimisers, and penalties its schedules, by name.")
 
 
 def _field(entry: registry.Entry) -> str:
-    """The field of an experiment that it is for."""
+    """The field of an experiment in which the entry can be used."""
     if entry.kind == 'constraint':
         return 'constraints.hold'
-    moves = issubclass(inspect.signature(entry.make).return_annotation, optax.GradientTransformation)
-    return 'constraints.dual' if moves else 'constraints.penalty'
+    transforms = issubclass(inspect.signature(entry.make).return_annotation, optax.GradientTransformation)
+    return 'constraints.dual' if transforms else 'constraints.penalty'
 
 
-def _head(console: Console, entry: registry.Entry, where: str = '') -> None:
-    """How it is called, what it is, and its paper."""
-    console.print(Padding(f'[bold]{escape(_call(entry))}[/]{f"  ({where})" if where else ""}', (0, 0, 0, 2)))
+def _head(console: Console, entry: registry.Entry, field: str = '') -> None:
+    """Prints an entry's call, summary and paper."""
+    console.print(Padding(f'[bold]{escape(_call(entry))}[/]{f"  ({field})" if field else ""}', (0, 0, 0, 2)))
     for text in (entry.summary, entry.paper if entry.paper != 'none' else ''):
         if text:
             console.print(Padding(escape(text), (0, 0, 0, 6)))
@@ -97,11 +97,11 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
     if chosen.workers is not None and chosen.workers < 1:
         raise InputError(f'--workers {chosen.workers} must be 1 or more')
     if chosen.config and chosen.workers is None:
-        raise InputError('--config tells of which model bytes are counted, and --workers for how many: give both')
-    found = entries.chosen(chosen.what, known)
+        raise InputError('--config counts bytes for a model, which also needs the number of --workers: give both')
+    selected = entries.chosen(chosen.names, known)
     params = _params(chosen.config) if chosen.workers else None
     console = Console(highlight=False)
-    for entry in found:
+    for entry in selected:
         _head(console, entry)
         console.print(Padding(escape(f'claims: {", ".join(_claims(entry))}'), (0, 0, 0, 6)))
         if chosen.workers:
@@ -110,7 +110,7 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
 
 
 def _params(config: Path | None) -> Any:
-    """The shapes of a config's model."""
+    """The shapes and dtypes of the parameters of a config's model."""
     if config is None:
         return MATRIX
     experiment = options.load_config(config)
@@ -119,29 +119,29 @@ def _params(config: Path | None) -> Any:
 
 
 def _bytes(entry: registry.Entry, params: Any, workers: int) -> str:
-    """What one worker sends under the entry's first example, measured in the traced program."""
+    """The bytes that one worker sends with the entry's first example, measured in the traced program."""
     example = next(iter(entry.examples))
     text = f'mean(codec={example})' if entry.kind == 'codec' else example
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    head = f'{text}, {workers} workers, {count:,} numbers: '
+    head = f'{text}, {workers} workers, {count:,} parameters: '
     try:
         rows = update_traffic(line.build(text), params, workers)
-    except ValueError as error:  # of what the example cannot do with so many workers or such parameters
+    except ValueError as error:  # the example does not allow this number of workers, or these parameters
         return head + str(error)
     sent, exact = sent_each_step(rows, 'workers'), Fraction(2 * (workers - 1), workers) * 4 * count
     if not sent:
-        return head + ('nothing is sent' if sent == 0 else 'what is sent depends on the data')
-    by = ' + '.join(dict.fromkeys(f'{row.kind} of {row.dtype}' for row in rows))
-    return head + f'{round(sent):,} bytes, {float(exact / sent):.3g} times less than an exact mean, by {by}'
+        return head + ('nothing is sent' if sent == 0 else 'the bytes sent depend on the data')
+    collectives = ' + '.join(dict.fromkeys(f'{row.kind} of {row.dtype}' for row in rows))
+    return head + f'{round(sent):,} bytes, {float(exact / sent):.3g} times less than the exact mean, by {collectives}'
 
 
 def _call(entry: registry.Entry) -> str:
-    """How a line calls it: every parameter, with its default."""
+    """The entry's call in a line, with every parameter and its default."""
     parameters = inspect.signature(entry.make).parameters.values()
     texts = [p.name if p.default is p.empty else f'{p.name}={p.default!r}' for p in parameters if p.name not in FILLED]
     return f'{entry.name}({", ".join(texts)})'
 
 
 def _claims(entry: registry.Entry) -> list[str]:
-    """The laws that any of its examples claims, each once."""
+    """The laws that the entry's examples claim, each once."""
     return list(dict.fromkeys(law.name for laws in entry.examples.values() for law in laws)) or ['nothing']

@@ -1,4 +1,4 @@
-"""`jaxdist`: the command line. It and its commands are the only place that prints."""
+"""The program `jaxdist`. Nothing outside this package prints."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ from jaxdist.core.errors import JaxdistError
 from jaxdist.core.registry import nearest
 
 COMMANDS = {
-    'train': (train.main, 'train an experiment, or go on with a run'),
-    'plan': (plan.main, 'show what an experiment will send and hold'),
-    'compare': (compare.main, 'run several update lines side by side and write a report'),
-    'laws': (laws.main, 'test algorithms and codecs, your own too, against their laws'),
-    'algorithms': (listing.algorithms, 'list the algorithms of update lines, and what they send'),
-    'codecs': (listing.codecs, 'list the codecs of what is sent, and their bytes'),
-    'constraints': (listing.constraints, 'list constraints, and what moves their multipliers'),
+    'train': (train.main, 'train an experiment, or resume a run'),
+    'plan': (plan.main, 'show the bytes that an experiment sends and stores, before it runs'),
+    'compare': (compare.main, 'run several update lines on the same data, and write a report'),
+    'laws': (laws.main, 'test algorithms and codecs, also your own, against their laws'),
+    'algorithms': (listing.algorithms, 'list the algorithms of update lines, and the bytes that they send'),
+    'codecs': (listing.codecs, 'list the codecs for gradient compression, and the bytes that they send'),
+    'constraints': (listing.constraints, 'list constraints, transformations of dual lines, and penalties'),
 }
 
 
 def main() -> None:
-    """The program `jaxdist`. Ends with 0, with 1 where a run or a law failed, with 2 where the call was wrong."""
+    """Runs the program `jaxdist`. Exits with 0, with 1 if a run or a law fails, and with 2 if the call is wrong."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         _usage()
@@ -36,12 +36,12 @@ def main() -> None:
 
 
 def _call(name: str, arguments: list[str]) -> None:
-    """Runs a command; an error that was raised for the user is printed without a traceback."""
+    """Runs a command; errors for the user are printed without a traceback."""
     try:
         COMMANDS[name][0](arguments)
     except JaxdistError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # nobody reads what is printed, as after `| head`
+    except BrokenPipeError:  # the reader of a pipe has ended, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
@@ -58,4 +58,4 @@ def _usage() -> None:
     console.print('usage: jaxdist COMMAND ...\n\nResearch on distributed optimisation, in JAX.\n')
     for name, (_, about) in COMMANDS.items():
         console.print(f'  {name:<12}{about}')
-    console.print('\njaxdist COMMAND --help tells more.')
+    console.print('\nOptions of a command: jaxdist COMMAND --help')

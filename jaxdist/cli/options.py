@@ -1,4 +1,4 @@
-"""What commands have in common: reading a config with its overrides, and making the devices ready."""
+"""Common to all commands: reads a config and its overrides, and sets up the devices."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from jaxdist import line
-from jaxdist.cluster import processes as cluster
+from jaxdist.cluster import processes
 from jaxdist.cluster.processes import Cluster
 from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
@@ -28,7 +28,7 @@ ExperimentFields = Annotated[Experiment, tyro.conf.arg(name='')]
 
 
 def config_path(arguments: list[str], command: str) -> tuple[Path | None, list[str]]:
-    """The config, which comes first, and the rest of the command line; no config where help is asked for without one.
+    """The config, which comes first, and the rest of the command line; None for the config of `--help` without one.
 
     Raises:
         ExperimentError: the first argument is an option, or there is none.
@@ -47,7 +47,7 @@ def load_config(path: Path | None) -> Experiment:
     """The experiment of a config, of a run's folder or of its experiment.json; all defaults for no path at all.
 
     Raises:
-        ExperimentError: there is no experiment, or a file that defines an algorithm of its line is gone.
+        ExperimentError: there is no experiment, or a file that defines an algorithm of its line is missing.
         ScriptError: a Python file cannot be run.
 
     >>> load_config(None).batch
@@ -59,27 +59,27 @@ def load_config(path: Path | None) -> Experiment:
         _load_scripts(path.parent / 'run.json' if path.name == 'experiment.json' else None)
         return load(path)
     if not (path / 'experiment.json').is_file():
-        raise ExperimentError(f'the folder {path} holds no run: there is no experiment.json in it')
+        raise ExperimentError(f'the folder {path} contains no run: there is no experiment.json in it')
     _load_scripts(path / 'run.json')
     return load(path / 'experiment.json')
 
 
 def _load_scripts(facts: Path | None) -> None:
-    """Runs the files that a run's line needs: those which define algorithms that are not jaxdist's."""
+    """Runs the files that define the algorithms of a run that are not jaxdist's, as listed in its `run.json`."""
     if facts is not None and facts.is_file():
         for file in map(Path, json.loads(facts.read_text()).get('scripts', [])):
             if not file.is_file():
-                raise ExperimentError(f'{file} defines an algorithm of the run in {facts.parent}, and is not there')
+                raise ExperimentError(f'{file}, which defines an algorithm of the run in {facts.parent}, is missing')
             load_script(file)
 
 
 def parse(default: Options, arguments: list[str], command: str) -> Options:
-    """The options of a command, every field of `default` one of them. Mistakes and `--help` end the program.
+    """The options of a command, one for each field of `default`. A mistake or `--help` ends the program.
 
     >>> parse(Cluster(), ['--processes', '2'], 'x').processes
     2
     """
-    # tyro joins lines, and leaves alone those that are indented.
+    # tyro joins lines, except those that are indented.
     about = textwrap.fill(' '.join((type(default).__doc__ or '').split()), 80, subsequent_indent='  ')
     config = (tyro.conf.AvoidSubcommands,)
     return tyro.cli(
@@ -98,8 +98,8 @@ def settled(experiment: Experiment, settings: tuple[str, ...]) -> Experiment:
     )
 
 
-def start(*experiments: Experiment, where: Cluster = Cluster()) -> None:
-    """Makes emulated devices and joins the other processes, if there are any. Must come before any JAX computation.
+def start(*experiments: Experiment, cluster: Cluster = Cluster()) -> None:
+    """Creates emulated devices and joins the other processes, if there are any; must precede any JAX computation.
 
     Raises:
         ExperimentError: the meshes do not fit the processes.
@@ -108,22 +108,22 @@ def start(*experiments: Experiment, where: Cluster = Cluster()) -> None:
     >>> start(Experiment(mesh=Mesh(workers=2, simulate=True)))
     """
     meshes = [experiment.mesh for experiment in experiments if not experiment.mesh.simulate]
-    if cluster.size(where) > 1 and len(meshes) < len(experiments):
-        raise ExperimentError('simulated workers live in one process: leave out --simulate or the --cluster options')
+    if processes.size(cluster) > 1 and len(meshes) < len(experiments):
+        raise ExperimentError('simulated workers run in one process: leave out --simulate or the --cluster options')
     emulated = max((mesh.devices for mesh in meshes if mesh.emulate), default=0)
     if emulated:
-        emulate(emulated, cluster.size(where))
-    cluster.join(where)
+        emulate(emulated, processes.size(cluster))
+    processes.join(cluster)
     for mesh in meshes:
         if jax.process_count() > 1 and mesh.devices != jax.device_count():
             raise ExperimentError(
-                f'{jax.process_count()} processes have {jax.device_count()} devices together, and the mesh must have '
+                f'{jax.process_count()} processes have {jax.device_count()} devices in all, and the mesh must have '
                 f'as many: it has {axis_text(mesh.axes)}'
             )
 
 
 def emulate(devices: int, processes: int = 1) -> None:
-    """Makes this process's share of so many devices on CPU; where JAX runs already, its devices have to do.
+    """Creates this process's share of emulated devices on CPU; does nothing once JAX has started.
 
     Raises:
         ExperimentError: the processes do not divide the devices, or there would be none.
@@ -135,17 +135,17 @@ def emulate(devices: int, processes: int = 1) -> None:
     try:
         jax.config.update('jax_num_cpu_devices', devices // processes)
         jax.config.update('jax_platforms', 'cpu')
-    except RuntimeError:  # JAX runs already, as in a notebook; a mesh that is too large for it says so
+    except RuntimeError:  # JAX has started, as in a notebook; if it has too few devices, making the mesh fails
         return
 
 
-def typed() -> str:
-    """The command line as it was typed, for the record."""
+def command_line() -> str:
+    """The command line, for the record."""
     return shlex.join(['jaxdist', *sys.argv[1:]])
 
 
 def train_command() -> str:
-    """How `jaxdist train` is called here: as the script that set JAXDIST_TRAIN, or as this program."""
+    """The command that runs `jaxdist train`: the script that set JAXDIST_TRAIN, or this program."""
     program = Path(sys.argv[0])
     if program.name != 'jaxdist' or shutil.which('jaxdist') == sys.argv[0]:
         program = Path('jaxdist')

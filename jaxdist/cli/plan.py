@@ -1,4 +1,4 @@
-"""`jaxdist plan`: what an experiment will send and hold, before it runs."""
+"""`jaxdist plan`: shows the bytes that an experiment sends and stores, before it runs."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from jaxdist.training.train import prepare
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Shows what an experiment will send and hold, before it runs.
+    """Shows the bytes that an experiment sends and stores, before it runs.
 
     The config is a Python file, a run's folder or an experiment.json; every field can be changed by an option.
     """
@@ -37,37 +37,37 @@ def main(arguments: list[str]) -> None:
     default = PlanOptions(options.load_config(path))
     chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
-    options.start(experiment, where=chosen.cluster)
-    made = plan(prepare(experiment))
+    options.start(experiment, cluster=chosen.cluster)
+    cost = plan(prepare(experiment))
     if chosen.json:
-        print(json.dumps(made.to_json(), indent=2))
+        print(json.dumps(cost.to_json(), indent=2))
     else:
-        show(made, experiment)
+        show(cost, experiment)
 
 
-def show(made: Plan, experiment: Experiment) -> None:
+def show(cost: Plan, experiment: Experiment) -> None:
     """Prints a plan."""
     console = Console(highlight=False, soft_wrap=True)
-    say = lambda text: console.print(escape(text))  # noqa: E731
-    say(f'update      {made.update}')
-    say(f'devices     {mesh_text(experiment.mesh)}')
-    say(f'parameters  {made.parameters:,}')
-    say(f'data        {facts_text(made.data)}')
-    for label, text in made.objective.items():
-        say(f'{label:<11} {text}')
-    own = made.per_worker
-    listed = ', '.join(own[:2]) + (f' and {len(own) - 2} more' if len(own) > 2 else '')
-    say(f'per worker  {listed or "nothing: all workers share the whole state"}')
-    header, *rows = made.ledger.table()
-    sent = Table(*header, title='sent by one device' + (' (on a mesh)' if made.simulated else ''), title_justify='left')
+    print_line = lambda text: console.print(escape(text))  # noqa: E731
+    print_line(f'update      {cost.update}')
+    print_line(f'devices     {mesh_text(experiment.mesh)}')
+    print_line(f'parameters  {cost.parameters:,}')
+    print_line(f'data        {facts_text(cost.data)}')
+    for label, text in cost.objective.items():
+        print_line(f'{label:<11} {text}')
+    paths = cost.per_worker
+    listed = ', '.join(paths[:2]) + (f' and {len(paths) - 2} more' if len(paths) > 2 else '')
+    print_line(f'per worker  {listed or "nothing: the whole state is replicated"}')
+    header, *rows = cost.ledger.table()
+    sent = Table(*header, title='sent by one device' + (' (on a mesh)' if cost.simulated else ''), title_justify='left')
     for row in rows:
         sent.add_row(*map(escape, row))
     console.print(sent)
-    held = Table('held by one device', 'bytes', title_justify='left')
-    for name, size in made.ledger.memory.items():
-        held.add_row(name, bytes_text(size))
-    console.print(held)
-    each_step = made.ledger.sent('workers')
+    memory = Table('memory per device', 'bytes', title_justify='left')
+    for name, size in cost.ledger.memory.items():
+        memory.add_row(name, bytes_text(size))
+    console.print(memory)
+    each_step = cost.ledger.sent('workers')
     if each_step is not None:
         total = bytes_text(float(each_step * experiment.steps))
-        say(f'in {experiment.steps} steps each worker sends {total} to the others')
+        print_line(f'in {experiment.steps} steps each worker sends {total} to the others')

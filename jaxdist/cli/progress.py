@@ -1,4 +1,4 @@
-"""What `train` and `compare` show while they run: a live line in a terminal, plain lines elsewhere."""
+"""The output of `train` and `compare` while they run: a live line in a terminal, plain lines elsewhere."""
 
 import math
 import os
@@ -22,11 +22,11 @@ from jaxdist.training.experiment import Mesh
 from jaxdist.training.run import Event, Ready
 
 BAR = 12
-"""Columns that are kept for the bar itself."""
+"""Columns that are reserved for the progress bar."""
 
 
 class Screen(Console):
-    """Standard output of process 0; when nobody reads it any more, it falls silent and asks to stop in order."""
+    """Standard output of process 0; after a broken pipe it is quiet, and the run is asked to stop and save."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
@@ -39,10 +39,10 @@ class Screen(Console):
 
 
 class Progress:
-    """Shows the events of one run after the other.
+    """Prints the events of one run after the other.
 
     Args:
-        stop: what to tell when nobody reads it.
+        stop: is asked to stop the run after a broken pipe.
     """
 
     def __init__(self, stop: Stop) -> None:
@@ -62,12 +62,12 @@ class Progress:
         if self.task is not None:
             self.bar.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints a line, above the live one if there is one."""
         self.console.print(escape(text))
 
     def show(self, event: Event, label: str) -> None:
-        """Prints what happened in the run with this label."""
+        """Prints an event of the run with this label."""
         match event:
             case Event('ready', ready):
                 self._begin(ready, label)
@@ -77,21 +77,21 @@ class Progress:
                 self._held_out(record)
             case Event('saved', step):
                 self.speed.rest(step)
-            case Event('diverged', why):
-                self.say(f'diverged: {why}')
+            case Event('diverged', reason):
+                self.print_line(f'diverged: {reason}')
 
     def _begin(self, ready: Ready, label: str) -> None:
         experiment, data = ready.training.experiment, ready.training.data
         self.ready, self.speed = ready, Speed()
-        for path, why in ready.damaged:
-            self.say(f'a damaged checkpoint was set aside as {path}: {why}')
-        cost = 'bytes that depend on the data' if ready.sent is None else bytes_text(float(ready.sent))
-        self.say(label if experiment.update in label else f'{label}: {experiment.update}')
+        for path, reason in ready.damaged:
+            self.print_line(f'a damaged checkpoint was set aside as {path}: {reason}')
+        cost = 'a data-dependent number of bytes' if ready.sent is None else bytes_text(float(ready.sent))
+        self.print_line(label if experiment.update in label else f'{label}: {experiment.update}')
         sends = 'would send' if experiment.mesh.simulate else 'sends'
-        self.say(f'{mesh_text(experiment.mesh)}; each {sends} {cost} a step')
-        self.say(f'data: {facts_text(data.facts)}')
+        self.print_line(f'{mesh_text(experiment.mesh)}; each {sends} {cost} a step')
+        self.print_line(f'data: {facts_text(data.facts)}')
         if ready.step:
-            self.say(f'going on from step {ready.step}')
+            self.print_line(f'resuming from step {ready.step}')
         if ready.resized:
             self._resized(*ready.resized)
         if self.console.is_interactive:
@@ -100,26 +100,24 @@ class Progress:
                 self.bar.remove_task(self.task)
             self.task = self.bar.add_task('compiling', total=experiment.steps, completed=ready.step)
 
-    def _resized(self, count: int, averaged: list[str], cut: list[str]) -> None:
+    def _resized(self, count: int, averaged: list[str], split: list[str]) -> None:
         if averaged:
-            self.say(f'what each of {count} workers had of its own ({averaged[0]}, ...) is now the mean of it, on each')
-        if cut:
-            self.say(
-                f'what each of {count} workers had a part of ({cut[0]}, ...) is cut anew, and nothing in it changed'
-            )
+            self.print_line(f'per-worker state of {count} workers ({averaged[0]}, ...) becomes its mean on each worker')
+        if split:
+            self.print_line(f'sharded state of {count} workers ({split[0]}, ...) is split again over the workers')
 
     def _trained(self, record: dict[str, Any]) -> None:
         self.speed.reached(record['step'])
         parts = self._parts(record)
         if self.task is None:
-            self.say('  '.join(parts))
+            self.print_line('  '.join(parts))
             return
         while len(parts) > 2 and len('  '.join(parts)) > self.console.width - BAR:
             parts.pop()
         self.bar.update(self.task, completed=record['step'], description=escape('  '.join(parts)))
 
     def _parts(self, record: dict[str, Any]) -> list[str]:
-        """What a record says, the most important first."""
+        """A record as texts, the most important first."""
         assert self.ready is not None
         training, step, rate = self.ready.training, record['step'], self.speed.rate
         parts = [f'step {step}/{training.experiment.steps}', f'loss {record["loss"]:.4f}']
@@ -142,22 +140,23 @@ class Progress:
         assert self.ready is not None
         data = self.ready.training.data
         scores = '  '.join(f'{name} {value:.4f}' for name, value in sorted(record['held_out'].items()))
-        self.say(f'step {record["step"]}  held out: {scores}  ({data.baseline_name}: {data.baseline:.4f})')
+        self.print_line(f'step {record["step"]}  held-out: {scores}  ({data.baseline_name}: {data.baseline:.4f})')
         if 'judged' in record:
             judged = record['judged']
             each = '  '.join(
-                f'{n} {v:+.4f} (held out {judged["held_out"][n]:+.4f})' for n, v in judged['training'].items()
+                f'{n} {v:+.4f} (held-out {judged["held_out"][n]:+.4f})' for n, v in judged['training'].items()
             )
-            self.say(f'step {record["step"]}  constraints {"hold" if judged["holds"] else "do not all hold"}: {each}')
+            all_hold = 'hold' if judged['holds'] else 'do not all hold'
+            self.print_line(f'step {record["step"]}  constraints {all_hold}: {each}')
         self.speed.rest(record['step'])
 
 
 class Speed:
-    """How fast training goes, from the first record on: the time before is the compiler's.
+    """The speed of training from the first record on, which excludes compilation.
 
     Attributes:
-        rate: steps a second lately, without the time for evaluating and saving; 0 while it is not known.
-        pace: seconds a step, all in all.
+        rate: steps per second, a moving average without the time for evaluating and saving; 0 while it is unknown.
+        pace: seconds per step, with that time.
     """
 
     def __init__(self) -> None:
@@ -166,7 +165,7 @@ class Speed:
         self.last = (0, 0.0)
 
     def reached(self, step: int) -> None:
-        """A step was recorded."""
+        """Updates the speed when a step is recorded."""
         now = time.monotonic()
         if self.first is None:
             self.first = (step, now)
@@ -177,12 +176,12 @@ class Speed:
         self.last = (step, now)
 
     def rest(self, step: int) -> None:
-        """Something else than training was done at a step, and has ended just now."""
+        """Restarts the clock after evaluating or saving at a step, whose time does not count for the rate."""
         self.last = (step, time.monotonic())
 
 
 def constraint_text(shown: dict[str, float]) -> str:
-    """A constraint's value and its multiplier, as a progress line has them.
+    """A constraint's value and its multiplier, for a progress line.
 
     >>> constraint_text({'value': 0.25, 'violation': 0.25, 'multiplier': 1.5})
     '+0.2500 x 1.5'
@@ -193,7 +192,7 @@ def constraint_text(shown: dict[str, float]) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A forecast: whole seconds, and no more digits than it is worth.
+    """The time left: whole seconds, since a forecast is no more exact.
 
     >>> time_text(0.2), time_text(41.7), time_text(125)
     ('1 s', '42 s', '2 min 05 s')
@@ -202,7 +201,7 @@ def time_text(seconds: float) -> str:
 
 
 def facts_text(facts: dict[str, Any]) -> str:
-    """What is known of a data set on one line, of a digest the beginning.
+    """Facts about a data set on one line, with the first digits of its digest.
 
     >>> facts_text({'name': 'digits', 'examples': 1438, 'sha256': 'ec4c12433ac219d7c018'})
     'name digits, examples 1,438, sha256 ec4c12433ac2'
@@ -214,7 +213,7 @@ def facts_text(facts: dict[str, Any]) -> str:
 
 
 def mesh_text(mesh: Mesh) -> str:
-    """The devices in words.
+    """A mesh in words.
 
     >>> mesh_text(Mesh(workers=4, model=2, emulate=True))
     '4 workers x 2 model on 8 emulated devices'

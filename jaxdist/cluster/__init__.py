@@ -1,4 +1,4 @@
-"""Many processes as one program: joining, and agreeing on plain values."""
+"""Runs of several processes: joining them, and exchanging plain values between them."""
 
 from jaxdist.cluster.processes import Cluster, agree, anyone, join
 

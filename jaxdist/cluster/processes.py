@@ -1,4 +1,4 @@
-"""Many processes as one program: joining, and agreeing on plain values."""
+"""Runs of several processes: joining them, and exchanging plain values between them."""
 
 import os
 from dataclasses import dataclass
@@ -12,31 +12,32 @@ from jaxdist.core.errors import InputError
 
 @dataclass(frozen=True)
 class Cluster:
-    """How this process finds the others; alone if nothing is given and no launcher is at work."""
+    """How this process joins the others of a run; without options and launcher it is the only one."""
 
     coordinator: str | None = None
-    """Where process 0 listens, as `host:port`, the same for all."""
+    """Address of process 0 as `host:port`, the same for all processes."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process: int | None = None
-    """Which one this is, from 0."""
+    """Index of this process, from 0."""
     auto: bool = False
-    """Find all of it from the cluster's environment (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
+    """Get all of these from the cluster's environment (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
 
 
+# Processes of a launcher join even without --cluster.auto: otherwise each would train the whole run, unnoticed.
 LAUNCHED = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
-"""Where launchers say how many processes they started: each training by itself would be a mistake that nobody sees."""
+"""Environment variables in which launchers give the number of processes that they started."""
 
 
 def join(cluster: Cluster) -> None:
-    """Makes this process one of many, before any JAX backend starts; does nothing where it is alone.
+    """Joins the other processes, before any JAX backend starts; does nothing if there is one process.
 
     Raises:
-        InputError: options that do not go together.
+        InputError: only some of the options that go together are given, or one of them is invalid.
 
     >>> join(Cluster())
     """
-    address, processes, process = given = (cluster.coordinator, cluster.processes, cluster.process)
+    address, processes, process = options = (cluster.coordinator, cluster.processes, cluster.process)
     if address is not None and processes is not None and process is not None:
         if not 0 <= process < processes:
             raise InputError(
@@ -45,7 +46,7 @@ def join(cluster: Cluster) -> None:
         if not address.rpartition(':')[2].isdecimal():
             raise InputError(f'--cluster.coordinator {address} must be host:port, as in 10.0.0.1:9911')
         jax.distributed.initialize(address, processes, process)
-    elif any(option is not None for option in given):
+    elif any(option is not None for option in options):
         raise InputError(
             'the options --cluster.coordinator, --cluster.processes and --cluster.process go together: '
             f'got {address}, {processes} and {process}'
@@ -55,7 +56,7 @@ def join(cluster: Cluster) -> None:
 
 
 def size(cluster: Cluster) -> int:
-    """How many processes there are, as far as options and launchers tell: for a look before any backend starts.
+    """The number of processes according to options and launchers; can be called before any JAX backend starts.
 
     >>> size(Cluster('127.0.0.1:9911', 2, 0))
     2
@@ -64,7 +65,7 @@ def size(cluster: Cluster) -> int:
 
 
 def agree(number: int) -> int:
-    """Process 0's number, on every process.
+    """Process 0's `number`, on every process.
 
     >>> agree(7)
     7
@@ -73,7 +74,7 @@ def agree(number: int) -> int:
 
 
 def anyone(flag: bool) -> bool:
-    """Whether the flag is up in any process, on every process.
+    """Whether `flag` is true in any process; the same on every process.
 
     >>> anyone(True)
     True

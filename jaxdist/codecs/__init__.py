@@ -1,6 +1,4 @@
-"""How arrays are put on the wire, one file a codec. All in this folder are imported here, and so registered by being
-here.
-"""
+"""Gradient compression: one file per codec. Importing this package imports every module in it, which registers them."""
 
 import importlib
 import pkgutil

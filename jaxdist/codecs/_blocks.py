@@ -1,4 +1,4 @@
-"""Codecs that work on blocks: each entry becomes a code of a few bits, each block has a float32 scale beside them."""
+"""Block-wise codecs: each entry becomes a code of a few bits, and each block has a float32 scale."""
 
 from collections.abc import Callable
 
@@ -14,23 +14,24 @@ FromCodes = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: FromCodes) -> Codec:
-    """A codec from what it does to blocks. Codes are packed, scales travel in the same message.
+    """A codec from functions that quantise and dequantise blocks. Packed codes and scales share one message.
 
     Args:
-        name: of the codec, for messages.
+        name: the codec's name, for error messages.
         block: entries that share a scale.
-        bits: of a code: 1, 2, 4 or 8.
-        to_codes: `(float32 [b, block], key) -> (uint8 [b, block], scale float32 [b, 1])`. Where a block holds a number
-            that is not finite, the scale must not be finite either, so that the receiver learns of it.
+        bits: bits of a code: 1, 2, 4 or 8.
+        to_codes: `(float32 [b, block], key) -> (uint8 [b, block], scale float32 [b, 1])`. The scale of a block with a
+            non-finite entry must be non-finite too, so that the receiver's guard rejects the step.
         from_codes: `(uint8 [b, block], scale [b, 1]) -> float32 [b, block]`.
 
     Raises:
-        InputError: a block that does not fill whole bytes.
+        InputError: the block is below 1, or does not fill whole bytes.
 
+    >>> import numpy as np
     >>> whole = in_blocks(
     ...     'whole', 4, 8, lambda x, key: (x.astype('uint8'), x[:, :1]), lambda codes, scale: jnp.float32(codes)
     ... )
-    >>> whole.size(8), whole.decode(whole.encode(jnp.arange(4.0), jax.random.key(0)), 4)
+    >>> whole.size(8), jax.jit(lambda x: whole.decode(whole.encode(x, jax.random.key(0)), 4))(np.arange(4.0))
     (512, Array([0., 1., 2., 3.], dtype=float32))
     """
     if block < 1:
@@ -56,7 +57,7 @@ def in_blocks(name: str, block: int, bits: int, to_codes: ToCodes, from_codes: F
 
 
 def block_bytes(n: int, block: int, bits: int) -> int:
-    """The formula for n entries: `bits` each and 4 bytes a block, in whole lanes.
+    """Bytes of a message of n entries: `bits` per entry and 4 bytes per block, padded to a multiple of `LANES`.
 
     >>> block_bytes(512, block=256, bits=8)
     1024
@@ -65,13 +66,17 @@ def block_bytes(n: int, block: int, bits: int) -> int:
 
 
 def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`(x, key) -> whole numbers`, to the nearest one or, at random, to one of the two beside so that the mean is
-    right.
+    """`(x, key) -> whole numbers`: rounding to nearest, or stochastic (unbiased) rounding to one of two neighbours.
+
+    Args:
+        name: the codec's name, for error messages.
+        rounding: 'nearest' or 'stochastic'.
 
     Raises:
-        InputError: a rounding that does not exist.
+        InputError: there is no such rounding.
 
-    >>> rounder('int8', 'nearest')(jnp.array([1.4, -1.6]), jax.random.key(0))
+    >>> import numpy as np
+    >>> jax.jit(rounder('int8', 'nearest'))(np.float32([1.4, -1.6]), jax.random.key(0))
     Array([ 1., -2.], dtype=float32)
     """
     if rounding == 'nearest':
@@ -82,21 +87,22 @@ def rounder(name: str, rounding: str) -> Callable[[jax.Array, jax.Array], jax.Ar
 
 
 def largest(blocks: jax.Array) -> jax.Array:
-    """The largest magnitude of each block [b, 1]; NaN where a number in it is not finite.
+    """The largest magnitude of each block, [b, 1]; NaN where an entry is not finite.
 
-    That is asked of each number: on CPU, XLA's maximum passes over NaN in some programs.
-
-    >>> largest(jnp.array([[1.0, -3.0]]))
+    >>> import numpy as np
+    >>> jax.jit(largest)(np.float32([[1, -3]]))
     Array([[3.]], dtype=float32)
     """
     top = jnp.max(jnp.abs(blocks), axis=1, keepdims=True)
+    # Every entry is tested, because on CPU XLA's maximum ignores NaN in some programs.
     return jnp.where(jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True), top, jnp.nan)
 
 
 def safe(scale: jax.Array) -> jax.Array:
-    """The scale to divide by: 1 where it is 0.
+    """The scale as a divisor: 1 where it is 0.
 
-    >>> safe(jnp.array([0.0, 2.0]))
+    >>> import numpy as np
+    >>> jax.jit(safe)(np.float32([0, 2]))
     Array([1., 2.], dtype=float32)
     """
     return jnp.where(scale == 0, 1, scale)

@@ -1,4 +1,4 @@
-"""How messages travel: ways to take the mean over workers of a vector through a codec, each with its bytes."""
+"""Exchanges: the collectives that carry the messages of a compressed mean over workers, and the bytes they send."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,15 +15,15 @@ ExchangeName = Literal['all_reduce', 'gather', 'two_phases']
 
 
 class Exchange(NamedTuple):
-    """A way for messages to travel.
+    """A way to compute a compressed mean over workers.
 
     Attributes:
-        mean: `(x [n], codec, key, axis, me) -> (mean [n], left [n])`: the mean over workers, and what this worker's
-            messages left out of it; the mean of `left` over workers is what the mean lacks. `me` is the worker's
-            number.
+        mean: `(x [n], codec, key, axis, index) -> (mean [n], error [n])`: the mean over workers, and this worker's
+            compression error; the mean of `error` over workers is the exact mean minus `mean`. `index` is the worker's
+            index.
         sends: `(codec, workers, entries) -> bytes` that one worker sends.
-        takes: whether a codec can travel so.
-        needs: what a codec has that can, for a message.
+        takes: `codec -> bool`, whether the codec's messages can be exchanged in this way.
+        needs: the kind of messages that it needs, for error messages.
     """
 
     mean: Callable[[jax.Array, Codec, jax.Array, str, jax.Array], tuple[jax.Array, jax.Array]]
@@ -32,109 +32,129 @@ class Exchange(NamedTuple):
     needs: str
 
 
-def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each worker sends every other its part of the vector, which takes the mean, encodes that and sends it to all.
+def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A compressed reduce-scatter, whose means are encoded again for a compressed all-gather: 2 (W - 1) / W messages.
 
-    That is 2 (W - 1) / W messages a worker, where everybody's sending everything takes W - 1; and a second rounding.
-    The error of that is left with the worker that made it, W-fold because the mean divides by W. A worker's own part
-    goes nowhere and is not rounded, unless it is a vote: so the whole of that error gets into the next mean, as with
-    the server's residual of DoubleSqueeze (Tang et al. 2019, arXiv 1905.05957).
+    Against `gather`, with W - 1 messages, there is a second compression error. It is added to the error of the worker
+    that made it, W-fold because the mean divides by W; so the next mean receives all of it, as with the server's
+    residual of DoubleSqueeze (Tang et al. 2019, arXiv 1905.05957). A worker's part for itself is not sent and thus not
+    compressed, except for a majority vote.
 
+    >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
     >>> run = lambda x: two_phases(x, int8(block=1), jax.random.key(0), 'workers', collectives.axis_index())[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(np.float32([[0, 2], [4, 2]]))
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
     w = collectives.axis_size(axis)
     chunk = padded(-(-x.size // w), codec.block)
     parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
-    # Every message is rounded by noise of its own: the same noise on two workers would not average out.
-    keys = jax.random.split(jax.random.fold_in(key, me), w + 1)
-    mean, left = push(parts, codec, keys[:w], axis, me)
-    whole, rest = pull(mean, codec, keys[w], axis)
-    return whole.reshape(-1)[: x.size], left.at[me].set(w * rest).reshape(-1)[: x.size]
+    # Each message is rounded with independent noise: noise shared by two workers would not average out.
+    keys = jax.random.split(jax.random.fold_in(key, index), w + 1)
+    mean, error = reduce_scatter(parts, codec, keys[:w], axis, index)
+    whole, second_error = all_gather(mean, codec, keys[w], axis)
+    return whole.reshape(-1)[: x.size], error.at[index].set(w * second_error).reshape(-1)[: x.size]
 
 
-def push(parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Row j of `parts` [W, n] goes to worker j: the mean over workers of what comes, [n], and what was left out [W, n].
+def reduce_scatter(
+    parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A compressed reduce-scatter of the mean: row j of `parts` is sent to worker j. W - 1 messages.
 
-    A worker's own part goes nowhere, so it is not rounded, unless it is a vote, which is counted. W - 1 messages.
+    A worker's row for itself is not sent and thus not compressed, except for a majority vote, which counts messages.
 
+    Args:
+        parts: this worker's values, [W, n].
+        codec: how a row is encoded.
+        keys: a random key for each row.
+        axis: the worker axis.
+        index: this worker's index.
+
+    Returns:
+        The mean over workers of the rows that this worker receives, [n], and this worker's compression error, [W, n].
+
+    >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: push(
-    ...     x, int8(block=1), jax.random.split(jax.random.key(0)), 'workers', collectives.axis_index()
-    ... )[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([[[0.0], [2.0]], [[4.0], [2.0]]]))
+    >>> run = lambda x, keys: reduce_scatter(x, int8(block=1), keys, 'workers', collectives.axis_index())[0]
+    >>> each = jax.vmap(run, axis_name='workers', in_axes=(0, None))
+    >>> jax.jit(each)(np.float32([[[0], [2]], [[4], [2]]]), jax.random.split(jax.random.key(0)))
     Array([[2.],
            [2.]], dtype=float32)
     """
     w, n = parts.shape
     messages = jax.vmap(codec.encode)(parts, keys)
     decode = jax.vmap(lambda message: codec.decode(message, n))
-    told = decode(collectives.all_to_all(messages, axis))
-    mean = collectives.sum_rows(told if codec.votes else told.at[me].set(parts[me])) / w
-    left = parts - decode(messages)
-    return mean, left if codec.votes else left.at[me].set(0)
+    received = decode(collectives.all_to_all(messages, axis))
+    mean = collectives.sum_rows(received if codec.votes else received.at[index].set(parts[index])) / w
+    error = parts - decode(messages)
+    return mean, error if codec.votes else error.at[index].set(0)
 
 
-def pull(part: jax.Array, codec: Codec, key: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
-    """Everybody's `part` [n], as all decode it, [W, n], and what this worker's message left out, [n]. W - 1 messages.
+def all_gather(part: jax.Array, codec: Codec, key: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+    """A compressed all-gather: the decoded `part` [n] of each worker, [W, n], and this worker's compression error, [n].
 
+    Every worker, the sender included, uses the decoded part, so that the result is replicated. W - 1 messages.
+
+    >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: pull(x, int8(block=1), jax.random.key(0), 'workers')[0]
-    >>> jax.vmap(run, axis_name='workers', out_axes=None)(jnp.array([[2.0], [4.0]]))
+    >>> run = lambda x: all_gather(x, int8(block=1), jax.random.key(0), 'workers')[0]
+    >>> jax.jit(jax.vmap(run, axis_name='workers', out_axes=None))(np.float32([[2], [4]]))
     Array([[2.],
            [4.]], dtype=float32)
     """
     message = codec.encode(part, key)
-    everybody = jax.vmap(lambda message: codec.decode(message, part.size))(collectives.all_gather(message, axis))
-    return everybody, part - codec.decode(message, part.size)
+    decoded = jax.vmap(lambda message: codec.decode(message, part.size))(collectives.all_gather(message, axis))
+    return decoded, part - codec.decode(message, part.size)
 
 
-def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Everybody sends everything to everybody: W - 1 messages a worker, and one rounding.
+def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An all-gather of whole messages, averaged by each worker: W - 1 messages, and one compression error.
 
+    >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
     >>> run = lambda x: gather(x, int8(block=1), jax.random.key(0), 'workers', collectives.axis_index())[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([[0.0, 2.0], [4.0, 2.0]]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(np.float32([[0, 2], [4, 2]]))
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
-    everybody, left = pull(_whole(x, codec), codec, jax.random.fold_in(key, me), axis)
-    return (collectives.sum_rows(everybody) / collectives.axis_size(axis))[: x.size], left[: x.size]
+    decoded, error = all_gather(_whole_blocks(x, codec), codec, jax.random.fold_in(key, index), axis)
+    return (collectives.sum_rows(decoded) / collectives.axis_size(axis))[: x.size], error[: x.size]
 
 
-def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, me: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Messages add up on the way, as in IntSGD (Mishchenko et al. 2021, arXiv 2102.08374): 2 (W - 1) / W of one.
+def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An all-reduce of summable messages, as in IntSGD (Mishchenko et al. 2021, arXiv 2102.08374).
 
-    Scales have to be agreed on first, and sums have to fit: whole numbers get coarser with more workers.
+    A worker sends 2 (W - 1) / W messages. A first, small all-reduce takes the maximum of scales. The sum of integers
+    must fit their bits, so their resolution falls with the number of workers.
 
+    >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
     >>> run = lambda x: all_reduce(x, int8(block=2), jax.random.key(0), 'workers', collectives.axis_index())[0]
-    >>> jax.vmap(run, axis_name='workers')(jnp.array([[63.0, 2.0], [61.0, 4.0]]))
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(np.float32([[63, 2], [61, 4]]))
     Array([[62.,  3.],
            [62.,  3.]], dtype=float32)
     """
-    w, whole = collectives.axis_size(axis), _whole(x, codec)
+    w, whole = collectives.axis_size(axis), _whole_blocks(x, codec)
     summed = _summed(codec, w)
     largest = collectives.pmax(summed.agree(whole), axis)
-    message = summed.encode(whole, largest, key, jax.random.fold_in(key, me))
+    message = summed.encode(whole, largest, key, jax.random.fold_in(key, index))
     mean = summed.decode(collectives.psum(message, axis), largest, key, whole.size, w) / w
-    left = whole - summed.decode(message, largest, key, whole.size, 1)
-    return mean[: x.size], left[: x.size]
+    error = whole - summed.decode(message, largest, key, whole.size, 1)
+    return mean[: x.size], error[: x.size]
 
 
-def _whole(x: jax.Array, codec: Codec) -> jax.Array:
+def _whole_blocks(x: jax.Array, codec: Codec) -> jax.Array:
+    """The vector, padded with zeros to whole blocks of the codec."""
     return jnp.pad(x, (0, padded(x.size, codec.block) - x.size))
 
 
 def _summed(codec: Codec, w: int) -> Summed:
-    assert codec.summed is not None  # `choose` has seen to that
+    assert codec.summed is not None  # `choose` checks it
     return codec.summed(w)
 
 
-def _two_phases_send(codec: Codec, w: int, n: int) -> Fraction:
+def _two_phases_sends(codec: Codec, w: int, n: int) -> Fraction:
     return Fraction(2 * (w - 1) * codec.size(padded(-(-n // w), codec.block)))
 
 
@@ -149,31 +169,35 @@ def _all_reduce_sends(codec: Codec, w: int, n: int) -> Fraction:
 
 
 EXCHANGES: dict[str, Exchange] = {
-    'gather': Exchange(gather, _gather_sends, lambda codec: not codec.votes, 'messages that anybody may average'),
-    'all_reduce': Exchange(
-        all_reduce, _all_reduce_sends, lambda codec: codec.summed is not None, 'messages that add up on the way'
-    ),
-    'two_phases': Exchange(two_phases, _two_phases_send, lambda codec: True, 'any'),
+    'gather': Exchange(gather, _gather_sends, lambda codec: not codec.votes, 'messages that any worker can average'),
+    'all_reduce': Exchange(all_reduce, _all_reduce_sends, lambda codec: codec.summed is not None, 'summable messages'),
+    'two_phases': Exchange(two_phases, _two_phases_sends, lambda codec: True, 'any messages'),
 }
-"""In the order of preference where they send the same: fewer roundings first."""
+"""The exchanges by name. Among those that send equally few bytes, `choose` prefers the first: fewer roundings."""
 
 
 def choose(name: ExchangeName | None, codec: Codec, w: int, n: int) -> Exchange:
-    """The exchange of this name; without one, that which sends least for so many workers and entries.
+    """The exchange of this name or, without a name, the one that sends the fewest bytes.
 
-    An exchange that would cost precision (whole numbers that leave room for their sum) is taken by name only.
+    Without a name, an all-reduce of integers is not considered: its resolution is coarser.
+
+    Args:
+        name: the exchange's name, or None.
+        codec: the codec of the messages.
+        w: the number of workers.
+        n: the entries of the vector.
 
     Raises:
-        InputError: there is no such exchange, or the codec cannot travel so.
+        InputError: there is no such exchange, or it does not take the codec's messages.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choose(None, int8(), 8, 10**6) is EXCHANGES['two_phases'], choose(None, int8(), 2, 10**6) is EXCHANGES['gather']
     (True, True)
     """
     if name is None:
-        able = [e for e in EXCHANGES.values() if e.takes(codec)]
-        fine = [e for e in able if e.mean is not all_reduce or codec.sums_as_fine]
-        return min(fine, key=lambda exchange: exchange.sends(codec, w, n))
+        possible = [exchange for exchange in EXCHANGES.values() if exchange.takes(codec)]
+        precise = [exchange for exchange in possible if exchange.mean is not all_reduce or codec.sums_as_fine]
+        return min(precise, key=lambda exchange: exchange.sends(codec, w, n))
     if name not in EXCHANGES:
         raise InputError(f'exchange={name!r} must be one of {sorted(EXCHANGES)}, or None for the one that sends least')
     exchange = EXCHANGES[name]

@@ -1,4 +1,4 @@
-"""Another codec for each part of a model, by the paths of its parameters."""
+"""A codec for each parameter, chosen by its path."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) 
     """The codec of the first rule whose regular expression matches a parameter's whole path, as `block0/up/kernel`.
 
     Args:
-        rules: from regular expressions to codecs, or None for float32 as it is.
-        rest: the codec of parameters that no rule matches; None for float32 as they are.
+        rules: a codec for each regular expression; None for an exact mean in float32.
+        rest: the codec of parameters that no rule matches; None for an exact mean in float32.
 
     Raises:
-        InputError: an expression that cannot be read or, when parameters are given, one that matches none of them.
+        InputError: a regular expression is not valid or, when parameters are given, matches none of them.
 
     >>> from jaxdist.codecs.int8 import int8
     >>> choice = by_path(rules={'.*bias': None}, rest=int8())
@@ -35,13 +35,16 @@ def by_path(rules: Mapping[str, AnyCodec | None], rest: AnyCodec | None = None) 
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InputError(f'by_path: {pattern!r} is no regular expression: {error}') from None
+            raise InputError(f'by_path: {pattern!r} is not a valid regular expression: {error}') from None
 
     def pick(tensors: Sequence[tuple[str, Shape]]) -> list[AnyCodec | None]:
-        first = [next((p for p in rules if re.fullmatch(p, path)), None) for path, _ in tensors]
+        matched = [next((p for p in rules if re.fullmatch(p, path)), None) for path, _ in tensors]
         unused = [p for p in rules if not any(re.fullmatch(p, path) for path, _ in tensors)]
+        # A misspelt rule would leave its parameters uncompressed without notice.
         if unused:
-            raise InputError(f'by_path: {unused} match no parameter; there are {[path for path, _ in tensors]}')
-        return [rest if pattern is None else rules[pattern] for pattern in first]
+            raise InputError(
+                f'by_path: {unused} match no parameter; the parameters are {[path for path, _ in tensors]}'
+            )
+        return [rest if pattern is None else rules[pattern] for pattern in matched]
 
     return PerTensor(pick)

@@ -1,4 +1,4 @@
-"""Small tensors one way and large ones another: most tensors are small, and most entries are in the large ones."""
+"""A codec for large tensors and another for small ones: most tensors are small, most entries are in large tensors."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,7 +10,7 @@ from jaxdist.core.registry import codec
 
 
 @codec(
-    paper='Vogels et al. 2019, arXiv 1905.13727, which leaves vectors as they are',
+    paper='Vogels et al. 2019, arXiv 1905.13727, which averages vectors exactly',
     examples={
         'by_size(large=int8(block=64), below=64)': (laws.error_at_most(0.5 / 127), laws.idempotent()),
         'by_size(large=int8(block=64), below=1000000)': (laws.error_at_most(0),),
@@ -18,15 +18,15 @@ from jaxdist.core.registry import codec
     },
 )
 def by_size(large: AnyCodec, below: int = 4096, small: AnyCodec | None = None) -> PerTensor:
-    """Tensors of `below` entries or more through one codec, smaller ones through another or as they are.
+    """One codec for tensors of `below` entries or more, and another codec or an exact mean for smaller tensors.
 
-    Biases and scales are few numbers that matter much. All tensors of a codec share one message, so that the number of
-    collectives does not grow with that of layers.
+    Biases and normalisation scales are few but sensitive, so exactness costs little. All tensors of one codec share a
+    message, so the number of collectives does not grow with the number of layers.
 
     Args:
         large: the codec of large tensors.
-        below: entries from which on a tensor is large. Of one cut over devices, those that a device holds count.
-        small: the codec of small tensors; None for float32 as they are.
+        below: the number of entries from which a tensor is large. Of a sharded tensor, the entries on one device count.
+        small: the codec of small tensors; None for an exact mean in float32.
 
     Raises:
         InputError: `below` is negative.

@@ -1,4 +1,4 @@
-"""What a codec is: how arrays are put on the wire. Most turn a vector into bytes and back; some need to know more."""
+"""The types of codecs (compressors). Most encode a vector as bytes; others reduce matrices, or differ by tensor."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -10,14 +10,16 @@ Shape = tuple[int, ...]
 
 
 class Summed(NamedTuple):
-    """Messages that add up on the way, for a number of workers: one all-reduce carries them.
+    """An encoding whose messages are summed by an all-reduce, for a given number of workers.
 
     Attributes:
-        size: the bytes of a message for n entries.
-        agree: `x [n] -> float32 [m]`: numbers of which all workers learn the largest first; m may be 0.
-        encode: `(x [n], largest [m], shared, own) -> array`, whose sum over workers stays within its dtype. Of the
-            keys, `shared` is the same on all workers and `own` another on each.
-        decode: `(total, largest [m], shared, n, count) -> float32 [n]`: the sum of `count` encoded vectors.
+        size: `n -> bytes` of a message for n entries.
+        agree: `x [n] -> float32 [m]`: quantities such as block scales, of which the encoding needs the maximum over
+            workers; m may be 0.
+        encode: `(x [n], largest [m], shared, own) -> array`, whose sum over workers stays within its dtype, with
+            `largest` the maximum over workers of `agree(x)`. Of the keys, `shared` is the same on all workers and
+            `own` differs.
+        decode: `(total, largest [m], shared, n, count) -> float32 [n]`: the sum of the `count` vectors in `total`.
     """
 
     size: Callable[[int], int]
@@ -27,17 +29,18 @@ class Summed(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """How a float32 vector crosses the wire.
+    """A compressor of float32 vectors: it encodes a vector as a message of bytes, and decodes it.
 
     Attributes:
-        block: vectors come in multiples of this many entries (the exchange pads with zeros).
-        size: the bytes of the message for n entries.
-        encode: `(x float32 [n], key) -> uint8 [size(n)]`. The key is for codecs that round at random.
+        block: entries per block; the length of every vector is a multiple of it (the exchange pads with zeros).
+        size: `n -> bytes` of the message for n entries.
+        encode: `(x float32 [n], key) -> uint8 [size(n)]`; the key is for stochastic rounding.
         decode: `(uint8 [size(n)], n) -> float32 [n]`.
-        contracts: whether the error is on average smaller than the vector, as error feedback needs it.
-        votes: whether messages are votes, counted in one place; else they stand for the vector.
-        summed: `workers -> Summed`, for codecs whose messages can add up on the way.
-        sums_as_fine: whether messages that add up lose no more than others.
+        contracts: whether this is a contractive compressor: E|x - C(x)|^2 < |x|^2, as error feedback needs.
+        votes: whether the mean of decoded messages is encoded again as a majority vote; a decoded message then does not
+            approximate the vector.
+        summed: `workers -> Summed`, for a codec with summable messages; None for others.
+        sums_as_fine: whether summable messages are as precise as the others.
     """
 
     block: int
@@ -51,13 +54,13 @@ class Codec(NamedTuple):
 
 
 class Reducer(NamedTuple):
-    """A way to take the mean over workers of several tensors that is not one of messages.
+    """A compressed mean over workers of several tensors with its own collectives, such as PowerSGD's two all-reduces.
 
     Attributes:
-        start: `(shape, key) -> array`: what all workers remember of a tensor of this shape from mean to mean.
-        mean: `(tensors, remembered, axis) -> (means, left, remembered)`, lists alike: the means over workers, which
-            all share; what this worker holds that did not get into them, whose mean is what the means lack; and what
-            to remember.
+        start: `(shape, key) -> array`: the initial state for a tensor of this shape, replicated.
+        mean: `(tensors, states, axis) -> (means, errors, states)`, lists of equal length: the approximate means over
+            workers, replicated; each worker's compression errors, whose mean over workers is the exact mean minus the
+            approximate one; and the states for the next mean.
         sends: `(workers, shapes) -> bytes` that one worker sends.
     """
 
@@ -67,41 +70,45 @@ class Reducer(NamedTuple):
 
 
 class PerTensor(NamedTuple):
-    """Another codec for each tensor.
+    """A choice of codec for each tensor, by its path and shape.
 
     Attributes:
-        pick: `[(path, shape), ...] -> [codec, ...]`: for each tensor, as a device holds it, its codec; None for float32
-            as it is.
+        pick: `[(path, shape), ...] -> [codec, ...]`, with the shape of the shard on one device; None stands for an
+            exact mean in float32.
     """
 
     pick: 'Callable[[Sequence[tuple[str, Shape]]], list[AnyCodec | None]]'
 
 
 AnyCodec = Codec | Reducer | PerTensor
-"""What an algorithm takes as `codec`."""
+"""The types that an algorithm accepts as `codec`."""
 
 
 def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> list[Codec | Reducer | None]:
-    """The codec of each tensor `(path, shape)`, choices within choices made.
+    """The codec of each tensor, with nested `PerTensor` choices resolved; None for an exact mean.
 
-    >>> odd = PerTensor(lambda tensors: [None for _ in tensors])
-    >>> resolve(PerTensor(lambda tensors: [odd for _ in tensors]), [('w', (3,)), ('b', ())])
+    Args:
+        codec: the codec given to the algorithm.
+        tensors: the path and the shape of each tensor.
+
+    >>> exact = PerTensor(lambda tensors: [None for _ in tensors])
+    >>> resolve(PerTensor(lambda tensors: [exact for _ in tensors]), [('w', (3,)), ('b', ())])
     [None, None]
     """
     if not isinstance(codec, PerTensor):
         return [codec] * len(tensors)
     picked = codec.pick(tensors)
-    out: list[Codec | Reducer | None] = [None] * len(tensors)
+    resolved: list[Codec | Reducer | None] = [None] * len(tensors)
+    # By identity, not equality: two rules with equal codecs send separate messages.
     for choice in {id(each): each for each in picked}.values():
         members = [i for i, each in enumerate(picked) if each is choice]
-        for i, found in zip(members, resolve(choice, [tensors[i] for i in members]), strict=True):
-            out[i] = found
-    return out
+        for i, leaf_codec in zip(members, resolve(choice, [tensors[i] for i in members]), strict=True):
+            resolved[i] = leaf_codec
+    return resolved
 
 
 LANES = 512
-"""Messages are padded to a multiple of this many bytes, to fill a TPU's tiles of 4 x 128 bytes: it sends whole ones.
-"""
+"""Messages are padded to a multiple of this many bytes: a TPU sends whole tiles of 4 x 128 bytes."""
 
 
 def padded(n: int, to: int) -> int:

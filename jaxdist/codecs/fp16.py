@@ -1,9 +1,9 @@
-"""IEEE half precision: 2 bytes an entry, 11 bits of precision, nothing above 65504 or below 6e-8."""
+"""IEEE half precision: 2 bytes per entry, with 11 bits of precision, from 6e-8 to 65504."""
 
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._casts import cast
+from jaxdist.codecs._casts import cast_codec
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
@@ -19,12 +19,14 @@ from jaxdist.core.registry import codec
     },
 )
 def fp16() -> Codec:
-    """Each entry rounded to the nearest half: larger ones become the largest, 65504; tiny ones lose precision, then
-    all.
+    """A cast to the nearest half-precision float; larger magnitudes are clipped to 65504.
 
-    >>> import jax
+    Magnitudes below 6.1e-5 are subnormal and lose precision; those below 3e-8 become 0.
+
+    >>> import jax, numpy as np
     >>> c = fp16()
-    >>> c.decode(c.encode(jnp.full(64, 1e-9), jax.random.key(0)), 64)[:2]
-    Array([0., 0.], dtype=float32)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 64))
+    >>> np.asarray(roundtrip(np.full(64, 1e-9, np.float32)))[:2]
+    array([0., 0.], dtype=float32)
     """
-    return cast(jnp.float16)
+    return cast_codec(jnp.float16)

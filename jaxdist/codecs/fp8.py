@@ -1,4 +1,4 @@
-"""8-bit floats with a scale for each block (Micikevicius et al. 2022, FP8 Formats for Deep Learning, 2209.05433)."""
+"""8-bit floats with a scale per block (Micikevicius et al. 2022, FP8 Formats for Deep Learning, arXiv 2209.05433)."""
 
 from typing import Literal
 
@@ -23,17 +23,19 @@ FORMATS = {'e4m3': jnp.float8_e4m3fn, 'e5m2': jnp.float8_e5m2}
     },
 )
 def fp8(format: Literal['e4m3', 'e5m2'] = 'e4m3', block: int = 256) -> Codec:
-    """Each entry as an 8-bit float, after the block's largest magnitude was scaled to the format's largest.
+    """A cast to 8-bit floats, after each block is scaled so that its largest magnitude is the format's largest.
 
     Args:
-        format: `e4m3` (3 bits of precision, range 2^18) or `e5m2` (2 bits, range 2^32).
+        format: `e4m3`, with 3 mantissa bits and a dynamic range of 2^18, or `e5m2`, with 2 bits and 2^32.
         block: entries that share a scale.
 
     Raises:
-        InputError: a format that does not exist, or a block smaller than 1.
+        InputError: there is no such format, or the block is below 1.
 
+    >>> import numpy as np
     >>> c = fp8(block=4)
-    >>> c.decode(c.encode(jnp.array([0.0, 1.0, -2.0, 448.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0, 1, -2, 448]))
     Array([  0.,   1.,  -2., 448.], dtype=float32)
     """
     if format not in FORMATS:

@@ -1,4 +1,4 @@
-"""Two bits an entry: four levels at equal distances, none of them zero (as the uniform quantiser of Max 1960)."""
+"""A uniform quantiser of 2 bits per entry: four equidistant levels, none of them zero (Max 1960)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
 BOUNDARY = 1.25
-"""Where a magnitude counts as large, over the block's mean magnitude: for normal numbers 0.996 standard deviations,
-where Max's table for four equidistant levels has it.
+"""The boundary between the two magnitudes, in units of the block's mean magnitude. For normally distributed entries it
+is at 0.996 standard deviations, as in Max's table for four equidistant levels.
 """
 
 
@@ -22,26 +22,30 @@ where Max's table for four equidistant levels has it.
     },
 )
 def int2(block: int = 64) -> Codec:
-    """Each entry becomes -3, -1, 1 or 3 times the scale with the least squared error for these codes.
+    """Codes -3, -1, 1 and 3 times a scale per block, the least-squares fit to these codes.
 
-    Of normal numbers an eighth of the squared norm is lost, where `sign` loses a third and three levels scaled by the
-    largest lose more than half. The scale is fitted, so the error is never larger than the block, as feedback needs it.
+    For normally distributed entries the compression error is an eighth of the squared norm, against a third for `sign`
+    and more than half for three levels scaled by the largest magnitude. With the fitted scale the codec is contractive,
+    as error feedback needs.
 
     Args:
         block: entries that share a scale; a multiple of 4.
 
     Raises:
-        InputError: a block that does not fill whole bytes.
+        InputError: the block does not fill whole bytes.
 
+    >>> import numpy as np
     >>> c = int2(block=4)
-    >>> c.decode(c.encode(jnp.array([1.0, -3.0, 3.0, -1.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([1, -3, 3, -1]))
     Array([ 1., -3.,  3., -1.], dtype=float32)
     """
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = jnp.abs(blocks)
-        level = jnp.where(size >= BOUNDARY * jnp.mean(size, axis=1, keepdims=True), 3, 1)
-        scale = jnp.sum(level * size, axis=1, keepdims=True) / jnp.sum(level**2, axis=1, keepdims=True)
+        magnitude = jnp.abs(blocks)
+        level = jnp.where(magnitude >= BOUNDARY * jnp.mean(magnitude, axis=1, keepdims=True), 3, 1)
+        # The least-squares scale of these levels.
+        scale = jnp.sum(level * magnitude, axis=1, keepdims=True) / jnp.sum(level**2, axis=1, keepdims=True)
         codes = jnp.where(blocks < 0, -level, level)
         return ((codes + 3) // 2).astype(jnp.uint8), jnp.where(jnp.isfinite(scale), scale, jnp.nan)
 

@@ -1,4 +1,4 @@
-"""Block-wise 4-bit integers, two to a byte: half a byte an entry and a float32 scale a block (as in 2306.10209)."""
+"""Block-wise 4-bit integers: half a byte per entry and a float32 scale per block (as in arXiv 2306.10209)."""
 
 from typing import Literal
 
@@ -21,18 +21,19 @@ from jaxdist.core.registry import codec
     },
 )
 def int4(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest') -> Codec:
-    """Integers -7 to 7 times a scale, the block's largest magnitude over 7.
+    """Integers -7 to 7 times a scale per block, its largest magnitude over 7.
 
     Args:
         block: entries that share a scale; even.
-        rounding: `nearest`, or `stochastic` and right on average.
+        rounding: `nearest`, or `stochastic`, which is unbiased.
 
     Raises:
-        InputError: a block that does not fill whole bytes, or a rounding that does not exist.
+        InputError: the block does not fill whole bytes, or there is no such rounding.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, numpy as np
     >>> c = int4(block=4)
-    >>> c.decode(c.encode(jnp.array([0.0, 1.0, -2.0, 7.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0, 1, -2, 7]))
     Array([ 0.,  1., -2.,  7.], dtype=float32)
     """
     return integers('int4', 4, block, rounding)

@@ -1,4 +1,4 @@
-"""Block-wise 8-bit integers: 1 byte an entry and a float32 scale a block (Alistarh et al. 2017, section 3)."""
+"""Block-wise 8-bit integers: 1 byte per entry and a float32 scale per block (Alistarh et al. 2017, section 3)."""
 
 from typing import Literal
 
@@ -26,21 +26,21 @@ from jaxdist.core.registry import codec
     },
 )
 def int8(block: int = 256, rounding: Literal['nearest', 'stochastic'] = 'nearest') -> Codec:
-    """Integers -127 to 127 times a scale, the block's largest magnitude over 127.
+    """Integers -127 to 127 times a scale per block, its largest magnitude over 127.
 
-    A block that holds a number that is not finite decodes to NaN throughout; a block of zeros to zeros.
+    A block with a non-finite entry decodes to NaN throughout; a block of zeros decodes to zeros.
 
     Args:
         block: entries that share a scale.
-        rounding: `nearest`, off by half a step at most; or `stochastic`, off by less than a step and right on average.
+        rounding: `nearest`, with an error of at most half a step; or `stochastic`, unbiased, with less than one step.
 
     Raises:
-        InputError: a block smaller than 1, or a rounding that does not exist.
+        InputError: the block is below 1, or there is no such rounding.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, numpy as np
     >>> c = int8(block=4)
-    >>> message = c.encode(jnp.array([0.0, 1.0, -2.0, 127.0]), jax.random.key(0))
-    >>> message.shape, c.decode(message, 4)
+    >>> message = jax.jit(c.encode)(np.float32([0, 1, -2, 127]), jax.random.key(0))
+    >>> message.shape, jax.jit(c.decode, static_argnums=1)(message, 4)
     ((512,), Array([  0.,   1.,  -2., 127.], dtype=float32))
     """
     return integers('int8', 8, block, rounding)

@@ -1,4 +1,4 @@
-"""One bit an entry, by vote: signSGD and Signum (Bernstein et al. 2018, arXiv 1802.04434 and 1810.05291)."""
+"""Majority vote of signs, 1 bit per entry: signSGD, Signum (Bernstein et al. 2018, arXiv 1802.04434, 1810.05291)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,33 @@ from jaxdist.core.registry import codec
     },
 )
 def majority(block: int = 4096) -> Codec:
-    """Each entry's sign, -1 or 1, and of all workers' signs that of the most.
+    """The sign of each entry, -1 or 1, and of all workers' signs the majority.
 
-    `mean(codec=majority()) | sgd(1e-3)` is signSGD with majority vote, and with `ema(0.9)` before it Signum. A zero
-    votes at random, and a tie falls at random, so that what nobody has a gradient for does not drift; a block of zeros
-    stays zeros. A vote has to be counted in one place, so the exchange is `two_phases`; its outcome says nothing of
-    sizes, so there is no `feedback` (see `sign`).
+    `mean(codec=majority()) | sgd(1e-3)` is signSGD with majority vote; with `ema(0.9)` before it, it is Signum. The
+    sign of a zero is random, and so is the result of a tie: entries without a gradient do not drift. A block of zeros
+    stays zeros. The exchange is `two_phases`, because one worker must count all votes for an entry. The result has no
+    magnitudes, so `feedback` is refused (see `sign`).
 
     Args:
-        block: entries that share four bytes which tell of zeros and of what is not finite; a multiple of 8.
+        block: entries that share a 4-byte flag for a block of zeros or with a non-finite entry; a multiple of 8.
 
     Raises:
-        InputError: a block that does not fill whole bytes.
+        InputError: the block does not fill whole bytes.
 
+    >>> import numpy as np
     >>> c = majority(block=8)
-    >>> c.decode(c.encode(jnp.array([1.0, -3.0, 1.0, -3.0, 2.0, -2.0, 2.0, -2.0]), jax.random.key(0)), 8)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 8))
+    >>> roundtrip(np.float32([1, -3, 1, -3, 2, -2, 2, -2]))
     Array([ 1., -1.,  1., -1.,  1., -1.,  1., -1.], dtype=float32)
     """
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # With a fixed sign for zeros, parameters without a gradient would drift.
         coin = jax.random.bernoulli(key, 0.5, blocks.shape)
-        up = jnp.where(blocks == 0, coin, blocks > 0)
+        positive = jnp.where(blocks == 0, coin, blocks > 0)
         scale = jnp.any(blocks != 0, axis=1, keepdims=True).astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True)
-        return up.astype(jnp.uint8), jnp.where(finite, scale, jnp.nan)
+        return positive.astype(jnp.uint8), jnp.where(finite, scale, jnp.nan)
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (2 * codes.astype(jnp.float32) - 1) * scale

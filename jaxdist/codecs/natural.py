@@ -1,4 +1,4 @@
-"""Natural compression: every entry becomes a power of two, at random (Horvath et al. 2019, arXiv 1905.10988)."""
+"""Natural compression: stochastic rounding of each entry to a power of two (Horvath et al. 2019, arXiv 1905.10988)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
 OCTAVES = 127
-"""Powers of two that a block can use, from its largest down; what is smaller becomes the least of them or 0, at
-random.
+"""Powers of two that a block can use, from its largest downwards; smaller entries are rounded stochastically to the
+least of them or to 0.
 """
 
 
@@ -26,28 +26,30 @@ random.
     },
 )
 def natural(block: int = 4096) -> Codec:
-    """Each entry rounded to one of the powers of two beside it, so that the mean is right: 1 byte an entry.
+    """Unbiased rounding of each entry to one of the two neighbouring powers of two: 1 byte per entry.
 
-    The variance is at most an eighth of the squared norm. The paper sends float32's sign and exponent, 9 bits; here
-    it is a sign and 7 bits of exponent below the block's largest.
+    The variance is at most an eighth of the squared norm. The paper sends float32's sign and exponent, 9 bits; this
+    codec sends a sign and 7 bits of exponent relative to the block's largest.
 
     Args:
-        block: entries that share a largest exponent.
+        block: entries whose exponents are relative to one largest exponent.
 
     Raises:
-        InputError: a block smaller than 1.
+        InputError: the block is below 1.
 
+    >>> import numpy as np
     >>> c = natural(block=4)
-    >>> c.decode(c.encode(jnp.array([0.0, 1.0, -2.0, 0.25]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0, 1, -2, 0.25]))
     Array([ 0.  ,  1.  , -2.  ,  0.25], dtype=float32)
     """
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale = _power_above(largest(blocks))
         mantissa, exponent = jnp.frexp(jnp.abs(blocks) / jnp.where(scale == 0, 1, scale))  # below 1: exponent <= 1
-        # |x| = mantissa * 2^exponent with mantissa in [1/2, 1): up to 2^exponent with probability 2 mantissa - 1.
-        up = jax.random.uniform(key, blocks.shape)
-        exponent = jnp.where(up < 2 * mantissa - 1, exponent, exponent - 1)
+        # |x| = mantissa * 2^exponent, mantissa in [1/2, 1): rounded up to 2^exponent with probability 2 mantissa - 1.
+        draw = jax.random.uniform(key, blocks.shape)
+        exponent = jnp.where(draw < 2 * mantissa - 1, exponent, exponent - 1)
         least = 1 - OCTAVES
         tiny = exponent < least
         kept = jax.random.uniform(jax.random.fold_in(key, 1), blocks.shape) < jnp.exp2(exponent - least)
@@ -57,8 +59,8 @@ def natural(block: int = 4096) -> Codec:
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         steps = (codes & 127).astype(jnp.int32)
-        size = jnp.where(steps == 0, 0, jnp.exp2((steps - OCTAVES).astype(jnp.float32)))
-        return jnp.where(codes >= 128, -1, 1) * size * scale
+        magnitude = jnp.where(steps == 0, 0, jnp.exp2((steps - OCTAVES).astype(jnp.float32)))
+        return jnp.where(codes >= 128, -1, 1) * magnitude * scale
 
     return in_blocks('natural', block, 8, to_codes, from_codes)
 

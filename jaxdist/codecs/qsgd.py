@@ -1,4 +1,4 @@
-"""QSGD: random rounding to levels of the block's 2-norm (Alistarh et al. 2017, arXiv 1610.02132, section 3.1)."""
+"""QSGD: stochastic rounding to levels of the block's 2-norm (Alistarh et al. 2017, arXiv 1610.02132, section 3.1)."""
 
 from typing import Literal
 
@@ -25,21 +25,23 @@ from jaxdist.core.registry import codec
     },
 )
 def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
-    """|x|_2 sign(x_i) xi_i / s, with xi_i a random rounding of s |x_i| / |x|_2: right on average.
+    """|x|_2 sign(x_i) xi_i / s, with xi_i an unbiased stochastic rounding of s |x_i| / |x|_2.
 
-    The variance is at most min(n / s^2, sqrt(n) / s) |x|_2^2 for n entries. Codes have a fixed width; the paper's Elias
-    code would save more where most are zero. With few levels the error is larger than the vector itself: right on
-    average, but not to be fed back: `feedback` is refused where that bound is 1 or more.
+    The variance is at most min(n / s^2, sqrt(n) / s) |x|_2^2 for n entries. `feedback` is refused where that bound is 1
+    or more: the codec is then not contractive. Codes have a fixed width, because shapes are static under XLA; the
+    paper's Elias code is shorter where most codes are zero.
 
     Args:
-        bits: of an entry, sign included: s = 2**(bits - 1) - 1 levels.
+        bits: bits per entry, sign included, for s = 2**(bits - 1) - 1 levels.
         block: entries that share a norm (the paper's bucket).
 
     Raises:
-        InputError: bits other than 2, 4 or 8, or a block that does not fill whole bytes.
+        InputError: `bits` is not 2, 4 or 8, or the block does not fill whole bytes.
 
+    >>> import numpy as np
     >>> c = qsgd(bits=8, block=4)
-    >>> c.decode(c.encode(jnp.array([0.0, 0.0, -2.0, 0.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0, 0, -2, 0]))
     Array([ 0.,  0., -2.,  0.], dtype=float32)
     """
     if bits not in (2, 4, 8):

@@ -1,4 +1,4 @@
-"""Entries at random positions, from a seed that all share: no indices, and messages add up (Stich et al. 2018)."""
+"""Random-k sparsification, at positions from a shared seed: no indices, and summable messages (Stich et al. 2018)."""
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +24,25 @@ from jaxdist.core.registry import codec
     },
 )
 def random_k(k: int, block: int = 4096, run: int = 1, unbiased: bool = False) -> Codec:
-    """Keeps k entries of each block, at positions that are drawn anew each time and alike for all blocks and workers.
+    """Keeps k entries of each block, at random positions that are redrawn each time, the same in all blocks.
 
-    Messages of all workers are of the same entries, so that an all-reduce of k / block of the vector carries them.
-    Use `feedback=True`, or `unbiased=True` without it.
+    By the exchange `all_reduce` the positions are also the same on all workers, and an all-reduce of k / block of the
+    vector carries the messages. Use `feedback=True`, or `unbiased=True` without feedback.
 
     Args:
         k: entries kept of each block.
-        block: entries of a block.
-        run: entries that are kept together; with `run=k` a random block of each.
-        unbiased: whether what is kept counts block / k times: right on average, but not to be fed back.
+        block: entries per block.
+        run: consecutive entries that are kept together; with `run=k` one random run of each block is kept.
+        unbiased: whether kept entries are multiplied by block / k: unbiased, but not contractive, so `feedback` is
+            refused.
 
     Raises:
-        InputError: k below 1 or beyond the block, or a run that does not divide both.
+        InputError: k is below 1 or above the block, or the run does not divide both.
 
+    >>> import numpy as np
     >>> c = random_k(k=2, block=4)
-    >>> int((c.decode(c.encode(jnp.ones(4), jax.random.key(0)), 4) == 1).sum())
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> int((np.asarray(roundtrip(np.ones(4, np.float32))) == 1).sum())
     2
     """
     if block < 1 or not 1 <= k <= block:
@@ -49,39 +52,41 @@ def random_k(k: int, block: int = 4096, run: int = 1, unbiased: bool = False) ->
 
     def keep(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = x.reshape(-1, block // run, run)
-        kept = blocks[:, _places(key, k // run, block // run)].reshape(-1, k)
-        # What is not finite must be seen, wherever it is.
-        fine = jnp.all(jnp.isfinite(x.reshape(-1, block)), axis=1, keepdims=True)
-        return jnp.where(fine, kept * (block / k if unbiased else 1), jnp.nan).reshape(-1)
+        kept = blocks[:, _positions(key, k // run, block // run)].reshape(-1, k)
+        # A non-finite entry must reach the receiver's guard, even if it is not among those kept.
+        finite = jnp.all(jnp.isfinite(x.reshape(-1, block)), axis=1, keepdims=True)
+        return jnp.where(finite, kept * (block / k if unbiased else 1), jnp.nan).reshape(-1)
 
-    def put(kept: jax.Array, key: jax.Array, n: int) -> jax.Array:
+    def scatter(kept: jax.Array, key: jax.Array, n: int) -> jax.Array:
         blocks = jnp.zeros((n // block, block // run, run), jnp.float32)
-        return blocks.at[:, _places(key, k // run, block // run)].set(kept.reshape(-1, k // run, run)).reshape(-1)
+        return blocks.at[:, _positions(key, k // run, block // run)].set(kept.reshape(-1, k // run, run)).reshape(-1)
 
     def size(n: int) -> int:
         return padded(8 + n // block * k * 4, LANES)
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+        # The message contains its seed, since each worker draws another where messages are not summed.
         seed = jax.random.bits(key, (2,), jnp.uint32)
         message = jnp.concatenate([to_bytes(seed), to_bytes(keep(x, _key(seed)))])
         return jnp.pad(message, (0, size(x.size) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
         key = _key(from_bytes(message[:8], jnp.uint32))
-        return put(from_bytes(message[8 : 8 + n // block * k * 4], jnp.float32), key, n)
+        return scatter(from_bytes(message[8 : 8 + n // block * k * 4], jnp.float32), key, n)
 
     def summed(workers: int) -> Summed:
         return Summed(
             size=lambda n: n // block * k * 4,
             agree=lambda x: jnp.zeros((0,), jnp.float32),
             encode=lambda x, largest, shared, own: keep(x, shared),
-            decode=lambda total, largest, shared, n, count: put(total, shared, n),
+            decode=lambda total, largest, shared, n, count: scatter(total, shared, n),
         )
 
     return Codec(block, size, encode, decode, contracts=not unbiased, summed=summed, sums_as_fine=True)
 
 
-def _places(key: jax.Array, k: int, n: int) -> jax.Array:
+def _positions(key: jax.Array, k: int, n: int) -> jax.Array:
+    """Positions of k of n entries, drawn without repetition."""
     return jax.random.permutation(key, n)[:k]
 
 

@@ -1,4 +1,4 @@
-"""One bit an entry: the sign, times a scale for each block (Karimireddy et al. 2019, arXiv 1901.09847)."""
+"""The sign, 1 bit per entry, times a scale per block (Karimireddy et al. 2019, arXiv 1901.09847)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,21 @@ from jaxdist.core.registry import codec
     },
 )
 def sign(block: int = 512) -> Codec:
-    """Each entry's sign, times the block's mean magnitude; zero counts as positive.
+    """The sign of each entry times the block's mean magnitude; zero counts as positive.
 
-    Without error feedback this is a biased codec that need not converge; with it, it is EF-signSGD. Signs alone, by
-    vote, are `majority`.
+    With error feedback this is EF-signSGD; without it, the codec is biased and SGD need not converge. Signs without a
+    scale, by majority vote, are `majority`.
 
     Args:
-        block: entries that share a scale; a multiple of 8. The paper takes a layer at a time.
+        block: entries that share a scale; a multiple of 8. In the paper a layer shares one.
 
     Raises:
-        InputError: a block that does not fill whole bytes.
+        InputError: the block does not fill whole bytes.
 
+    >>> import numpy as np
     >>> c = sign(block=8)
-    >>> c.decode(c.encode(jnp.array([1.0, -3.0, 1.0, -3.0, 2.0, -2.0, 2.0, -2.0]), jax.random.key(0)), 8)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 8))
+    >>> roundtrip(np.float32([1, -3, 1, -3, 2, -2, 2, -2]))
     Array([ 2., -2.,  2., -2.,  2., -2.,  2., -2.], dtype=float32)
     """
 

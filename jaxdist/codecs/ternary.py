@@ -1,4 +1,4 @@
-"""Three values, -1, 0 and 1 times a scale, in 2 bits an entry (Wen et al. 2017, TernGrad, arXiv 1705.07878)."""
+"""TernGrad: codes -1, 0 and 1 times a scale per block, in 2 bits per entry (Wen et al. 2017, arXiv 1705.07878)."""
 
 from typing import Literal
 
@@ -23,22 +23,24 @@ from jaxdist.core.registry import codec
 def ternary(
     block: int = 512, rounding: Literal['nearest', 'stochastic'] = 'stochastic', clip: float | None = None
 ) -> Codec:
-    """The sign of each entry, kept with probability |x| / s, times s, the block's largest magnitude.
+    """The sign of each entry with probability |x| / s, else 0, times s, the block's largest magnitude.
 
-    The paper scales a layer at a time; here it is a block, which never has a larger error. Rounded at random, the error
-    can be larger than the vector, and `feedback` is refused.
+    The paper uses one scale per layer; a scale per block never has a larger error. With stochastic rounding the
+    compression error can be larger than the vector, so `feedback` is refused.
 
     Args:
         block: entries that share a scale; a multiple of 4.
-        rounding: `stochastic` as published, right on average; or `nearest`.
-        clip: entries beyond this many standard deviations of their block are clipped first (the paper's 2.5): less
-            variance, and no longer right on average.
+        rounding: `stochastic` as in the paper, which is unbiased; or `nearest`.
+        clip: the number of standard deviations of the block at which entries are clipped first (the paper's 2.5), for
+            less variance and some bias; None for no clipping.
 
     Raises:
-        InputError: a block that does not fill whole bytes, a clip of 0 or less, or a rounding that does not exist.
+        InputError: the block does not fill whole bytes, `clip` is 0 or less, or there is no such rounding.
 
+    >>> import numpy as np
     >>> c = ternary(block=4)
-    >>> c.decode(c.encode(jnp.array([0.0, 3.0, -3.0, 0.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0, 3, -3, 0]))
     Array([ 0.,  3., -3.,  0.], dtype=float32)
     """
     if clip is not None and clip <= 0:
@@ -55,5 +57,5 @@ def ternary(
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (codes.astype(jnp.float32) - 1) * scale
 
-    # A small entry that is kept is off by almost the scale: at random, more may be made up than there was.
+    # Stochastic rounding moves a small entry by up to the scale, so the error can exceed the norm: not contractive.
     return in_blocks('ternary', block, 2, to_codes, from_codes)._replace(contracts=rounding == 'nearest')

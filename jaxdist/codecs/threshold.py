@@ -1,4 +1,4 @@
-"""Entries beyond a fixed threshold, each as an index and a sign (Strom 2015, Scalable Distributed DNN Training)."""
+"""Sparsification by a fixed threshold, an index and a sign per kept entry (Strom 2015)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
 
 LARGEST_BLOCK = 2**15 - 1
-"""An index and a sign share two bytes, and one index says that nothing is there."""
+"""An index and a sign share two bytes, and one index marks an empty slot."""
 
 
 @codec(
@@ -24,21 +24,24 @@ LARGEST_BLOCK = 2**15 - 1
     },
 )
 def threshold(at: float, most: int, block: int = 4096) -> Codec:
-    """Entries of magnitude `at` or more are sent as plus or minus `at`, in 2 bytes each; the rest is 0.
+    """Entries of magnitude `at` or more become plus or minus `at`, in 2 bytes each; all others become 0.
 
-    It is made for `feedback=True`: what an entry has above `at`, and what stayed below, is sent later. XLA's shapes are
-    fixed, so a message has room for `most` entries of each block, which is what it costs; of more, the largest go.
+    Use it with `feedback=True`: the residual sends later what an entry has above `at`, and entries below it. Shapes are
+    static under XLA, so a message has `most` slots per block whether used or not; if more entries reach the threshold,
+    the largest are sent.
 
     Args:
-        at: the threshold, and the magnitude that is sent.
-        most: entries of a block that a message has room for.
-        block: entries of a block, 32767 at most.
+        at: the threshold, and the magnitude of the decoded entries.
+        most: slots for kept entries per block.
+        block: entries per block, 32767 at most.
 
     Raises:
-        InputError: a threshold of 0 or less, `most` below 1 or beyond the block, or a block that is too large.
+        InputError: the threshold is 0 or less, `most` is below 1 or above the block, or the block is too large.
 
+    >>> import numpy as np
     >>> c = threshold(at=1.0, most=2, block=4)
-    >>> c.decode(c.encode(jnp.array([0.5, -3.0, 0.0, 1.5]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([0.5, -3, 0, 1.5]))
     Array([ 0., -1.,  0.,  1.], dtype=float32)
     """
     if at <= 0:
@@ -53,12 +56,12 @@ def threshold(at: float, most: int, block: int = 4096) -> Codec:
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = x.reshape(-1, block)
-        largest, where = jax.lax.top_k(jnp.abs(blocks), most)
-        where = jnp.where(largest >= at, where, LARGEST_BLOCK)
-        below = jnp.take_along_axis(blocks, jnp.minimum(where, block - 1), axis=1) < 0
-        fine = jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True)
-        value = jnp.where(fine, at, jnp.nan).astype(jnp.float32)
-        slots = to_bytes((2 * where + below).astype(jnp.uint16))
+        largest, indices = jax.lax.top_k(jnp.abs(blocks), most)
+        indices = jnp.where(largest >= at, indices, LARGEST_BLOCK)
+        negative = jnp.take_along_axis(blocks, jnp.minimum(indices, block - 1), axis=1) < 0
+        finite = jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True)
+        value = jnp.where(finite, at, jnp.nan).astype(jnp.float32)
+        slots = to_bytes((2 * indices + negative).astype(jnp.uint16))
         message = jnp.concatenate([slots, to_bytes(value)], axis=1).reshape(-1)
         return jnp.pad(message, (0, size(x.size) - message.size))
 
@@ -66,11 +69,11 @@ def threshold(at: float, most: int, block: int = 4096) -> Codec:
         rows = message[: n // block * (4 + 2 * most)].reshape(-1, 4 + 2 * most)
         slots = from_bytes(rows[:, : 2 * most], jnp.uint16).astype(jnp.int32)
         values = jnp.where(slots % 2 == 1, -1, 1) * from_bytes(rows[:, 2 * most :], jnp.float32)
-        # Empty slots go one beyond the block, where `mode` drops them.
-        where = jnp.where(slots // 2 == LARGEST_BLOCK, block, slots // 2)
+        # The index of an empty slot is out of bounds, so `mode` drops it.
+        indices = jnp.where(slots // 2 == LARGEST_BLOCK, block, slots // 2)
         row = jnp.arange(rows.shape[0])[:, None]
-        blocks = jnp.zeros((rows.shape[0], block), jnp.float32).at[row, where].set(values, mode='drop')
-        # A block that was not finite must not come back as zeros, if nothing in it was above the threshold.
+        blocks = jnp.zeros((rows.shape[0], block), jnp.float32).at[row, indices].set(values, mode='drop')
+        # A block with a NaN and no entry above the threshold must not decode to zeros.
         return jnp.where(jnp.isfinite(values[:, :1]), blocks, jnp.nan).reshape(-1)
 
     return Codec(block, size, encode, decode)

@@ -1,4 +1,4 @@
-"""The k largest entries of each block, as indices and values (Stich et al. 2018, arXiv 1809.07599; Aji et al. 2017)."""
+"""Top-k sparsification, by blocks, as indices and values (Stich et al. 2018, arXiv 1809.07599; Aji et al. 2017)."""
 
 import jax
 import jax.numpy as jnp
@@ -32,22 +32,23 @@ from jaxdist.core.registry import codec
     },
 )
 def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
-    """Keeps exactly k entries of each block, the largest in magnitude; of equals, the first. The rest is 0.
+    """Keeps the k entries of each block that are largest in magnitude (the first of equals); all others become 0.
 
-    Without error feedback most is lost: use `feedback=True`. An index takes the whole bytes that the block needs: 1 up
-    to 256 entries, 2 up to 65536, 3 beyond.
+    Use it with `feedback=True`: without error feedback most of the vector is lost. An index takes 1 byte for blocks up
+    to 256 entries, 2 up to 65536, and 3 beyond.
 
     Args:
         k: entries kept of each block.
-        block: entries of a block.
-        values: the codec of the kept values, which it gets in the order of magnitude, block after block; None for
-            float32 as they are.
+        block: entries per block.
+        values: the codec of the kept values, which are ordered by block, then by magnitude; None for float32.
 
     Raises:
-        InputError: k below 1 or beyond the block, a block beyond 2**24, or values that are no codec of vectors.
+        InputError: k is below 1 or above the block, the block is above 2**24, or `values` is not a codec of vectors.
 
+    >>> import numpy as np
     >>> c = top_k(k=1, block=4)
-    >>> c.decode(c.encode(jnp.array([1.0, -3.0, 2.0, 3.0]), jax.random.key(0)), 4)
+    >>> roundtrip = jax.jit(lambda x: c.decode(c.encode(x, jax.random.key(0)), 4))
+    >>> roundtrip(np.float32([1, -3, 2, 3]))
     Array([ 0., -3.,  0.,  0.], dtype=float32)
     """
     if not 1 <= block <= 2**24:
@@ -66,22 +67,22 @@ def top_k(k: int, block: int = 4096, values: Codec | None = None) -> Codec:
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = x.reshape(-1, block)
-        # What is not finite goes first, so that the receiver learns of it.
+        # Non-finite entries rank first, so that the receiver's guard sees them.
         rank = jnp.where(jnp.isfinite(blocks), jnp.abs(blocks), jnp.inf)
-        _, where = jax.lax.top_k(rank, k)
-        kept = jnp.take_along_axis(blocks, where, axis=1).reshape(-1)
-        indices = to_bytes(where.reshape(-1, 1).astype(jnp.uint32))[:, :width].reshape(-1)
-        message = jnp.concatenate([indices, _encode_values(kept, values, key)])
+        _, indices = jax.lax.top_k(rank, k)
+        kept = jnp.take_along_axis(blocks, indices, axis=1).reshape(-1)
+        index_bytes = to_bytes(indices.reshape(-1, 1).astype(jnp.uint32))[:, :width].reshape(-1)
+        message = jnp.concatenate([index_bytes, _encode_values(kept, values, key)])
         return jnp.pad(message, (0, size(x.size) - message.size))
 
     def decode(message: jax.Array, n: int) -> jax.Array:
         count = n // block * k
-        indices = jnp.pad(message[: count * width].reshape(-1, width), ((0, 0), (0, 4 - width)))
-        where = from_bytes(indices, jnp.uint32).reshape(-1, k).astype(jnp.int32)
+        index_bytes = jnp.pad(message[: count * width].reshape(-1, width), ((0, 0), (0, 4 - width)))
+        indices = from_bytes(index_bytes, jnp.uint32).reshape(-1, k).astype(jnp.int32)
         rest = message[count * width : count * width + value_bytes(count)]
         kept = _decode_values(rest, count, values).reshape(-1, k)
         blocks = jnp.zeros((n // block, block), jnp.float32)
-        return jnp.put_along_axis(blocks, where, kept, axis=1, inplace=False).reshape(-1)
+        return jnp.put_along_axis(blocks, indices, kept, axis=1, inplace=False).reshape(-1)
 
     return Codec(block, size, encode, decode, contracts=values is None or values.contracts)
 

@@ -1,4 +1,7 @@
-"""Constraints, held by multipliers that all workers agree on. The signs are stated in `lagrangian.py`."""
+"""Constrained optimisation: constraints, multipliers by distributed dual ascent, and splitting methods.
+
+The sign conventions are stated in `lagrangian.py`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,8 @@
-"""The Lagrangian as the objective of a training step: its gradient, and how the multipliers move."""
+"""The Lagrangian as the objective of a training step: one worker's gradient of it, and the update of the multipliers.
+
+Loss and measures are evaluated together, and pulled back once: between the two, the sums are all-reduced and, in the
+default order, the multipliers move.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist.constraints.checking import check_ascends, check_examples, check_replicated
-from jaxdist.constraints.dual_ascent import DualAscent, Duals, Seen
-from jaxdist.constraints.penalties import begin as begin_penalty
+from jaxdist.constraints.dual_ascent import DualAscent, Duals, ReducedSums
 from jaxdist.constraints.penalties import current
+from jaxdist.constraints.penalties import init as init_penalty
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import cast_params, inverse, pullback
@@ -24,8 +28,9 @@ from jaxdist.core.workers import Workers, local_shapes
 class LagrangianObjective(DualAscent):
     """A loss under constraints, for `make_step(objective=...)`; its arguments are those of `DualAscent`.
 
-    Its metrics are `constraints`: for each the scalars of `constraint_metrics`, of the worker that violates it most. With
-    accumulation every part of the batch is evaluated twice, since no gradient of a constraint is known before its value.
+    Its metric `constraints` has, for each constraint, the scalars of `constraint_metrics` of the worker with the
+    largest violation. With accumulation each part of the batch is evaluated twice, since the gradient of a constraint
+    depends on its value over the whole batch.
 
     >>> import optax
     >>> from jaxdist.constraints.constraint import inequality
@@ -38,41 +43,49 @@ class LagrangianObjective(DualAscent):
     state_name: ClassVar[str] = 'multipliers'
 
     def check(self, params: Params, batch: Batch, workers: Workers, accumulate: int) -> None:
-        """Refuses constraints that do not fit.
+        """Checks the constraints against the model, the batch and the dual line.
 
         Args:
-            params: shapes.
+            params: the parameters' shapes.
             batch: the whole batch, or its shapes.
             workers: the workers.
-            accumulate: parts that each worker's batch is taken in.
+            accumulate: the number of parts in which each worker's batch is processed.
 
         Raises:
-            InputError: a measure of another shape than its constraint says; multipliers of single examples that move
-                between workers or are taken in parts; a dual line that would lower the multiplier of a violated
-                constraint.
+            InputError: a measure returns another shape than its constraint requires; multipliers of single examples
+                with a batch that lacks `row` or is processed in parts; a dual line that would lower the multiplier of a
+                violated constraint.
         """
         for c in self.constraints:
             check_examples(c, batch, accumulate)
         duals = jax.eval_shape(lambda: self.begin(params, local_shapes(batch, workers.count)))
-        now = current(self.penalty, begin_penalty(self.penalty), jnp.zeros((), jnp.int32))
+        now = current(self.penalty, init_penalty(self.penalty), jnp.zeros((), jnp.int32))
         check_ascends(self.dual, duals.multipliers, now)
 
     def check_layout(self, layout: Any, diverge: bool) -> None:
-        """Refuses workers that diverge, and replicated multipliers that would vary over workers."""
+        """Checks the layout of the state.
+
+        Raises:
+            InputError: workers diverge, or multipliers that must be replicated would vary over workers.
+        """
         if diverge:
             raise InputError(
-                f'{", ".join(self.names)}: constraints are evaluated at parameters that all workers share, at every '
-                'step, and this update lets workers diverge in between. Put mean() before the optimiser instead'
+                f'{", ".join(self.names)}: constraints are evaluated at replicated parameters, at every step, and this '
+                'update lets workers diverge. Put mean() before the optimiser instead'
             )
         check_replicated(self.constraints, layout.multipliers)
 
     def check_resize(self, before: int, now: int) -> None:
-        """Refuses another number of workers where multipliers of single examples lie with their workers."""
+        """Checks that a run can go on with another number of workers.
+
+        Raises:
+            InputError: multipliers of single examples, which are stored by the workers that own the examples.
+        """
         each = [c.name for c in self.constraints if c.over == 'example']
         if each and before != now:
             raise InputError(
-                f'{each[0]} has multipliers of single examples, which are stored by the workers that own these: go on '
-                f'with {before} workers'
+                f'{each[0]} has multipliers of single examples, which are stored by the workers that own the examples: '
+                f'continue with {before} workers'
             )
 
     def gradient(
@@ -81,74 +94,80 @@ class LagrangianObjective(DualAscent):
     ) -> ObjectiveOutput:  # fmt: skip
         """The gradient at replicated parameters, and the multipliers after the step."""
         due, penalty = step % self.every == 0, self.penalty_of(state)
-        out, seen, pull = self._evaluate(loss, params, batch, key)
+        out, reduced, pull = self._evaluate(loss, params, batch, key)
         if self.order == 'primal_first':
-            grads = pull(self.weights(state, seen, penalty, batch, loss.axis))
-            return self._output(out, grads, state, state, seen, loss.axis)
-        moved = self._ascend(state, due, seen, batch, loss.axis)
+            grads = pull(self.weights(state, reduced, penalty, batch, loss.axis))
+            return self._output(out, grads, state, state, reduced, loss.axis)
+        moved = self._ascend(state, due, reduced, batch, loss.axis)
         against = moved if self.order == 'alternating' else state
-        grads = pull(self.weights(against, seen, penalty, batch, loss.axis))
-        output = self._output(out, grads, moved, against, seen, loss.axis)
+        grads = pull(self.weights(against, reduced, penalty, batch, loss.axis))
+        output = self._output(out, grads, moved, against, reduced, loss.axis)
         if self.order == 'extragradient':
-            _, seen, pull = self._evaluate(loss, lookahead(grads), batch, key)
-            grads = pull(self.weights(moved, seen, penalty, batch, loss.axis))
-            again = self._ascend(state, due, seen, batch, loss.axis)
-            return output._replace(grads=grads, state=again, check=again.multipliers)
+            # Korpelevich 1976: both sides step from where they were, with the gradients at the point looked ahead to.
+            _, reduced, pull = self._evaluate(loss, lookahead(grads), batch, key)
+            grads = pull(self.weights(moved, reduced, penalty, batch, loss.axis))
+            corrected = self._ascend(state, due, reduced, batch, loss.axis)
+            return output._replace(grads=grads, state=corrected, check=corrected.multipliers)
         return output
 
     def after(
         self, loss: WorkerLoss, state: Duals, params: Params, step: jax.Array, batch: Batch, key: jax.Array
     ) -> Duals:
-        """The multipliers after the parameters have moved: for `primal_first`, which evaluates again; else as they are."""
+        """The multipliers after the parameters have moved: only `primal_first` evaluates again and moves them here."""
         if self.order != 'primal_first':
             return state
-        _, seen, _ = self._evaluate(loss, params, batch, key)
-        moved = self._ascend(state, (step + 1) % self.every == 0, seen, batch, loss.axis)
-        # The workers have voted on the first evaluation; this one must not spoil the multipliers either.
+        _, reduced, _ = self._evaluate(loss, params, batch, key)
+        moved = self._ascend(state, (step + 1) % self.every == 0, reduced, batch, loss.axis)
+        # The guard has admitted the first evaluation; non-finite numbers of the second must not reach the multipliers.
         bad = collectives.psum(1.0 - is_finite(moved.multipliers), loss.axis)
         return jax.tree.map(lambda new, old: jnp.where(bad == 0, new, old), moved, state)
 
-    def _output(self, out: Any, grads: Params, state: Duals, against: Duals, seen: Seen, axis: str) -> ObjectiveOutput:
-        values = collectives.pvary(self.metrics(against, seen), axis)
+    def _output(
+        self, out: Any, grads: Params, state: Duals, against: Duals, reduced: ReducedSums, axis: str
+    ) -> ObjectiveOutput:
+        values = collectives.pvary(self.metrics(against, reduced), axis)
         metrics = {name: Extreme(each['violation'], each) for name, each in values.items()}
         return ObjectiveOutput(out['sums'], out['count'], grads, state, {'constraints': metrics}, state.multipliers)
 
     def _evaluate(
         self, loss: WorkerLoss, params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Seen, Callable[..., Params]]:
-        """This worker's sums, those of all workers, and the gradient for given weights of the constraints' sums."""
+    ) -> tuple[Any, ReducedSums, Callable[[dict[str, Any]], Params]]:
+        """This worker's sums, the reduced sums, and the function from the weights of its sums to its gradient."""
+        # A gradient with respect to replicated parameters would be summed over workers at once.
         local = collectives.pvary(params, loss.axis)
-        whole = {c.name for c in self.constraints if c.over == 'none'}
+        of_params = {c.name for c in self.constraints if c.over == 'none'}
 
-        def of_data(params: Params, batch: Batch, key: jax.Array) -> Any:
+        def data_sums(params: Params, batch: Batch, key: jax.Array) -> Any:
             cast = cast_params(params, loss.compute)
             sums, count = loss.loss(cast, batch, key)
-            parts = {c.name: c.sums(cast, batch) for c in self.constraints if c.name not in whole}
+            parts = {c.name: c.sums(cast, batch) for c in self.constraints if c.name not in of_params}
             out = {'sums': sums, 'count': jnp.asarray(count, float), 'parts': parts}
             return collectives.pvary(out, loss.axis)
 
-        def of_parameters(params: Params) -> Any:
-            parts = {c.name: c.sums(params, batch) for c in self.constraints if c.name in whole}
+        def params_sums(params: Params) -> Any:
+            parts = {c.name: c.sums(params, batch) for c in self.constraints if c.name in of_params}
             return collectives.pvary(parts, loss.axis)
 
-        out, back = pullback(of_data, local, batch, key, loss.accumulate)
-        parts, back_whole = jax.vjp(of_parameters, local)
+        # A function of the parameters alone is evaluated once, also where the batch is processed in parts.
+        out, pull_data = pullback(data_sums, local, batch, key, loss.accumulate)
+        parts, pull_params = jax.vjp(params_sums, local)
         count = out['count'] if loss.uneven else None
-        seen = self.agree({**out['parts'], **parts}, params, batch, count, loss.axis)
-        share = collectives.axis_size(loss.axis) * inverse(seen.count) if loss.uneven else inverse(out['count'])
+        reduced = self.reduce({**out['parts'], **parts}, params, batch, count, loss.axis)
+        # The step takes the plain mean over workers of the gradients, so a worker's loss counts by its examples here.
+        share = collectives.axis_size(loss.axis) * inverse(reduced.count) if loss.uneven else inverse(out['count'])
 
         def pull(weights: dict[str, Any]) -> Params:
-            zeros = jax.tree.map(jnp.zeros_like, out)
-            zeros['sums']['loss'] = jnp.asarray(share, zeros['sums']['loss'].dtype)
-            zeros['parts'] = {name: weights[name] for name in out['parts']}
-            grads = back(collectives.pvary(zeros, loss.axis))
-            more = back_whole(collectives.pvary({name: weights[name] for name in parts}, loss.axis))[0]
+            cotangents = jax.tree.map(jnp.zeros_like, out)
+            cotangents['sums']['loss'] = jnp.asarray(share, cotangents['sums']['loss'].dtype)
+            cotangents['parts'] = {name: weights[name] for name in out['parts']}
+            grads = pull_data(collectives.pvary(cotangents, loss.axis))
+            more = pull_params(collectives.pvary({name: weights[name] for name in parts}, loss.axis))[0]
             return jax.tree.map(jnp.add, grads, more)
 
-        return out, seen, pull
+        return out, reduced, pull
 
-    def _ascend(self, duals: Duals, due: jax.Array, seen: Seen, batch: Batch, axis: str) -> Duals:
-        moved = self.ascend(duals, seen, batch, axis)
+    def _ascend(self, duals: Duals, due: jax.Array, reduced: ReducedSums, batch: Batch, axis: str) -> Duals:
+        moved = self.ascend(duals, reduced, batch, axis)
         if self.every == 1:
             return moved
         return jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, duals)

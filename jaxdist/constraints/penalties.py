@@ -11,7 +11,7 @@ from jaxdist.core.registry import dual
 
 
 class Growing(NamedTuple):
-    """A penalty that grows; see `growing`."""
+    """The settings of a growing penalty; see `growing`."""
 
     start: float
     factor: float
@@ -19,19 +19,23 @@ class Growing(NamedTuple):
     most: float
 
 
-class Grown(NamedTuple):
-    """How far a growing penalty has come.
+class GrowingState(NamedTuple):
+    """The state of a growing penalty; replicated.
 
     Attributes:
-        penalty: as it is now.
-        before: the largest violation at the last dual step; infinity before the first.
+        penalty: the present penalty.
+        violation: the largest violation at the last dual step; infinity before the first.
     """
 
     penalty: jax.Array
-    before: jax.Array
+    violation: jax.Array
 
 
 Penalty = float | Callable[[jax.Array], Any] | Growing
+"""A number, an optax schedule of the dual steps taken, or `growing(...)`."""
+
+PenaltyState = GrowingState | tuple[()]
+"""The state of a penalty; () for a number or a schedule."""
 
 
 @dual(
@@ -39,16 +43,16 @@ Penalty = float | Callable[[jax.Array], Any] | Growing
     examples={'growing(start=1.0, factor=2.0)': ()},
 )
 def growing(start: float, factor: float = 2.0, shrink: float = 0.9, most: float = 1e4) -> Growing:
-    """A penalty that grows when a dual step finds violations that have not shrunk enough since the one before.
+    """A penalty that grows when the largest violation has not shrunk enough since the last dual step.
 
-    Descent of a fixed rate is not stable under any penalty: choose `most` by the rate, or take many primal steps to a
-    dual step, so that violations have had the time to shrink.
+    Gradient descent with a fixed learning rate is unstable under a large enough penalty: choose `most` by the learning
+    rate, or take many primal steps per dual step, so that violations have time to shrink.
 
     Args:
-        start: the first penalty, above 0.
-        factor: what it is multiplied with, above 1.
-        shrink: it grows unless the largest violation is at most this part of the one before.
-        most: it never exceeds this.
+        start: the initial penalty, above 0.
+        factor: the growth factor, above 1.
+        shrink: the penalty grows unless the largest violation is at most this fraction of the last one.
+        most: the upper limit of the penalty.
 
     Raises:
         InputError: a number out of range.
@@ -64,17 +68,18 @@ def growing(start: float, factor: float = 2.0, shrink: float = 0.9, most: float 
     return Growing(start, factor, shrink, most)
 
 
-def begin(penalty: Penalty) -> Any:
-    """What a penalty remembers, before the first dual step.
+def init(penalty: Penalty) -> PenaltyState:
+    """The state before the first dual step.
 
     Raises:
         InputError: a number below 0.
+        TypeError: text; `jaxdist.line.build_value` reads it.
 
-    >>> begin(1.0), float(begin(growing(2.0)).penalty)
+    >>> init(1.0), float(init(growing(2.0)).penalty)
     ((), 2.0)
     """
     if isinstance(penalty, Growing):
-        return Grown(jnp.asarray(penalty.start, float), jnp.asarray(jnp.inf, float))
+        return GrowingState(jnp.asarray(penalty.start, float), jnp.asarray(jnp.inf, float))
     if isinstance(penalty, str):
         raise TypeError(
             f'penalty={penalty!r} must be a number, a schedule or growing(...); jaxdist.line.build_value reads text'
@@ -85,9 +90,10 @@ def begin(penalty: Penalty) -> Any:
 
 
 def current(penalty: Penalty, state: Any, steps: jax.Array) -> jax.Array:
-    """The penalty after so many dual steps.
+    """The penalty after `steps` dual steps, a scalar.
 
-    >>> float(current(lambda step: 2.0 * step, (), jnp.int32(3)))
+    >>> import numpy as np
+    >>> float(current(lambda step: 2.0 * step, (), np.int32(3)))
     6.0
     """
     if isinstance(penalty, Growing):
@@ -96,12 +102,13 @@ def current(penalty: Penalty, state: Any, steps: jax.Array) -> jax.Array:
 
 
 def grow(penalty: Penalty, state: Any, worst: jax.Array) -> Any:
-    """What a penalty remembers after a dual step that found this largest violation.
+    """The state after a dual step whose largest violation was `worst`.
 
-    >>> float(grow(growing(1.0), Grown(jnp.ones(()), jnp.ones(())), jnp.float32(0.95)).penalty)
+    >>> import numpy as np
+    >>> float(grow(growing(1.0), GrowingState(np.float32(1.0), np.float32(1.0)), np.float32(0.95)).penalty)
     2.0
     """
     if not isinstance(penalty, Growing):
         return state
-    more = jnp.minimum(state.penalty * penalty.factor, penalty.most)
-    return Grown(jnp.where(worst > penalty.shrink * state.before, more, state.penalty), worst.astype(float))
+    grown = jnp.minimum(state.penalty * penalty.factor, penalty.most)
+    return GrowingState(jnp.where(worst > penalty.shrink * state.violation, grown, state.penalty), worst.astype(float))

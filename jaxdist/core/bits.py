@@ -1,4 +1,4 @@
-"""Numbers as bytes: what a message is made of."""
+"""Conversion of numbers to bytes and back, for messages."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from jax import lax
 
 
 def to_bytes(x: jax.Array) -> jax.Array:
-    """The bytes of `x` [..., n] of any dtype, as uint8 [..., n * itemsize]: the first byte of all, then the second.
+    """The bytes of `x` [..., n] of any dtype as uint8 [..., n * itemsize]: the lowest bytes of all numbers come first.
 
-    Numbers travel as bytes because a backend may widen any other dtype on the way (bf16 to f32 on CPU, say).
+    Numbers are sent as bytes because a backend may widen other dtypes in a collective (on CPU bf16 to f32, say).
 
     >>> to_bytes(jnp.array([1.0], jnp.float32))
     Array([  0,   0, 128,  63], dtype=uint8)
@@ -23,7 +23,7 @@ def to_bytes(x: jax.Array) -> jax.Array:
 
 
 def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The numbers whose bytes `data` uint8 [..., n * itemsize] holds, as `dtype` [..., n].
+    """The inverse of `to_bytes`: uint8 [..., n * itemsize] to numbers [..., n] of this dtype.
 
     >>> from_bytes(to_bytes(jnp.array([1.0, -2.0])), jnp.float32)
     Array([ 1., -2.], dtype=float32)
@@ -35,11 +35,15 @@ def from_bytes(data: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def pack(codes: jax.Array, bits: int, word: jax.typing.DTypeLike = jnp.uint8) -> jax.Array:
-    """Small numbers side by side in words: `codes` [..., n] below 2**bits to `word` [..., n * bits / bits of a word].
+    """Packs numbers below 2**bits into words: `codes` [..., n] to `word` [..., n * bits / bits of a word].
 
-    A word holds numbers that stand as far apart as there are words: neighbours in one take a TPU's compiler four times
-    as long. XLA has types of 1, 2 and 4 bits, and sends them as whole bytes, or crashes on them, depending on the
-    backend.
+    The numbers in a word are m apart, if there are m words: with neighbours in a word a TPU's compiler takes four times
+    as long. XLA's own types of 1, 2 and 4 bits are not used, since backends send them as whole bytes or crash on them.
+
+    Args:
+        codes: unsigned numbers below 2**bits.
+        bits: bits of each number; divides the bits of a word.
+        word: the unsigned dtype of a word.
 
     >>> pack(jnp.array([1, 2, 3, 0], jnp.uint8), bits=2)
     Array([57], dtype=uint8)
@@ -50,7 +54,7 @@ def pack(codes: jax.Array, bits: int, word: jax.typing.DTypeLike = jnp.uint8) ->
 
 
 def unpack(data: jax.Array, bits: int) -> jax.Array:
-    """The inverse of `pack`: words [..., m] to the numbers in them, in the dtype of the words.
+    """The inverse of `pack`: words [..., m] to their numbers, in the dtype of the words.
 
     >>> unpack(jnp.array([57], jnp.uint8), bits=2)
     Array([1, 2, 3, 0], dtype=uint8)
@@ -61,7 +65,7 @@ def unpack(data: jax.Array, bits: int) -> jax.Array:
 
 
 def flatten(leaves: Sequence[jax.Array]) -> jax.Array:
-    """All entries in one float32 vector [n], so that many small tensors cross in one message.
+    """All entries in one float32 vector [n], so that many small tensors are sent in one message.
 
     >>> flatten([jnp.ones((1, 2)), jnp.zeros(())])
     Array([1., 1., 0.], dtype=float32)
@@ -70,7 +74,7 @@ def flatten(leaves: Sequence[jax.Array]) -> jax.Array:
 
 
 def unflatten(vector: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
-    """The inverse of `flatten`: pieces of `vector` [n] in the shapes of `like`, still float32.
+    """The inverse of `flatten`: `vector` [n] split into arrays with the shapes of `like`; they stay float32.
 
     >>> unflatten(jnp.array([1.0, 1.0, 0.0]), [jnp.ones((1, 2)), jnp.zeros(())])
     [Array([[1., 1.]], dtype=float32), Array(0., dtype=float32)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 AXIS = 'workers'
-"""The worker axis's name wherever nobody gives another."""
+"""The default name of the worker axis."""
 
 
 def axis_size(axis: str = AXIS) -> int:
@@ -20,7 +20,7 @@ def axis_size(axis: str = AXIS) -> int:
 
 
 def axis_index(axis: str = AXIS) -> jax.Array:
-    """This worker's number, 0 to W - 1, as an int32 scalar.
+    """This worker's index, 0 to W - 1, as an int32 scalar.
 
     >>> jax.vmap(lambda x: x + axis_index('w'), axis_name='w')(jnp.zeros(3))
     Array([0., 1., 2.], dtype=float32)
@@ -29,7 +29,7 @@ def axis_index(axis: str = AXIS) -> jax.Array:
 
 
 def is_manual(axis: str = AXIS) -> bool:
-    """Whether the axis is one of a mesh, inside `shard_map`, where types tell what varies; under `vmap` they do not.
+    """Whether the axis is a manual mesh axis: inside `shard_map`, where types show what varies, and not under `vmap`.
 
     >>> jax.vmap(lambda x: x * is_manual('w'), axis_name='w')(jnp.ones(2))
     Array([0., 0.], dtype=float32)
@@ -38,22 +38,23 @@ def is_manual(axis: str = AXIS) -> bool:
 
 
 def varies(x: jax.Array, axis: str = AXIS) -> bool:
-    """Whether the type of `x` says that it may differ between workers. Only inside `shard_map`.
+    """Whether `x` is typed as varying over workers. Only for use inside `shard_map`.
 
-    >>> seen = []
-    >>> code = lambda x: seen.append((varies(x), varies(pmean(x)))) or x
+    >>> types = []
+    >>> code = lambda x: types.append((varies(x), varies(pmean(x)))) or x
     >>> mesh = jax.make_mesh((1,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     >>> _ = jax.shard_map(code, mesh=mesh, in_specs=jax.P(AXIS), out_specs=jax.P(AXIS))(jnp.ones(2))
-    >>> seen
+    >>> types
     [(True, False)]
     """
     return axis in jax.typeof(x).mat.varying
 
 
 def pvary(tree: Any, axis: str = AXIS) -> Any:
-    """The same values, typed as different on each worker.
+    """The same values, typed as varying over workers.
 
-    A gradient taken of such parameters is local: of parameters that all workers share, JAX would sum it over them.
+    A gradient with respect to varying parameters is local; JAX sums one with respect to replicated parameters over
+    workers.
 
     >>> jax.vmap(pvary, axis_name=AXIS)(jnp.ones(2))
     Array([1., 1.], dtype=float32)
@@ -64,10 +65,10 @@ def pvary(tree: Any, axis: str = AXIS) -> Any:
 
 
 def zeros(shapes: Any) -> Any:
-    """Zeros of these shapes and dtypes that vary where they do: for the carry of a scan.
+    """Zeros of these shapes and dtypes, typed as varying wherever these are: for the carry of a scan.
 
     Args:
-        shapes: from `jax.eval_shape`, inside or outside of `shard_map`.
+        shapes: shapes from `jax.eval_shape`, inside or outside of `shard_map`.
 
     >>> zeros(jax.eval_shape(lambda: jnp.ones(2)))
     Array([0., 0.], dtype=float32)
@@ -82,8 +83,9 @@ def zeros(shapes: Any) -> Any:
 
 
 def psum(tree: Any, axis: str = AXIS) -> Any:
-    """The sum over workers, leaf by leaf: shared by all. Sends 2 (W - 1) / W times the bytes of the tree, in one
-    collective a dtype.
+    """The sum over workers, leaf by leaf; replicated.
+
+    Sends 2 (W - 1) / W times the bytes of the tree, in one collective for each dtype.
 
     >>> jax.vmap(psum, axis_name=AXIS)(jnp.arange(4.0))
     Array([6., 6., 6., 6.], dtype=float32)
@@ -94,7 +96,7 @@ def psum(tree: Any, axis: str = AXIS) -> Any:
 
 
 def pmean(tree: Any, axis: str = AXIS) -> Any:
-    """The mean over workers, leaf by leaf, shared by all. Sends as `psum` does.
+    """The mean over workers, leaf by leaf; replicated. Sends the same bytes as `psum`.
 
     >>> jax.vmap(pmean, axis_name=AXIS)(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
@@ -104,9 +106,9 @@ def pmean(tree: Any, axis: str = AXIS) -> Any:
 
 
 def pmax(x: jax.Array, axis: str = AXIS) -> jax.Array:
-    """The largest over workers, entry by entry, shared by all. Sends 2 (W - 1) / W times the bytes of `x`.
+    """The maximum over workers, entry by entry; replicated. Sends 2 (W - 1) / W times the bytes of `x`.
 
-    Whether NaN is larger than a number depends on the backend; infinity is.
+    Infinity counts as larger than any number; whether NaN does depends on the backend.
 
     >>> jax.vmap(pmax, axis_name=AXIS, out_axes=None)(jnp.array([[1.0, 5.0], [3.0, 4.0]]))
     Array([3., 5.], dtype=float32)
@@ -117,8 +119,9 @@ def pmax(x: jax.Array, axis: str = AXIS) -> jax.Array:
 
 
 def sum_rows(x: jax.Array) -> jax.Array:
-    """The sum over the first dim of `x` [n, ...], by a product with ones: as a reduction it takes 60 times as long on
-    CPU.
+    """The sum over the first dim of `x` [n, ...].
+
+    It is a product with ones: XLA's reduction over a leading dim takes 60 times as long on CPU.
 
     >>> sum_rows(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     Array([4., 6.], dtype=float32)
@@ -127,36 +130,36 @@ def sum_rows(x: jax.Array) -> jax.Array:
 
 
 def all_gather(x: jax.Array, axis: str = AXIS) -> jax.Array:
-    """Everybody's `x`, stacked: [W, ...], shared by all. Sends W - 1 times the bytes of `x`.
+    """The `x` of all workers, stacked: [W, ...]; replicated. Sends W - 1 times the bytes of `x`.
 
     >>> jax.vmap(all_gather, axis_name=AXIS, out_axes=None)(jnp.arange(3))
     Array([0, 1, 2], dtype=int32)
     """
     if not is_manual(axis):
         return lax.all_gather(x, axis)
-    # Of bytes in one row a TPU would send four times as many: its tiles hold four rows, and it sends whole tiles.
+    # A TPU sends whole tiles of four rows: bytes in a single row would become four times as many.
     rows = x.reshape(4, -1) if x.dtype == jnp.uint8 and x.ndim == 1 and x.size % 4 == 0 else x
     return lax.all_gather(rows, axis, to='invarying').reshape(-1, *x.shape)
 
 
 def all_to_all(x: jax.Array, axis: str = AXIS) -> jax.Array:
-    """Row j of `x` [W, ...] goes to worker j; returned is [W, ...] with row i from worker i. Sends (W - 1) / W of `x`.
+    """Sends row j of `x` [W, ...] to worker j; returns [W, ...] with row i from worker i. Sends (W - 1) / W of `x`.
 
     >>> jax.vmap(all_to_all, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
     Array([[0, 2],
            [1, 3]], dtype=int32)
     """
-    if not is_manual(axis):  # under vmap, all_to_all gets the shape wrong of what no worker has of its own
+    if not is_manual(axis):  # under vmap, all_to_all of an unbatched value has a wrong shape: batch it
         x = x + (0 * lax.axis_index(axis)).astype(x.dtype)
     return lax.all_to_all(x, axis, 0, 0, tiled=True)
 
 
 def reduce_scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
-    """The sum over workers of row j of `x` [W, ...] goes to worker j: [...]. Sends (W - 1) / W of `x`.
+    """On worker j the sum over workers of row j of `x` [W, ...]: [...]. Sends (W - 1) / W of `x`.
 
     >>> jax.vmap(reduce_scatter, axis_name=AXIS)(jnp.array([[0, 1], [2, 3]]))
     Array([2, 4], dtype=int32)
     """
-    # A TPU makes an all-reduce of it unless what is scattered lies outside of the tiles, whose rows have 128 lanes.
+    # The scattered dim must be outside of a TPU's tiles, whose rows have 128 lanes, or XLA makes an all-reduce instead.
     rows = x.reshape(x.shape[0], -1, 128) if x.ndim == 2 and x.shape[1] % 128 == 0 else x
     return lax.psum_scatter(pvary(rows, axis), axis).reshape(x.shape[1:])

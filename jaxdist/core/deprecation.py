@@ -1,4 +1,4 @@
-"""Former names, which go on working for one release with a `DeprecationWarning`."""
+"""Former names: they still work for one release, with a `DeprecationWarning`."""
 
 import functools
 import importlib
@@ -14,10 +14,13 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 
 
 def renamed_arguments(**names: str) -> Callable[[Function], Function]:
-    """Lets a function be called by former names of its keyword arguments: `old='new'` for each.
+    """A decorator that renames keyword arguments: a function can still be called with their former names.
+
+    Args:
+        **names: former name -> present name.
 
     Raises:
-        TypeError: in a call, both the old and the new name are given.
+        TypeError: a call gives both the former and the present name.
 
     >>> @renamed_arguments(where='workers')
     ... def count(workers):
@@ -44,7 +47,7 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
 
 
 def renamed_attribute(node: Any, new: str, old: str, default: Any) -> Any:
-    """The attribute `new` of a user's object, or else its former name `old`.
+    """The attribute `new` of a user's object, or else the one with the former name `old`, or else `default`.
 
     >>> renamed_attribute(1j, 'real', 'actual', None)
     0.0
@@ -56,16 +59,16 @@ def renamed_attribute(node: Any, new: str, old: str, default: Any) -> Any:
 
 
 def former_name(module: str, name: str, names: Mapping[str, Any], now: str = '') -> Any:
-    """What a module's `__getattr__` returns for a former name in it.
+    """The object with a former name, for a module's `__getattr__`.
 
     Args:
         module: the module's name.
-        name: the attribute that is asked for.
+        name: the requested attribute.
         names: former name -> the object.
-        now: what it is called now, if not by its `__name__`.
+        now: the present name, if it is not the object's `__name__`.
 
     Raises:
-        AttributeError: it is no former name either.
+        AttributeError: `name` is not a former name.
 
     >>> with warnings.catch_warnings(record=True, action='always') as seen:
     ...     former_name('m', 'Old', {'Old': ValueError}).__name__, str(seen[0].message)
@@ -73,22 +76,28 @@ def former_name(module: str, name: str, names: Mapping[str, Any], now: str = '')
     """
     if name not in names:
         raise AttributeError(f'module {module!r} has no attribute {name!r}')
-    _warn(f'{module}.{name} is called {now or names[name].__name__} now')
+    # One frame more than elsewhere: the warning belongs to the code that triggered the module's __getattr__.
+    _warn(f'{module}.{name} is called {now or names[name].__name__} now', stacklevel=4)
     return names[name]
 
 
 class Moved(NamedTuple):
-    """Where a module's names are now: in `modules`, the first that has a name, some of them under another name."""
+    """The present place of a former module's names.
+
+    Attributes:
+        modules: present modules; a name is taken from the first that has it.
+        names: former name -> present name, for names that changed.
+    """
 
     modules: Sequence[str]
     names: Mapping[str, str] = {}
 
 
 class FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports modules by their former names.
+    """A finder and loader that makes modules importable by their former names.
 
     Args:
-        moved: former module name -> where its names are now.
+        moved: former module name -> the present place of its names.
 
     >>> finder = FormerModules({'jaxdist_former': Moved(['math'], {'radix': 'sqrt'})})
     >>> sys.meta_path.append(finder)
@@ -105,27 +114,27 @@ class FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Called by the import system, after the usual finders."""
+        """The spec of a former module; called by the import system after the usual finders."""
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in self.moved else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Called by the import system: the module looks its names up where they are now."""
+        """Gives the module a `__getattr__` that returns names from their present place; called by the import system."""
         former, moved = module.__name__, self.moved[module.__name__]
 
         def look_up(name: str) -> Any:
             new = moved.names.get(name, name)
             for candidate in moved.modules:
-                found = importlib.import_module(candidate)
-                if not name.startswith('__') and hasattr(found, new):
+                present = importlib.import_module(candidate)
+                if not name.startswith('__') and hasattr(present, new):
                     _warn(f'{former}.{name} is {candidate}.{new} now')
-                    return getattr(found, new)
+                    return getattr(present, new)
             raise AttributeError(f'{former}, now {" and ".join(moved.modules)}, has no {name!r}')
 
         module.__getattr__ = look_up  # type: ignore[method-assign]
 
 
 def install(moved: Mapping[str, Moved]) -> None:
-    """Makes modules importable by their former names, once a process.
+    """Makes modules importable by their former names; a second call in a process changes nothing.
 
     >>> install({})
     """
@@ -133,5 +142,5 @@ def install(moved: Mapping[str, Moved]) -> None:
         sys.meta_path.append(FormerModules(moved))
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
+def _warn(text: str, stacklevel: int = 3) -> None:
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)

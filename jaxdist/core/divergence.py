@@ -1,6 +1,4 @@
-"""Choices that workers make differently between values that they share: JAX types the result as shared, and it is
-not.
-"""
+"""Finds `cond`/`while` whose predicate varies over workers though the result is typed as replicated."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,14 +7,14 @@ from jax.extend import core
 
 
 def divergent_branches(program: Any, axis: str) -> Iterator[str]:
-    """Each `cond`, `switch` or loop of a traced program whose condition differs between workers, and not its result's
-    type.
+    """The names of all `cond` and `while` whose predicate varies over workers and whose result is typed as replicated.
 
-    In jax 0.10 and 0.12 such a result is typed by the branches alone. Returned are the names of the operations.
+    `switch` is a `cond`, loops are `while`. Jax 0.10 and 0.12 type such a result by its branches only, so workers could
+    diverge unnoticed.
 
     Args:
-        program: a jaxpr, as `jax.make_jaxpr` returns it.
-        axis: the worker axis, manual in the program.
+        program: the jaxpr of a traced program.
+        axis: the worker axis, which is manual in the program.
 
     >>> import jax
     >>> mesh = jax.make_mesh((1,), ('w',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -27,18 +25,18 @@ def divergent_branches(program: Any, axis: str) -> Iterator[str]:
     """
     for eqn in program.eqns:
         kind = eqn.primitive.name
-        split = kind in ('cond', 'while') and _condition_differs(eqn, axis)
-        if split and any(not _differs(out, axis) for out in eqn.outvars):
+        divergent = kind in ('cond', 'while') and _predicate_varies(eqn, axis)
+        if divergent and any(not _varies(out, axis) for out in eqn.outvars):
             yield kind
         for inner in core.jaxprs_in_params(eqn.params):
             yield from divergent_branches(inner, axis)
 
 
-def _condition_differs(eqn: Any, axis: str) -> bool:
+def _predicate_varies(eqn: Any, axis: str) -> bool:
     if eqn.primitive.name == 'cond':
-        return _differs(eqn.invars[0], axis)
-    return any(_differs(out, axis) for out in eqn.params['cond_jaxpr'].jaxpr.outvars)
+        return _varies(eqn.invars[0], axis)
+    return any(_varies(out, axis) for out in eqn.params['cond_jaxpr'].jaxpr.outvars)
 
 
-def _differs(atom: Any, axis: str) -> bool:
+def _varies(atom: Any, axis: str) -> bool:
     return axis in getattr(getattr(atom.aval, 'mat', None), 'varying', ())

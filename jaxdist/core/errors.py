@@ -1,33 +1,33 @@
-"""Errors that tell a user what was wrong, where, and what would be right. Any other error is a fault of the program."""
+"""Errors for users: each message names what was wrong, where, and what would be right. Any other error is a bug."""
 
 
 class JaxdistError(Exception):
-    """The base class: the command line prints its text without a traceback, and ends with `exit_code`."""
+    """The base class. The command line prints the message without a traceback and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class InputError(JaxdistError, ValueError):
-    """A value, a line, a shape or a combination of them that cannot be used; the text says what would do."""
+    """A value, line, shape or combination of them that cannot be used; the message names one that can."""
 
 
 class MissingExtraError(JaxdistError, ImportError):
-    """An optional package that is not installed; the text says how to install it."""
+    """An optional package is not installed; the message gives the command that installs it."""
 
 
 class FileError(JaxdistError, OSError):
-    """A file that cannot be written or read; the text names it."""
+    """A file cannot be read or written; the message names it."""
 
     exit_code = 1
 
 
 class DatasetError(JaxdistError, FileNotFoundError):
-    """A data set that is not on this machine; the text says how to get it."""
+    """A data set is not on this machine; the message describes how to get it."""
 
 
 class UnknownCollectiveError(JaxdistError, NotImplementedError):
-    """A program communicates in a way that the ledger cannot count."""
+    """A program has a collective whose bytes the ledger cannot count."""
 
 
 for _error in (JaxdistError, InputError, MissingExtraError, FileError, DatasetError, UnknownCollectiveError):
-    _error.__module__ = 'jaxdist'  # a traceback names them as users import them
+    _error.__module__ = 'jaxdist'  # tracebacks show the path that users import from

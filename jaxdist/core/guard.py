@@ -1,4 +1,4 @@
-"""Decides whether a step is applied, and weights each worker's gradient by its example count."""
+"""The step guard: rejects steps with non-finite gradients, and weights gradients by example counts."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from jaxdist.core.types import Params
 
 
 class StepGuard(NamedTuple):
-    """Rejects steps with a non-finite gradient.
+    """Decides whether a step is applied, and weights each worker's gradient by its example count.
 
     Attributes:
         layout: which leaves of the state, a NamedTuple with `params` and `opt_state`, vary over workers.
-        diverge: whether workers diverge, and each decides for itself; else they decide together.
-        active: whether a non-finite gradient is rejected.
+        diverge: whether workers diverge; then each decides for itself, otherwise all take the same decision.
+        active: whether steps with a non-finite gradient are rejected.
         uneven: whether workers' example counts may differ.
         axis: the worker axis.
     """
@@ -29,13 +29,19 @@ class StepGuard(NamedTuple):
     axis: str
 
     def admit(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params]:
-        """Whether this worker applies the step, and its weighted gradient; `also` has to be finite too.
+        """Whether this worker applies the step, and its weighted gradient.
 
-        Where workers do not diverge, they vote: 4 bytes each, and 4 more for the counts if these are uneven.
+        If workers do not diverge, they all-reduce a vote of 4 bytes, and 4 bytes more for the counts if these are
+        uneven.
+
+        Args:
+            grads: this worker's gradient.
+            count: this worker's example count.
+            also: further values that must be finite.
         """
         finite = is_finite((grads, also))
         if self.diverge:
-            # A synchronisation round may be in this very step: no non-finite number may reach the other workers.
+            # This step may be a synchronisation round, so no non-finite number may be left to send.
             ok = finite if self.active else jnp.bool(True)
             return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.active else grads
         votes = {'bad': 1 - finite.astype(count.dtype)} if self.active else {}
@@ -47,15 +53,16 @@ class StepGuard(NamedTuple):
         return sums['bad'] == 0 if self.active else jnp.bool(True), grads
 
     def update_kwargs(self, ok: jax.Array) -> dict[str, jax.Array]:
-        """The extra keyword arguments of the update; see `jaxdist.core.protocol`."""
+        """The extra keyword arguments of `update`; see `jaxdist.core.protocol`."""
         # `idle` is the former name of `rejected`, for algorithms that were written for it.
         return {'rejected': ~ok, 'idle': ~ok} if self.diverge and self.active else {}
 
     def commit(self, ok: jax.Array, new: Any, old: Any) -> Any:
-        """The new state or, where the step is rejected, the old one bit for bit.
+        """The new state or, if the step is rejected, the old one bit for bit.
 
-        Where workers diverge, a rejected worker keeps the state of its optimiser. Its parameters, and the state of the
-        algorithm that lets them diverge, are that algorithm's: this step may have been a synchronisation round.
+        Where workers diverge, a worker that rejects the step keeps its optimiser state only. Its parameters, and the
+        state of the algorithm that lets workers diverge, are taken from the new state: that algorithm was called with
+        `rejected`, and the step may have been a synchronisation round.
         """
         if not self.active:
             return new
@@ -71,7 +78,7 @@ class StepGuard(NamedTuple):
 
 
 def is_finite(tree: Any) -> jax.Array:
-    """Whether every number of a pytree is finite: one bool.
+    """Whether all inexact numbers of a pytree are finite, as one bool.
 
     >>> is_finite({'a': jnp.ones(2), 'b': jnp.array([jnp.inf]), 'steps': jnp.int32(3)})
     Array(False, dtype=bool)

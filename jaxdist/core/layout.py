@@ -1,4 +1,4 @@
-"""Which values vary over workers, read from the types of a trace: nobody annotates anything."""
+"""The layout of a state: which of its leaves vary over workers, read from the types of a trace."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,38 +25,50 @@ Layout = Any
 def varying(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args: Any) -> Layout:
     """Which leaves of `fn(*args)` may differ between workers, as bools, read from the types of a trace. Nothing runs.
 
+    Args:
+        fn: per-worker code.
+        workers: the workers.
+        in_specs: a `PartitionSpec` for each argument, as for `jax.shard_map`.
+        *args: the arguments of all workers, or their shapes.
+
     Raises:
-        InputError: a `cond` or `while` takes another branch on each worker, and its result is typed as replicated.
+        InputError: the predicate of a `cond` or `while` varies over workers, but its result is typed as replicated.
 
     >>> from jaxdist.core.workers import simulated
     >>> f = lambda x: {'mine': x, 'ours': collectives.pmean(x)}
     >>> varying(f, simulated(4), jax.P('workers'), jax.ShapeDtypeStruct((4,), 'float32'))
     {'mine': True, 'ours': False}
     """
-    seen = []
+    layouts = []
 
     def probe(*args: Any) -> jax.Array:
-        seen.append(jax.tree.map(lambda x: collectives.varies(x, workers.axis), fn(*args)))
+        layouts.append(jax.tree.map(lambda x: collectives.varies(x, workers.axis), fn(*args)))
         return jnp.zeros(())
 
     traced = jax.make_jaxpr(under_shard_map(probe, workers, in_specs, P()))(*args)
     for kind in divergent_branches(traced, workers.axis):
         raise InputError(
-            f'a lax.{kind} takes another branch on each worker, and its result is typed as replicated: the workers would '
-            'drift apart unseen. Return collectives.pvary(...) of every value from it, or let something replicated '
-            'decide, such as collectives.psum(...)'
+            f'the predicate of a lax.{kind} varies over workers, but its result is typed as replicated: workers would '
+            'diverge unnoticed. Return collectives.pvary(...) of every value from its branches, or make the predicate '
+            'replicated, for example with collectives.psum(...)'
         )
-    return seen[-1]
+    return layouts[-1]
 
 
 def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...], batch: Any) -> Layout:
     """Which leaves of the state differ between workers: a pytree of bools in the shape of the state.
 
-    Starts from the types of `init(*args)` and lets `step(state, batch)` widen them until nothing changes. Arguments may
-    be shapes; the batch is the whole one, of all workers.
+    Starts from the types of `init(*args)` and applies `step(state, batch)` until no further leaf varies.
+
+    Args:
+        init: per-worker `(*args) -> state`.
+        step: per-worker `(state, batch) -> (state, out)`.
+        workers: the workers.
+        args: the arguments of `init`, or their shapes.
+        batch: the batch of all workers, or its shapes.
 
     Raises:
-        InputError: the step returns a state of another structure; see `varying` too.
+        InputError: the step returns a state of another structure, or a predicate varies as described in `varying`.
 
     >>> from jaxdist.core.workers import simulated
     >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
@@ -66,41 +78,41 @@ def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...],
     """
     layout = varying(init, workers, P(), *args)
     while True:
-        own = specs(layout, workers)
-        state = jax.eval_shape(under_shard_map(packed(init, layout, workers), workers, P(), own), *args)
+        state_specs = specs(layout, workers)
+        state = jax.eval_shape(under_shard_map(packed(init, layout, workers), workers, P(), state_specs), *args)
 
         def after(state: Any, batch: Any, layout: Layout = layout) -> Any:
             return step(unpack(state, layout), batch)[0]
 
-        found = varying(after, workers, (own, P(workers.axis)), state, batch)
+        new = varying(after, workers, (state_specs, P(workers.axis)), state, batch)
         given: Any = jax.tree.structure(layout)
-        returned: Any = jax.tree.structure(found)
+        returned: Any = jax.tree.structure(new)
         if given != returned:
             raise InputError(
                 'the step returns a state of another structure than it was given:\n'
                 f'  given    {given}\n  returned {returned}'
             )
-        wider = jax.tree.map(lambda a, b: a or b, layout, found)
+        wider = jax.tree.map(lambda a, b: a or b, layout, new)
         if wider == layout:
             return layout
         layout = wider
 
 
 def under_shard_map(fn: Callable[..., Any], workers: Workers, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`fn` under `shard_map`, manual in the worker axis alone; simulated workers get a mesh that cannot run.
+    """`fn` under `shard_map`, manual in the worker axis only; with simulated workers it can be traced, but not run.
 
     >>> from jaxdist.core.workers import simulated
     >>> double = under_shard_map(lambda x: 2 * x, simulated(4), P('workers'), P('workers'))
     >>> jax.eval_shape(double, jax.ShapeDtypeStruct((8,), 'float32')).shape
     (8,)
     """
-    # Simulated workers get an abstract mesh, so that their values have types to read; it cannot run.
+    # Under `vmap` types do not show which values vary; an abstract mesh gives simulated workers such types.
     mesh = abstract(workers.count, workers.axis).mesh if workers.mesh is None else workers.mesh
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={workers.axis})
 
 
 def specs(layout: Layout, workers: Workers) -> Any:
-    """One `PartitionSpec` for each leaf of a layout: over the worker axis where it varies, else replicated.
+    """The `PartitionSpec` of each leaf of a layout: sharded over the worker axis if it varies, else replicated.
 
     >>> from jaxdist.core.workers import simulated
     >>> specs({'mine': True, 'ours': False}, simulated(4))
@@ -110,7 +122,7 @@ def specs(layout: Layout, workers: Workers) -> Any:
 
 
 def pack(state: Any, layout: Layout, workers: Workers) -> Any:
-    """A worker's state as its rows [1, ...] of what varies; what is replicated stays as it is. For a `shard_map`.
+    """A worker's state with leaves that vary as rows [1, ...], as a `shard_map` returns them; other leaves unchanged.
 
     >>> from jaxdist.core.workers import simulated
     >>> pack({'mine': jnp.ones(()), 'ours': jnp.zeros(())}, {'mine': True, 'ours': False}, simulated(4))
@@ -129,7 +141,7 @@ def unpack(state: Any, layout: Layout) -> Any:
 
 
 def packed(init: Init, layout: Layout, workers: Workers) -> Init:
-    """`init` with its state packed.
+    """`init` with a packed state; see `pack`.
 
     >>> from jaxdist.core.workers import simulated
     >>> packed(lambda: jnp.ones(()), True, simulated(4))()

@@ -1,4 +1,4 @@
-"""The table of mesh axes, meshes made of it, and sharding rules: which axis shards which dim of a parameter."""
+"""The table of mesh axes, meshes made from it, and sharding rules: which axis shards which dim of a parameter."""
 
 import math
 import re
@@ -19,9 +19,9 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 AxisKind = Literal['workers', 'stage', 'fsdp', 'context', 'expert', 'model']
-"""What a mesh axis is for, outermost first; every other than `workers` is inside a worker.
+"""The use of a mesh axis, outermost first; every axis but `workers` is inside a worker.
 
-workers: replicas that train together by an algorithm. stage: pipeline stages. fsdp: sharded parameters and state.
+workers: replicas, trained by a distributed algorithm. stage: pipeline stages. fsdp: sharded parameters and state.
 context: parts of a sequence. expert: experts of a layer. model: tensor parallelism.
 """
 
@@ -29,7 +29,7 @@ KINDS: tuple[AxisKind, ...] = get_args(AxisKind)
 
 
 class Axis(NamedTuple):
-    """One mesh axis: its name, its number of devices, and what it is for."""
+    """One mesh axis: its name, its number of devices, and its use."""
 
     name: str
     size: int
@@ -37,15 +37,15 @@ class Axis(NamedTuple):
 
 
 def axis_table(**sizes: int) -> tuple[Axis, ...]:
-    """The mesh axes in the order of `KINDS`, the last one fastest: devices next to each other are of one worker.
+    """The mesh axes in the order of `KINDS`, the last one fastest: neighbouring devices belong to one worker.
 
-    `workers` is always there; any other axis only if it has more than one device.
+    The axis `workers` is always included, any other axis only if it has more than one device.
 
     Args:
-        **sizes: the number of devices by kind; 1 for those not given.
+        **sizes: number of devices for each kind of axis; 1 for kinds that are not given.
 
     Raises:
-        InputError: an unknown kind, or a size below 1.
+        InputError: a kind is unknown, or a size is below 1.
 
     >>> axis_table(model=2, workers=4)
     (Axis(name='workers', size=4, kind='workers'), Axis(name='model', size=2, kind='model'))
@@ -55,12 +55,12 @@ def axis_table(**sizes: int) -> tuple[Axis, ...]:
             raise InputError(f'there is no mesh axis {kind!r}; the axes are {", ".join(KINDS)}')
         if not isinstance(size, int) or size < 1:
             raise InputError(f'mesh axis {kind!r} has size {size!r}; it must be a whole number, 1 or more')
-    each = [Axis(kind, sizes.get(kind, 1), kind) for kind in KINDS]
-    return tuple(axis for axis in each if axis.kind == 'workers' or axis.size > 1)
+    axes = [Axis(kind, sizes.get(kind, 1), kind) for kind in KINDS]
+    return tuple(axis for axis in axes if axis.kind == 'workers' or axis.size > 1)
 
 
 def axis_text(axes: Sequence[Axis]) -> str:
-    """A table of axes in words.
+    """A table of axes as text.
 
     >>> axis_text(axis_table(workers=4, model=2))
     '4 workers x 2 model'
@@ -69,11 +69,11 @@ def axis_text(axes: Sequence[Axis]) -> str:
 
 
 def make(axes: Mapping[str, int] | Sequence[Axis], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of these axes over the first devices; the compiler decides on every axis that is not made manual.
+    """A mesh with these axes over the first devices; all axes are `AxisType.Auto`.
 
     Args:
-        axes: a table of axes, or the sizes by name, in order.
-        devices: all that JAX has, if not given.
+        axes: a table of axes, or sizes by name, outermost first.
+        devices: the devices to choose from; all that JAX has, if None.
 
     Raises:
         InputError: an axis is smaller than 1, or there are fewer devices than the mesh needs.
@@ -99,7 +99,7 @@ def make(axes: Mapping[str, int] | Sequence[Axis], devices: Sequence[jax.Device]
 
 
 def path_text(path: KeyPath) -> str:
-    """A leaf's path as rules and messages write it: keys joined by `/`.
+    """A leaf's path as text, for rules and messages: keys joined by `/`.
 
     >>> jax.tree_util.tree_flatten_with_path({'a': [1]})[0][0][0]
     (DictKey(key='a'), SequenceKey(idx=0))
@@ -110,14 +110,17 @@ def path_text(path: KeyPath) -> str:
 
 
 def specs(params: Any, rules: Rules, mesh: Mesh | AbstractMesh | None) -> Any:
-    """One `PartitionSpec` for each leaf of `params`, by the first rule whose expression matches its path; else
-    replicated.
+    """The `PartitionSpec` of each leaf of `params`: of the first rule that matches the leaf's path, else replicated.
 
-    Axes that the mesh does not have are left out, so that a model's rules serve any mesh; without a mesh nothing is
-    sharded.
+    Axes that the mesh does not have are ignored, so that a model's rules fit any mesh.
+
+    Args:
+        params: the parameters, or their shapes.
+        rules: sharding rules; see `Rules`.
+        mesh: the mesh; without one nothing is sharded.
 
     Raises:
-        InputError: a rule matches no leaf, has more dims than the leaf, or its axis does not divide the dim.
+        InputError: a rule matches no leaf, or has more dims than a leaf, or its axis does not divide a dim.
 
     >>> mesh = make({'workers': 2, 'model': 2})
     >>> specs({'up': jax.ShapeDtypeStruct((8, 4), 'float32')}, [('up', (None, 'model'))], mesh)
@@ -144,14 +147,18 @@ def specs(params: Any, rules: Rules, mesh: Mesh | AbstractMesh | None) -> Any:
 def _fitting(
     name: str, shape: tuple[int, ...], pattern: str, dims: tuple[str | None, ...], axes: Mapping[str, int]
 ) -> PartitionSpec:
-    """The rule's spec for this leaf, once it is sure to fit."""
+    """The rule's spec for this leaf, without axes that the mesh does not have.
+
+    Raises:
+        InputError: the rule does not fit the leaf.
+    """
     if len(dims) > len(shape):
         raise InputError(f'rule {pattern!r} names {len(dims)} dims, and parameter {name!r} has {len(shape)}: {shape}')
     for dim, (axis, n) in enumerate(zip(dims, shape, strict=False)):
         if axis is not None and n % axes.get(axis, 1):
             raise InputError(
                 f'dim {dim} of parameter {name!r} {shape} has {n} entries, which mesh axis {axis!r} '
-                f'of size {axes[axis]} does not divide (rule {pattern!r}); change the size of either'
+                f'of size {axes[axis]} does not divide (rule {pattern!r}); change the size of one of them'
             )
     kept = [axis if axes.get(axis or '', 1) > 1 else None for axis in dims]
     while kept and kept[-1] is None:
@@ -160,31 +167,32 @@ def _fitting(
 
 
 def state_specs(state: Any, params: Any, param_specs: Any, sizes: Mapping[str, int]) -> Any:
-    """Specs for an optimiser's state: a leaf that belongs to a parameter is sharded like it; the rest is replicated.
+    """Specs of an optimiser state: a leaf that belongs to a parameter is sharded like it; all others are replicated.
 
-    A leaf belongs to a parameter if its path ends with the parameter's and its last dims are the parameter's: moments,
-    residuals and queues [k, ...] alike. One of another shape whose first dim counts the parameter's shards has an entry
-    for each of them. Without specs the compiler would replicate every one of them.
+    A leaf belongs to a parameter if its path ends with the parameter's path and its last dims are the parameter's dims,
+    as for moments, residuals and queues [k, ...]. A leaf of another shape whose first dim is the parameter's number of
+    shards is sharded along that dim, one entry for each shard. Without specs the compiler would replicate all leaves.
 
     Args:
-        state: shapes.
-        params: shapes.
-        param_specs: how the parameters are sharded.
-        sizes: the mesh's axes and their sizes.
+        state: shapes of the state.
+        params: shapes of the parameters.
+        param_specs: a `PartitionSpec` for each parameter.
+        sizes: sizes of the mesh's axes by name.
 
     >>> of = lambda *shape: jax.ShapeDtypeStruct(shape, 'float32')
     >>> state = {'queue': {'up': of(3, 8, 4)}, 'factor': {'up': of(2, 4, 1)}}
     >>> state_specs(state, {'up': of(8, 4)}, {'up': jax.P(None, 'model')}, {'model': 2})
     {'factor': {'up': P('model',)}, 'queue': {'up': P(None, None, 'model')}}
     """
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    each = jax.tree.leaves(param_specs, is_leaf=is_spec)
-    known = [(path, p.shape, pspec) for (path, p), pspec in zip(flat, each, strict=True)]
-    known.sort(key=lambda owner: -len(owner[0]))  # of 'b' and 'a/b', the longer path owns 'mu/a/b'
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    leaf_specs = jax.tree.leaves(param_specs, is_leaf=is_spec)
+    parameters = [(path, p.shape, pspec) for (path, p), pspec in zip(leaves, leaf_specs, strict=True)]
+    # The longest path first: with parameters 'b' and 'a/b', the leaf 'mu/a/b' belongs to 'a/b'.
+    parameters.sort(key=lambda parameter: -len(parameter[0]))
 
     def spec(path: KeyPath, leaf: Any) -> PartitionSpec:
-        for owner, shape, pspec in known:
-            if path[len(path) - len(owner) :] != owner or not pspec:
+        for name, shape, pspec in parameters:
+            if path[len(path) - len(name) :] != name or not pspec:
                 continue
             extra = len(leaf.shape) - len(shape)
             if extra >= 0 and leaf.shape[extra:] == shape:

@@ -1,7 +1,7 @@
-"""What a step minimises: a plain loss, or anything else with the same three functions.
+"""The objective that a step minimises: a plain loss, or anything else with the methods of `Objective`.
 
-The step knows `Objective` alone. A Lagrangian (`jaxdist.constraints.objective`) is one; so can be a distillation loss
-or a federated local objective. An objective runs inside the worker axis and may communicate.
+A Lagrangian (`jaxdist.constraints.objective`) is an objective; a distillation loss or a federated local objective can
+be one. An objective runs inside the worker axis and may communicate.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.core.workers import Workers
 
 Lookahead = Callable[[Params], Params]
-"""From a gradient to the parameters that the update would move to; nothing is applied."""
+"""`gradient -> parameters` that the update would move to; nothing is applied."""
 
 
 class WorkerLoss(NamedTuple):
@@ -23,9 +23,9 @@ class WorkerLoss(NamedTuple):
 
     Attributes:
         loss: see `jaxdist.core.types.Loss`.
-        accumulate: parts that the batch is taken in, one after the other.
-        compute: the dtype in which the loss sees the parameters, or None for theirs.
-        uneven: whether the loss's counts can differ between workers.
+        accumulate: number of parts that the batch is split into, for gradient accumulation.
+        compute: dtype to which parameters are cast for the loss, or None to keep theirs.
+        uneven: whether the example counts can differ between workers.
         axis: the worker axis.
     """
 
@@ -40,11 +40,11 @@ class ObjectiveOutput(NamedTuple):
     """One worker's evaluation of an objective.
 
     Attributes:
-        sums: the loss's sums at the parameters.
-        examples: the loss's count of examples.
+        sums: the sums that the loss returns.
+        examples: the example count that the loss returns.
         grads: this worker's gradient.
-        state: the objective's state after it.
-        metrics: the objective's own metrics, by the names in `metric_names`.
+        state: the objective's state after the evaluation.
+        metrics: the objective's own metrics; the keys are `metric_names`.
         check: further values that must be finite for the step to be applied.
     """
 
@@ -57,46 +57,47 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(Protocol):
-    """What `make_step` minimises."""
+    """The interface of an objective, for `make_step(objective=...)`."""
 
     @property
     def weighted(self) -> bool:
-        """Whether the plain mean over workers of the gradients is the objective's; else the step weights each worker's
-        by its example count.
+        """Whether gradients are weighted already, so that their plain mean over workers is the objective's gradient.
+
+        If not, the step weights each worker's gradient by its example count.
         """
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The names of its metrics, which the loss's sums must not have."""
+        """The names of the objective's metrics; the loss's sums must have other names."""
 
     @property
     def state_name(self) -> str:
-        """What its state is called where memory is listed."""
+        """The name of the objective's state in lists of memory."""
 
     def check(self, params: Params, batch: Batch, workers: Workers, accumulate: int) -> None:
-        """Raises InputError if the objective does not fit these shapes: of the parameters and of the whole batch."""
+        """Raises InputError if the objective does not fit these shapes of the parameters and of the whole batch."""
 
     def check_layout(self, layout: Any, diverge: bool) -> None:
-        """Raises InputError if the objective does not fit the layout of its state, or workers that diverge."""
+        """Raises InputError if the objective cannot have a state of this layout, or workers that diverge."""
 
     def check_resize(self, before: int, now: int) -> None:
         """Raises InputError if a run cannot go on with another number of workers."""
 
     def begin(self, params: Params, batch: Batch) -> Any:
-        """The state before the first step; of `batch`, this worker's part, shapes alone count."""
+        """The state before the first step. `batch` is this worker's part; only its shapes count."""
 
     def gradient(
         self, loss: WorkerLoss, state: Any, params: Params, step: jax.Array, batch: Batch, key: jax.Array,
         lookahead: Lookahead,
     ) -> ObjectiveOutput:  # fmt: skip
-        """This worker's gradient at the parameters, from its part of the batch."""
+        """This worker's gradient at `params`, from its part of the batch."""
 
     def after(self, loss: WorkerLoss, state: Any, params: Params, step: jax.Array, batch: Batch, key: jax.Array) -> Any:
-        """The state after the parameters have moved to `params`."""
+        """The state after the step has moved the parameters to `params`."""
 
 
 class LossObjective(NamedTuple):
-    """The loss itself: no state and no metrics of its own.
+    """The plain loss, without a state or further metrics.
 
     >>> LossObjective().begin({}, {})
     ()
@@ -107,13 +108,13 @@ class LossObjective(NamedTuple):
     state_name: str = ''
 
     def check(self, params: Params, batch: Batch, workers: Workers, accumulate: int) -> None:
-        """Fits everything."""
+        """Accepts everything."""
 
     def check_layout(self, layout: Any, diverge: bool) -> None:
-        """Fits everything."""
+        """Accepts everything."""
 
     def check_resize(self, before: int, now: int) -> None:
-        """Fits everything."""
+        """Accepts everything."""
 
     def begin(self, params: Params, batch: Batch) -> Any:
         """No state."""
@@ -126,7 +127,7 @@ class LossObjective(NamedTuple):
     ) -> ObjectiveOutput:  # fmt: skip
         """The gradient of this worker's mean loss."""
         del step, lookahead
-        # A gradient with respect to replicated parameters would be summed over workers at once.
+        # JAX would sum a gradient with respect to replicated parameters over workers; this one must stay local.
         local = collectives.pvary(params, loss.axis)
         sums, count, grads = gradients(loss.loss, loss.accumulate, loss.compute)(local, batch, key)
         return ObjectiveOutput(sums, count, grads, state, {})
@@ -138,11 +139,11 @@ class LossObjective(NamedTuple):
 
 
 class Extreme(NamedTuple):
-    """A metric that is reported of one worker only: the one whose `rank` is largest, NaN last.
+    """A metric that is reported for one worker only: the worker with the largest `rank`; NaN ranks lowest.
 
     Attributes:
-        rank: a scalar; [W] for all workers.
-        values: a pytree of scalars; [W] each for all workers.
+        rank: a scalar on each worker, [W] for all workers.
+        values: a pytree of scalars on each worker, [W] each for all workers.
     """
 
     rank: Any

@@ -1,4 +1,4 @@
-"""Optimisers as arguments of algorithms."""
+"""Checks of optimisers that are arguments of algorithms."""
 
 from typing import Any
 
@@ -7,11 +7,16 @@ import optax
 from jaxdist.core.errors import InputError
 
 
-def check_optimizer(name: str, optimizer: Any, what: str = 'outer') -> optax.GradientTransformationExtraArgs:
-    """The optimiser, ready for any extra arguments.
+def check_optimizer(name: str, optimizer: Any, argument: str = 'outer') -> optax.GradientTransformationExtraArgs:
+    """The optimiser, extended to accept any extra keyword arguments.
+
+    Args:
+        name: the algorithm's name, for the error message.
+        optimizer: the value of the argument.
+        argument: the argument's name, for the error message.
 
     Raises:
-        InputError: it is not an optimiser.
+        InputError: the value is not an optax optimiser.
 
     >>> check_optimizer('diloco', 0.7)
     Traceback (most recent call last):
@@ -21,5 +26,5 @@ def check_optimizer(name: str, optimizer: Any, what: str = 'outer') -> optax.Gra
     if not isinstance(optimizer, optax.GradientTransformation):
         kind = 'a schedule' if callable(optimizer) else f'of type {type(optimizer).__name__}'
         right = 'sgd(0.7, momentum=0.9, nesterov=True)'
-        raise InputError(f'{name}: {what} is {kind}, and must be an optimiser, such as {right}')
+        raise InputError(f'{name}: {argument} is {kind}, and must be an optimiser, such as {right}')
     return optax.with_extra_args_support(optimizer)

@@ -1,4 +1,4 @@
-"""One program for all workers from the code of one: on a mesh, or as the rows of a `vmap`."""
+"""One program for all workers from per-worker code: on a mesh by `shard_map`, or simulated by `vmap`."""
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -20,12 +20,12 @@ class Program(NamedTuple, Generic[State]):
     """Per-worker code, jitted for all workers.
 
     Attributes:
-        init: `(*args) -> state`, jitted. Every worker gets the same arguments.
+        init: `(*args) -> state`, jitted. All workers get the same arguments.
         step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is
-            divided among the workers; every leaf of `out` comes back as [W, ...], one row a worker.
-        run: `step` before jit and donation, for tracing.
-        state: the state's shapes, dtypes and shardings.
-        layout: which leaves of the state differ between workers, as bools.
+            divided among the workers; every leaf of `out` is returned as [W, ...], one row for each worker.
+        run: `step` without jit and donation, for tracing.
+        state: shapes, dtypes and shardings of the state.
+        layout: which leaves of the state vary over workers, as bools.
     """
 
     init: jax.stages.Wrapped
@@ -43,17 +43,18 @@ def build_program(
     args: tuple[Any, ...],
     shard: Callable[[Any], Any] | None = None,
 ) -> Program[Any]:
-    """One program for all workers from the code of one.
+    """One program for all workers from per-worker code.
 
-    What varies (`layout`) is stored as [W, ...], sharded over the worker axis; the rest is stored once.
+    Leaves of the state that vary over workers (`layout`) are stored as [W, ...], sharded over the worker axis; the
+    others are replicated and stored once.
 
     Args:
         init: per-worker `(*args) -> state`.
         step: per-worker `(state, batch) -> (state, out)`.
-        layout: from `find_layout`.
-        workers: where they are.
-        args: arguments of `init`, or their shapes.
-        shard: from the state's per-worker shapes, a `PartitionSpec` over the mesh's other axes for each leaf.
+        layout: which leaves of the state vary, from `find_layout`.
+        workers: the workers.
+        args: the arguments of `init`, or their shapes.
+        shard: maps the per-worker shapes of the state to a `PartitionSpec` over the mesh's other axes for each leaf.
 
     >>> from jaxdist.core.workers import simulated
     >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
@@ -71,12 +72,12 @@ def build_program(
 def update_program(
     update: optax.GradientTransformation, start: Callable[[], Any], gradients: Any, workers: Workers
 ) -> Program[Any]:
-    """An update alone as a program: `step((params, opt_state), gradients) -> (state, (updates, params))`.
+    """An optax transformation as a program: `step((params, opt_state), gradients) -> (state, (updates, params))`.
 
     Args:
         update: the optax transformation.
-        start: makes the parameters.
-        gradients: of all workers, [W, ...] each, or their shapes.
+        start: returns the initial parameters.
+        gradients: gradients of all workers, [W, ...] each, or their shapes.
         workers: the workers.
 
     >>> from jaxdist.core.workers import simulated
@@ -99,7 +100,7 @@ def update_program(
 
 
 def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:
-    """Workers as the rows of a `vmap`."""
+    """Simulated workers: the rows of a `vmap`."""
     dims = jax.tree.map(lambda varies: 0 if varies else None, layout)
     w = workers.count
 
@@ -113,30 +114,31 @@ def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple
         mapped = jax.vmap(step, in_axes=(dims, 0), out_axes=(dims, 0), axis_name=workers.axis, axis_size=w)
         return mapped(state, rows)
 
-    here = SingleDeviceSharding(jax.devices()[0])
+    one_device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(first, *args)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes)
     return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout)
 
 
 def _place(
     init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None
 ) -> Program[Any]:
-    """Workers as the positions along a mesh's axis."""
+    """Workers along an axis of a mesh."""
     mesh, axis = workers.mesh, workers.axis
     assert mesh is not None
-    own = specs(layout, workers)
-    first = under_shard_map(packed(init, layout, workers), workers, P(), own)
+    worker_specs = specs(layout, workers)
+    first = under_shard_map(packed(init, layout, workers), workers, P(), worker_specs)
 
     def packed_step(state: Any, batch: Any) -> tuple[Any, Any]:
         state, out = step(unpack(state, layout), batch)
         return pack(state, layout, workers), jax.tree.map(lambda x: collectives.pvary(x, axis)[None], out)
 
-    run = under_shard_map(packed_step, workers, (own, P(axis)), (own, P(axis)))
+    run = under_shard_map(packed_step, workers, (worker_specs, P(axis)), (worker_specs, P(axis)))
     shapes = jax.eval_shape(first, *args)
     rows = jax.tree.map(lambda x, varies: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if varies else x, shapes, layout)
-    cuts = shard(rows) if shard is not None else jax.tree.map(lambda _: P(), shapes)
-    full = jax.tree.map(lambda varies, c: NamedSharding(mesh, P(axis, *c) if varies else c), layout, cuts)
+    other_specs = shard(rows) if shard is not None else jax.tree.map(lambda _: P(), shapes)
+    full = jax.tree.map(lambda varies, s: NamedSharding(mesh, P(axis, *s) if varies else s), layout, other_specs)
+    # Without fixed output shardings the compiler might choose others, and the next step would be compiled anew.
     jit_step = jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis))))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, full)
     return Program(jax.jit(first, out_shardings=full), jit_step, run, state, layout)

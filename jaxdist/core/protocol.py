@@ -1,15 +1,15 @@
-"""How an algorithm speaks to the training step, beside optax's `init` and `update`. All of it is here, and optional.
+"""The protocol between an algorithm and the training step, beyond optax's `init` and `update`. Every part is optional.
 
-1. **It lets workers diverge**: a state with the property `workers_diverge` says that parameters differ between workers
+1. **Diverging workers**: a state with a true property `workers_diverge` declares that parameters differ between workers
    on purpose. Without one, a line whose parameters would differ does not build.
-2. **It synchronises**: `@algorithm(..., syncs='updates')` or `syncs='parameters'` says what workers agree on through it.
-   A line has one such transformation, and nothing follows one that moves parameters.
-3. **It shards state**: a state with the property `sharded_fields` names the fields of which each worker stores a part.
-   On another number of workers these are concatenated and split again; every other per-worker leaf becomes its mean.
-4. **It learns of a rejected step**: where workers diverge, `update` is given `rejected=`, a bool: this worker's gradient
-   was not finite, so it must not move by itself, and no such number may reach the others.
-5. **It learns how parameters are sharded** over the mesh's other axes: while an update is traced, `shard_specs` tells.
-   A type does not, and neither `init` nor `update` has a place for it.
+2. **Synchronisation**: `@algorithm(..., syncs='updates')` or `syncs='parameters'` declares what is the same on all
+   workers after the algorithm. A line has one such transformation, and none follows one that synchronises parameters.
+3. **Sharded state**: the property `sharded_fields` of a state lists the fields of which each worker stores a part. For
+   another number of workers these are concatenated and split again; every other per-worker leaf becomes its mean.
+4. **Rejected steps**: where workers diverge, `update` is called with `rejected=`, a bool. If true, this worker's
+   gradient is not finite: the worker must not move by itself, and no non-finite number may be sent to the others.
+5. **Sharded parameters**: while an update is traced, `shard_specs` returns how parameters are sharded over the mesh's
+   other axes. It is a context, since types do not have it and neither `init` nor `update` has an argument for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from jaxdist.core.errors import InputError
 
 
 def diverging_states(opt_state: Any) -> list[Any]:
-    """The parts of an update's state whose algorithm lets workers diverge.
+    """The nodes of an optimiser state that declare that workers diverge.
 
     >>> diverging_states(({'mu': 0.0},))
     []
@@ -34,7 +34,7 @@ def diverging_states(opt_state: Any) -> list[Any]:
 
 
 def diverges(node: Any) -> bool:
-    """Whether a node of an update's state says that workers diverge.
+    """Whether a node of an optimiser state declares that workers diverge.
 
     >>> diverges({'mu': 0.0})
     False
@@ -43,7 +43,7 @@ def diverges(node: Any) -> bool:
 
 
 def sharded_fields(node: Any) -> tuple[str, ...]:
-    """The fields of a state of which each worker stores a part; () for any other node.
+    """The fields of a state of which each worker stores a part; () if it declares none.
 
     >>> sharded_fields({'mu': 0.0})
     ()
@@ -56,7 +56,7 @@ _SPECS: ContextVar[Any] = ContextVar('specs', default=None)
 
 @contextmanager
 def sharded_as(specs: Any) -> Iterator[None]:
-    """While an update is traced inside: how parameters, and gradients with them, are sharded over the other axes.
+    """A context in which `shard_specs` returns how parameters and gradients are sharded over the mesh's other axes.
 
     Args:
         specs: a `PartitionSpec` for each parameter; None where the mesh has no other axes.
@@ -74,7 +74,10 @@ def sharded_as(specs: Any) -> Iterator[None]:
 
 @contextmanager
 def leaves_sharded_as(members: Sequence[int]) -> Iterator[None]:
-    """Inside `sharded_as`, for a tree of these leaves of the parameters alone.
+    """A context inside `sharded_as` for a tree with only some leaves of the parameters.
+
+    Args:
+        members: the numbers of these leaves, in the order of `jax.tree.leaves`.
 
     >>> with sharded_as([jax.P('model'), jax.P()]), leaves_sharded_as((1,)):
     ...     shard_specs({'a': None, 'b': jax.numpy.ones(3)})
@@ -87,10 +90,12 @@ def leaves_sharded_as(members: Sequence[int]) -> Iterator[None]:
 
 
 def shard_specs(params: Any) -> list[PartitionSpec] | None:
-    """The spec of each leaf of a tree like the parameters, as `sharded_as` has them; None if there are no other axes.
+    """The `PartitionSpec` of each leaf of a tree like the parameters; None if the mesh has no other axes.
+
+    `sharded_as` sets them; outside of it the result is None too.
 
     Raises:
-        InputError: the tree is not like the parameters.
+        InputError: the tree has another number of leaves than the parameters.
 
     >>> shard_specs({'up': jax.numpy.ones((8, 4))})
     """
@@ -101,8 +106,8 @@ def shard_specs(params: Any) -> list[PartitionSpec] | None:
     count = len(jax.tree.leaves(params))
     if len(leaves) != count:
         raise InputError(
-            f'the shardings of {len(leaves)} parameters are known, and the tree has {count} leaves; on a mesh with '
-            'other axes a part of the parameters cannot be averaged alone'
+            f'the shardings of {len(leaves)} parameters are known, but the tree has {count} leaves; on a mesh with '
+            'other axes a part of the parameters cannot be averaged separately'
         )
     return leaves
 

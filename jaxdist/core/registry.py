@@ -1,4 +1,4 @@
-"""The names that lines can use: registered algorithms, codecs, duals and constraints, then optax's own."""
+"""The names that update lines can use: registered algorithms, codecs, duals and constraints, then those of optax."""
 
 import ast
 import difflib
@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import optax
 
+from jaxdist.core.deprecation import renamed_arguments
 from jaxdist.core.errors import InputError
 
 Kind = Literal['algorithm', 'codec', 'dual', 'constraint']
@@ -20,11 +21,17 @@ _ENTRIES: dict[str, 'Entry'] = {}
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered function: its name, its kind, the function, its paper, its examples and a summary.
+    """One registered function.
 
-    `examples` maps update lines to the claims that hold for them. The claims are laws, which live on a
-    higher floor: here they are only kept. `synchronises` says what workers come to agree on through it, if anything, and
-    `final` whether a link of a dual line says where multipliers are to be.
+    Attributes:
+        name: the function's name, by which lines call it.
+        kind: which decorator registered the function.
+        make: the function.
+        paper: the publication, or 'none'.
+        examples: lines with the laws that each claims. (Laws are on a higher floor, so their type is not used here.)
+        summary: the first line of the docstring.
+        syncs: for an algorithm, what is the same on all workers after it: 'updates', 'parameters', or '' for nothing.
+        final: for a transformation of a dual line, whether it projects multipliers and so has to come last.
     """
 
     name: str
@@ -37,20 +44,25 @@ class Entry:
     final: bool = False
 
 
+@renamed_arguments(meets='syncs')
 def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs = '') -> Callable[[Make], Make]:
-    """Registers a function that returns an optax transformation, and gives it back unchanged.
+    """A decorator that registers a function returning an optax transformation; the function is not changed.
 
-    `examples` maps lines to the laws that each line claims; at least one is needed. Every parameter must
-    be one that a line can give by name, with a default that a line can write (or none): the signature is
-    all the schema there is. A parameter called `axis` is filled in by `build`.
+    The function's signature is its schema in lines: every parameter must be one that a line can give by name, without a
+    default or with one that a line can write. A parameter called `axis` is filled in by `build`.
 
-    With `synchronises`, workers come to agree through it: on 'updates', as by a mean of gradients, or on 'parameters', to
-    which it moves them. A line has one such link, and nothing comes after one that moves parameters.
+    Args:
+        paper: the publication, or 'none'.
+        examples: lines with the laws that each claims; at least one line.
+        syncs: what is the same on all workers after the algorithm: 'updates', as after a mean of gradients, or
+            'parameters', if it moves them to common values. A line has one such transformation, and none follows one
+            that synchronises parameters.
 
-    Raises ValueError for a function that breaks these rules, or a name that another module has taken.
+    Raises:
+        InputError: there is no example, a parameter breaks these rules, or another module has registered the name.
 
     >>> from unittest import mock
-    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # leaves no trace of this example
+    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # undoes the registration afterwards
     ...
     ...     @algorithm(paper='none', examples={'halve()': ()})
     ...     def halve() -> optax.GradientTransformation:
@@ -64,14 +76,14 @@ def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syn
 
 
 def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
-    """Registers a function that returns a codec, and gives it back unchanged; rules as for `algorithm`.
+    """A decorator that registers a function returning a codec; the rules are those of `algorithm`.
 
     >>> from unittest import mock
-    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # leaves no trace of this example
+    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # undoes the registration afterwards
     ...
     ...     @codec(paper='none', examples={'mean(codec=plain())': ()})
     ...     def plain() -> str:
-    ...         return 'sends what it is given'
+    ...         return 'float32, as it is'
     ...
     ...     codecs()['plain'].kind
     'codec'
@@ -79,13 +91,19 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     return _register('codec', paper, examples, '')
 
 
+@renamed_arguments(settles='final')
 def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], final: bool = False) -> Callable[[Make], Make]:
-    """Registers a function that returns a link of a dual line, or its penalty; rules as for `algorithm`.
+    """A decorator that registers a function returning a transformation of a dual line, or a penalty.
 
-    With `final`, it says where multipliers are to be, and comes last in a line.
+    The rules are those of `algorithm`.
+
+    Args:
+        paper: the publication, or 'none'.
+        examples: dual lines with the laws that each claims; at least one line.
+        final: whether the transformation projects multipliers onto a set, so that it has to come last in a line.
 
     >>> from unittest import mock
-    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # leaves no trace of this example
+    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # undoes the registration afterwards
     ...
     ...     @dual(paper='none', examples={'halve() | sgd(0.1)': ()})
     ...     def halve() -> optax.GradientTransformation:
@@ -99,12 +117,12 @@ def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], final: bool = F
 
 
 def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
-    """Registers a function that returns a constraint, which an experiment can then name; rules as for `algorithm`.
+    """A decorator that registers a function returning a constraint, so that experiments can name it.
 
-    A parameter called `model` is filled in with the experiment's.
+    The rules are those of `algorithm`. A parameter called `model` is filled in with the experiment's model.
 
     >>> from unittest import mock
-    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # leaves no trace of this example
+    >>> with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # undoes the registration afterwards
     ...
     ...     @constraint(paper='none', examples={'small()': ()})
     ...     def small() -> None:
@@ -135,7 +153,7 @@ def codecs() -> dict[str, Entry]:
 
 
 def duals() -> dict[str, Entry]:
-    """The registered links of dual lines by name, sorted.
+    """The registered transformations and penalties of dual lines by name, sorted.
 
     >>> all(entry.kind == 'dual' for entry in duals().values())
     True
@@ -153,10 +171,10 @@ def constraints() -> dict[str, Entry]:
 
 
 def find(name: str) -> Entry | Callable[..., Any] | None:
-    """What a name in a line stands for: an Entry, else a callable of optax, else None.
+    """The function that a name in a line refers to: a registered `Entry`, else a callable of optax, else None.
 
-    A registered name comes before the same name in optax; `optax.NAME` always means optax's.
-    `contrib.NAME` and `optax.contrib.NAME` reach optax.contrib.
+    A registered name hides the same name of optax; `optax.NAME` always refers to optax. `contrib.NAME` and
+    `optax.contrib.NAME` refer to optax.contrib.
 
     >>> find('contrib.muon') is optax.contrib.muon
     True
@@ -165,7 +183,7 @@ def find(name: str) -> Entry | Callable[..., Any] | None:
 
 
 def names() -> list[str]:
-    """Every name that a line can call: the registered ones, then optax's, then those of optax.contrib.
+    """All names that a line can call: registered ones, then those of optax, then those of optax.contrib.
 
     >>> 'adamw' in names() and 'contrib.muon' in names()
     True
@@ -174,9 +192,9 @@ def names() -> list[str]:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> list[str]:
-    """Up to three of the candidates that look like `name`, best first, else that contain it.
+    """Up to three candidates that are similar to `name`, best first; if there are none, candidates that contain it.
 
-    Case does not count, nor does what stands before a dot.
+    Case is ignored, and so is everything before the last dot.
 
     >>> nearest('Muon', ['contrib.muon', 'adamw'])
     ['contrib.muon']
@@ -200,7 +218,7 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
 def _register(
     kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs, final: bool = False
 ) -> Callable[[Make], Make]:
-    def keep(make: Make) -> Make:
+    def register(make: Make) -> Make:
         name = make.__name__
         if not examples:
             raise InputError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
@@ -211,14 +229,14 @@ def _register(
         _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, syncs, final)
         return make
 
-    return keep
+    return register
 
 
 def _check_name(name: str, kind: Kind, module: str) -> None:
-    held = _ENTRIES.get(name)
-    # The same module may register a name again: it was reloaded.
-    if held and (held.kind, held.make.__module__) != (kind, module):
-        raise InputError(f'{kind} {name!r} of {module}: the {held.kind} of {held.make.__module__} has that name')
+    entry = _ENTRIES.get(name)
+    # The same module may register a name again, because it may be reloaded.
+    if entry and (entry.kind, entry.make.__module__) != (kind, module):
+        raise InputError(f'{kind} {name!r} of {module}: the {entry.kind} of {entry.make.__module__} has that name')
 
 
 def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
@@ -227,7 +245,7 @@ def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
     if parameter.default is not parameter.empty and not _writable(parameter.default):
         raise InputError(
             f'{name}({parameter.name}={parameter.default!r}): a line cannot write this default; '
-            f'take a constant, or None and make the value inside'
+            f'use a constant, or None and create the value in the function'
         )
 
 
@@ -239,7 +257,7 @@ def _writable(default: Any) -> bool:
 
 
 def _public(module: Any, prefix: str = '') -> dict[str, Callable[..., Any]]:
-    # Lower-case names are optax's functions; its classes are states and protocols, but for MultiSteps.
+    # The lower-case names are functions. Classes are states and protocols, except MultiSteps, which is an optimiser.
     return {
         prefix + name: value
         for name, value in sorted(vars(module).items())

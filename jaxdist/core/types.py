@@ -1,4 +1,4 @@
-"""The types that a data set, a model and the step share."""
+"""Types of parameters, batches, losses and models."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -11,27 +11,27 @@ Params = Any
 Batch = dict[str, Any]
 """Arrays with a leading batch dim. Tokens: `tokens` [B, T+1]. Else `x` [B, ...] and `y` [B].
 
-`weight` [B] is there only where examples count unequally; without it every example counts as one. Models look at these
-alone. For constraints there may be `group` [B], 0 or 1, by which a fair model is judged; and, in training where each
-worker draws from its own part of the examples, `row` [B], the number of the example within that part, from 0 on.
+`weight` [B] is given only if examples are weighted; without it every example counts as one. Models use only these keys.
+For constraints there may be `group` [B], the 0 or 1 by which fairness is measured; and, in training where each worker
+draws from its own part of the examples, `row` [B], the index of the example within that part, from 0.
 """
 
 Metrics = dict[str, Any]
-"""A step's metrics by name: arrays [W], one entry a worker, or what an objective reports (nested dicts)."""
+"""A step's metrics by name: arrays [W], one entry for each worker, or an objective's own metrics (nested dicts)."""
 
 Loss = Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
-"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, of which `sums['loss']` is minimised, and
-their count.
+"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, and its example count.
 
-Sums and counts rather than means, so that uneven shards, masks and accumulation give the exact global mean.
+The mean `sums['loss'] / count` is minimised. Sums and counts rather than means, so that uneven shards, masks and
+gradient accumulation give the exact global mean.
 """
 
 
 class Task(NamedTuple):
-    """What is to be predicted, and from what.
+    """The inputs and targets of a prediction task.
 
     Attributes:
-        kind: `tokens` (the next one, at every position), `classes` (one label) or `values` (one real number).
+        kind: `tokens` (the next token, at every position), `classes` (one label) or `values` (one real number).
         shape: the shape of one example's input, without the batch dim: `(T,)` for tokens.
         classes: the size of the vocabulary, the number of labels, or 1 for values.
     """
@@ -46,11 +46,10 @@ class Model(NamedTuple):
 
     Attributes:
         init: `key -> params`.
-        loss: see `Loss`.
-        rules: how parameters are cut over the `model` mesh axis: (regular expression of the parameter's path,
-            one mesh axis or None for each dim); see `jaxdist.core.mesh.specs`.
-        outputs: `(params, batch) -> outputs`: [B, T, classes] for tokens, else [B, classes]; None if it is not told.
-        task: what is predicted, if it is told.
+        loss: the loss; see `Loss`.
+        rules: sharding rules of the parameters; see `jaxdist.core.mesh.Rules`.
+        outputs: `(params, batch) -> outputs`: [B, T, classes] for tokens, else [B, classes]; None if not known.
+        task: the task that the model is for; None if not known.
     """
 
     init: Callable[[jax.Array], Params]

@@ -1,4 +1,4 @@
-"""Where the workers are: along an axis of a mesh, or simulated on one device."""
+"""The workers of a program: along an axis of a mesh, or simulated on one device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from jaxdist.core.errors import InputError
 
 @dataclass(frozen=True)
 class Workers:
-    """Where the workers are.
+    """The workers of a program.
 
     Attributes:
         count: the number of workers W.
-        mesh: a mesh with the worker axis (its other axes are left to the compiler), or None to simulate on one
-            device. An abstract mesh will do for tracing.
-        axis: the worker axis's name.
+        mesh: a mesh with the worker axis (its other axes are left to the compiler), or None to simulate the workers on
+            one device. An abstract mesh is enough for tracing.
+        axis: the name of the worker axis.
     """
 
     count: int
@@ -32,10 +32,10 @@ class Workers:
 
 
 def on_mesh(mesh: Mesh | AbstractMesh, axis: str = collectives.AXIS) -> Workers:
-    """The workers of a mesh's axis.
+    """The workers along an axis of a mesh.
 
     Raises:
-        InputError: the mesh has no such axis, or one that is not of `AxisType.Auto`.
+        InputError: the mesh has no axis of this name, or an axis that is not of `AxisType.Auto`.
 
     >>> import jaxdist.core.mesh
     >>> on_mesh(jaxdist.core.mesh.make({'workers': 2, 'model': 2})).count
@@ -49,7 +49,7 @@ def on_mesh(mesh: Mesh | AbstractMesh, axis: str = collectives.AXIS) -> Workers:
 
 
 def simulated(count: int, axis: str = collectives.AXIS) -> Workers:
-    """This many workers on one device, by `vmap`.
+    """Simulated workers: `count` workers on one device, by `vmap`.
 
     >>> simulated(64).count
     64
@@ -58,12 +58,12 @@ def simulated(count: int, axis: str = collectives.AXIS) -> Workers:
 
 
 def abstract(count: int, axis: str = collectives.AXIS, others: Mapping[str, int] | None = None) -> Workers:
-    """This many workers on a mesh that is not there: for programs that are traced, and do not run.
+    """Workers on an abstract mesh without devices, for programs that are traced and do not run.
 
     Args:
         count: the number of workers.
-        axis: the worker axis's name.
-        others: the mesh's other axes and their sizes.
+        axis: the name of the worker axis.
+        others: sizes of the mesh's other axes by name.
 
     >>> abstract(1024).count
     1024
@@ -75,9 +75,12 @@ def abstract(count: int, axis: str = collectives.AXIS, others: Mapping[str, int]
 
 
 def local_shapes(data: Any, count: int) -> Any:
-    """The shapes of one worker's part of arrays [rows, ...] that so many workers divide, in dtypes that JAX has.
+    """The shapes of one worker's part of arrays [rows, ...], whose rows are divided among `count` workers.
 
-    >>> local_shapes({'x': jnp.zeros((8, 3))}, 4)
+    Dtypes are those that JAX would use, float32 for float64.
+
+    >>> import numpy as np
+    >>> local_shapes({'x': np.zeros((8, 3))}, 4)
     {'x': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
     """
     dtype = jax.dtypes.canonicalize_dtype

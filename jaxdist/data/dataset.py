@@ -1,4 +1,4 @@
-"""What every data set gives: batches for training, held-out batches, facts, and the loss to beat."""
+"""The interface of data sets: training batches, held-out batches, facts, and a baseline loss."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -11,31 +11,31 @@ from jaxdist.core.types import Batch, Task
 from jaxdist.data.sampling import Rows
 
 Facts = dict[str, str | int | float]
-"""What is to be known of a data set, by name."""
+"""Facts about a data set, by name: its source, sizes and digest."""
 
 Fetch = Callable[[np.ndarray], Batch]
-"""Numbers of examples [B] to the batch that they make."""
+"""From indices of examples [B] to their batch."""
 
 
 class Draw(Protocol):
     """Makes the batch of a step."""
 
     def __call__(self, seed: int, step: int, size: int, workers: int) -> Batch:
-        """The global batch: NumPy arrays [size, ...], the rows of worker w from `w * size / workers` on."""
+        """The global batch: NumPy arrays [size, ...]; the rows of worker w begin at `w * size / workers`."""
 
 
 class Data(NamedTuple):
     """A data set, divided among workers.
 
     Attributes:
-        task: what is to be predicted.
-        batch: `(seed, step, size, workers) -> Batch`, a pure function: the same whatever the number of
-            processes and devices. See `jaxdist.core.types.Batch` for what is in it.
-        held_out: `size -> batches` over all held-out examples, in order. Each has `size` rows and a `weight`
-            [size]; the last is filled up with rows of weight 0.
-        facts: name, sizes, digest: what a reader needs to know that it is the same data.
-        baseline: held-out loss of the best constant prediction: nats, or half the squared error.
-        baseline_name: what that prediction is.
+        task: the prediction task.
+        batch: `(seed, step, size, workers) -> Batch`, a pure function that does not depend on the number of processes
+            and devices. See `jaxdist.core.types.Batch` for its fields.
+        held_out: `size -> batches` over all held-out examples, in order. Each has `size` rows and a `weight` [size];
+            the last is padded with rows of weight 0.
+        facts: name, sizes and digest, which identify the data.
+        baseline: held-out loss of the best constant prediction, in nats or as half the squared error.
+        baseline_name: the name of that prediction.
     """
 
     task: Task
@@ -47,12 +47,12 @@ class Data(NamedTuple):
 
 
 def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch, numbered: bool = False) -> Draw:
-    """The training batches: rows drawn, then fetched; with a weight if they count unequally.
+    """The training batches: rows are drawn, then fetched; with a `weight` if rows count unequally.
 
     Args:
-        draw: the rows of a step.
-        fetch: what is in them.
-        numbered: also tell the rows' numbers within the part that they are drawn from, as `row`.
+        draw: `(seed, step, size, workers) -> Rows`, the rows of a step.
+        fetch: from indices of examples to their batch.
+        numbered: whether batches have a field `row`, the index of each row within the part that it is drawn from.
 
     >>> from jaxdist.data.sampling import Rows
     >>> draw = lambda seed, step, size, workers: Rows(np.arange(size) + step, None, np.arange(size))
@@ -62,9 +62,9 @@ def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch, numbered: 
 
     def batch(seed: int, step: int, size: int, workers: int) -> Batch:
         rows = draw(seed, step, size, workers)
-        fetched = dict(fetch(rows.numbers))
+        fetched = dict(fetch(rows.indices))
         if numbered:
-            fetched['row'] = rows.own.astype(np.int32)
+            fetched['row'] = rows.local.astype(np.int32)
         if rows.weight is not None:
             fetched['weight'] = rows.weight
         return fetched
@@ -73,7 +73,7 @@ def batches(draw: Callable[[int, int, int, int], Rows], fetch: Fetch, numbered: 
 
 
 def in_order(count: int, fetch: Fetch) -> Callable[[int], Iterator[Batch]]:
-    """Batches of a given size over `count` examples; the last is filled up with rows of weight 0.
+    """Batches of a given size over `count` examples, in order; the last is padded with rows of weight 0.
 
     >>> [b['weight'].tolist() for b in in_order(3, lambda rows: {'x': rows})(2)]
     [[1.0, 1.0], [1.0, 0.0]]
@@ -93,7 +93,12 @@ def in_order(count: int, fetch: Fetch) -> Callable[[int], Iterator[Batch]]:
 
 
 def held_out_count(count: int, fraction: float, name: str) -> int:
-    """How many of `count` examples are held out, of which at least one is left on both sides.
+    """The number of held-out examples among `count`, such that at least one is held out and one is for training.
+
+    Args:
+        count: the number of examples.
+        fraction: the fraction that is held out.
+        name: the word for examples in error messages, such as 'rows'.
 
     Raises:
         InputError: the fraction is not between 0 and 1, or there are fewer than two examples.
@@ -102,18 +107,18 @@ def held_out_count(count: int, fraction: float, name: str) -> int:
     2
     """
     if not 0 < fraction < 1:
-        raise InputError(f'held_out={fraction} must be a fraction between 0 and 1: the part that is kept from training')
+        raise InputError(f'held_out={fraction} must be a fraction between 0 and 1: the part held out from training')
     if count < 2:
         raise InputError(f'{count} {name} cannot be split into training and held-out data')
     return min(max(round(count * fraction), 1), count - 1)
 
 
 def constant_loss(task: Task, train: np.ndarray, held: np.ndarray) -> float:
-    """Held-out loss of the best prediction that does not look at the input.
+    """The held-out loss of the best constant prediction, which ignores the input.
 
-    For labels and tokens the cross entropy, in nats, of the held-out ones under the training histogram, of
-    which every bin counts one more than it holds, so that the unseen is not impossible. For values half the
-    mean squared distance from the training mean.
+    For labels and tokens this is the cross entropy, in nats, of the held-out ones under the training histogram with
+    add-one smoothing, so that labels without training examples have a probability. For values it is half the mean
+    squared distance from the training mean.
 
     >>> round(constant_loss(Task('classes', (1,), 2), np.array([0, 0, 1, 1]), np.array([0, 1])), 4)
     0.6931
@@ -121,8 +126,8 @@ def constant_loss(task: Task, train: np.ndarray, held: np.ndarray) -> float:
     if task.kind == 'values':
         return float(0.5 * np.square(held - train.mean()).mean())
     histogram = np.bincount(train, minlength=task.classes) + 1
-    surprise = -np.log(histogram / histogram.sum())
-    return float(surprise @ (np.bincount(held, minlength=task.classes) / len(held)))
+    information = -np.log(histogram / histogram.sum())
+    return float(information @ (np.bincount(held, minlength=task.classes) / len(held)))
 
 
 def digest(*arrays: np.ndarray) -> str:

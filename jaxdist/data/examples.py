@@ -1,4 +1,4 @@
-"""A data set of inputs and targets in memory, in two groups perhaps, divided among workers."""
+"""Data sets of inputs and targets in memory, optionally in two groups, divided among workers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -13,17 +13,18 @@ from jaxdist.data.division import Division, Even
 from jaxdist.data.sampling import in_epochs, permutation, sampler
 
 HELD_OUT = 0.2
+"""The default fraction of held-out rows."""
 SPLIT_SEED = 0
-"""The split into training and held-out rows is the same for every run."""
+"""Seed of the split into training and held-out rows, the same for every run."""
 
 
 class Examples(NamedTuple):
     """Inputs and their targets.
 
     Attributes:
-        x: [N, ...].
-        y: [N]; integers for labels, floats for values.
-        group: [N], 0 or 1; None if examples do not fall into groups.
+        x: inputs [N, ...].
+        y: targets [N]; integers for labels, floats for values.
+        group: groups [N], 0 or 1; None if examples are not in groups.
     """
 
     x: np.ndarray
@@ -35,9 +36,9 @@ def split(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[Examples, Exam
     """Training and held-out examples, in one fixed random order.
 
     Args:
-        x: [N, ...].
-        y: [N].
-        fraction: how much of them is held out.
+        x: inputs [N, ...].
+        y: targets [N].
+        fraction: the fraction of examples that is held out.
 
     Raises:
         InputError: see `held_out_count`.
@@ -54,20 +55,20 @@ def split(x: np.ndarray, y: np.ndarray, fraction: float) -> tuple[Examples, Exam
 def grouped(
     train: Examples, held: Examples, feature: str, features: Sequence[str], short: Mapping[str, str] | None = None
 ) -> tuple[Examples, Examples, Facts]:
-    """The examples with a group each, 1 where a feature is above a line and else 0, and what to say of it.
+    """The examples with their groups, 1 where a feature is above a threshold and else 0, and facts about the groups.
 
-    The line is the midpoint of the feature's two values if it has just two in training, else its median there. The
-    feature stays among the inputs.
+    The threshold is the midpoint of the feature's two values if it has exactly two in training, else its median there.
+    The feature stays among the inputs.
 
     Args:
-        train: what is learnt from; x [N, features].
-        held: what is held out; x [M, features].
-        feature: the name of one; '' is none, and leaves all as it is.
-        features: the names of all, in the order of x.
-        short: other names of some, to those in `features`.
+        train: the training examples, x [N, features].
+        held: the held-out examples, x [M, features].
+        feature: the feature's name; '' returns the examples without groups.
+        features: the names of all features, in the order of x.
+        short: alternative names of features, and their names in `features`.
 
     Raises:
-        InputError: there is no such feature, or one of the two groups is empty, in training or held out.
+        InputError: there is no such feature, or one of the groups is empty, in training or held out.
 
     >>> some = Examples(np.array([[30.0], [40.0], [50.0]]), np.array([0, 1, 1]))
     >>> train, held, facts = grouped(some, some, 'age', ['age'])
@@ -78,25 +79,25 @@ def grouped(
         return train, held, {}
     feature = _full(feature, features, short or {})
     at = list(features).index(feature)
-    line = _line(train.x[:, at])
-    facts: Facts = {'group': f'{feature} above {line:g}'}
-    told = []
+    threshold = _threshold(train.x[:, at])
+    facts: Facts = {'group': f'{feature} above {threshold:g}'}
+    parts = []
     for part, prefix in ((train, 'group'), (held, 'held_out_group')):
-        group = (part.x[:, at] > line).astype(np.int32)
+        group = (part.x[:, at] > threshold).astype(np.int32)
         counts = np.bincount(group, minlength=2).tolist()
         if 0 in counts:
-            where = 'training' if part is train else 'held-out'
+            kind = 'training' if part is train else 'held-out'
             raise InputError(
-                f'{feature!r} makes no two groups of the {len(group)} {where} rows: it is above {line:g} in '
-                f'{counts[1]} of them; choose another feature'
+                f'{feature!r} does not divide the {len(group)} {kind} rows into two groups: it is above '
+                f'{threshold:g} in {counts[1]} of them; choose another feature'
             )
         facts |= {f'{prefix}_0': counts[0], f'{prefix}_1': counts[1]}
-        told.append(part._replace(group=group))
-    return told[0], told[1], facts
+        parts.append(part._replace(group=group))
+    return parts[0], parts[1], facts
 
 
 def _full(feature: str, features: Sequence[str], short: Mapping[str, str]) -> str:
-    """The name of a feature as it is among `features`."""
+    """The name in `features` of a feature that is given by its full or its short name."""
     known = [*short, *features]
     if feature not in known:
         close = ' or '.join(map(repr, nearest(feature, known)))
@@ -105,18 +106,19 @@ def _full(feature: str, features: Sequence[str], short: Mapping[str, str]) -> st
     return short.get(feature, feature)
 
 
-def _line(values: np.ndarray) -> float:
-    """Where values [N] are cut in two."""
+def _threshold(values: np.ndarray) -> float:
+    """The threshold between two groups of values [N]."""
     kinds = np.unique(values)
+    # Of two values the median is one of them, and with `>` a group could be empty.
     return float(kinds.mean() if len(kinds) == 2 else np.median(values))
 
 
 def standardiser(x: np.ndarray, dims: tuple[int, ...] | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Shifts and scales inputs as `x` needs to have mean 0 and deviation 1; float32.
+    """The function that standardises inputs: shifts and scales them by the mean and deviation of `x`; float32.
 
     Args:
-        x: the training inputs, from which mean and deviation are taken.
-        dims: those that are averaged over; None is all of them. What does not vary is shifted only.
+        x: the training inputs, whose mean and standard deviation are used.
+        dims: the dims that these are taken over; None for all. Constant features are shifted only.
 
     >>> standardiser(np.array([0.0, 4.0]))(np.array([6.0]))
     array([2.], dtype=float32)
@@ -136,19 +138,19 @@ def divided(
     division: Division,
     facts: Facts,
 ) -> Data:
-    """The data set: training in epochs without replacement, each worker within its own part.
+    """The data set: each worker draws from its part in epochs, without replacement.
 
-    Where workers have parts of their own (all divisions but `Even`), training batches say in `row` [B] which examples
-    of its worker's part the rows are, so that what belongs to single examples can live with the worker.
+    Where each worker has a separate part (all divisions but `Even`), training batches have `row` [B], the index of each
+    example within its worker's part, so that per-example state, such as multipliers, can be stored with the worker.
 
     Args:
-        train: what is learnt from.
-        held: what is held out.
-        kind: what is predicted.
+        train: the training examples.
+        held: the held-out examples.
+        kind: the kind of targets.
         classes: the number of labels; 1 for values.
-        scale: makes of inputs as they are stored what the model sees.
+        scale: from stored inputs to the model's inputs.
         division: how the training examples are divided among workers.
-        facts: what to say of the data beside sizes and digest.
+        facts: facts about the data other than sizes and digest.
 
     >>> from jaxdist.data.division import Even
     >>> few = Examples(np.array([[0.0], [2.0]]), np.array([0, 1]))
@@ -172,7 +174,7 @@ def divided(
 
 
 def _fetch(examples: Examples, kind: str, scale: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], Batch]:
-    """Rows to the batch that they make."""
+    """The function from indices of examples to their batch."""
     dtype = np.int32 if kind == 'classes' else np.float32
 
     def fetch(rows: np.ndarray) -> Batch:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its idx files (Xiao et al. 2017, arXiv 1708.07747); MNIST is read as well."""
+"""Fashion-MNIST from its idx files (Xiao et al. 2017, arXiv 1708.07747); MNIST's files have the same format."""
 
 import gzip
 import math
@@ -24,16 +24,16 @@ class FashionMNIST:
     """Images of clothes, 28 x 28 grey, ten labels: 60000 for training, 10000 held out."""
 
     path: str | None = None
-    """Folder of the four idx files, packed (.gz) or not; None is that of Debian's dataset-fashion-mnist."""
+    """Folder of the four idx files, compressed (.gz) or not; None for that of Debian's dataset-fashion-mnist."""
     division: Division = field(default_factory=Even)
     """How the images are divided among workers."""
 
     def load(self) -> Data:
-        """Images [H, W, 1], of mean 0 and deviation 1 over all training pixels, and ten labels.
+        """Loads images [H, W, 1], standardised over all training pixels, with ten labels.
 
         Raises:
-            DatasetError: a file is not there.
-            InputError: a file is damaged, or no images with labels.
+            DatasetError: a file is missing.
+            InputError: a file is damaged, or is not one of images or labels.
 
         >>> FashionMNIST(path='nowhere').load()
         Traceback (most recent call last):
@@ -53,14 +53,14 @@ class FashionMNIST:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an idx file, packed with gzip if its name ends in .gz.
+    """The array of unsigned bytes in an idx file, compressed with gzip if its name ends in .gz.
 
-    The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type, the number of dims, each
-    dim as a big-endian 32-bit number, then the values.
+    The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type, the number of dims, each dim as a
+    big-endian 32-bit number, then the values.
 
     Raises:
-        InputError: the file is no idx file of unsigned bytes, is damaged, or is not as long as its header
-            says.
+        InputError: the file is not an idx file of unsigned bytes, is damaged, or has another length than its header
+            gives.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -71,12 +71,12 @@ def read_idx(path: Path) -> np.ndarray:
     """
     raw = _unpacked(path)
     if len(raw) < 4 or raw[:3] != bytes([0, 0, UNSIGNED_BYTES]):
-        raise InputError(f'{path} is no idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not with 000008')
+        raise InputError(f'{path} is not an idx file of unsigned bytes: it begins with {raw[:4].hex()!r}, not 000008')
     dims, header = raw[3], 4 + 4 * raw[3]
     shape = struct.unpack(f'>{dims}I', raw[4:header]) if len(raw) >= header else (0,)
     if len(raw) != header + math.prod(shape):
         expected = header + math.prod(shape)
-        raise InputError(f'{path} has {len(raw)} bytes, and its header asks for {expected}: it is truncated or damaged')
+        raise InputError(f'{path} has {len(raw)} bytes, and its header gives {expected}: it is truncated or damaged')
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -101,7 +101,7 @@ def _examples(folder: Path, part: str) -> Examples:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """The file, packed or not."""
+    """The path of a file, compressed or not."""
     for path in (folder / name, folder / f'{name}.gz'):
         if path.is_file():
             return path

@@ -1,8 +1,8 @@
-"""Which examples are in the batch of a step: a pure function of (seed, step), without any state.
+"""Sampling: the examples in the batch of a step, as a pure function of (seed, step) without state.
 
-Random numbers are the raw words of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), a counter that can be entered anywhere. NumPy promises those words for all versions, and not the methods
-of `np.random.Generator`.
+Random numbers are the raw words of Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a
+counter-based generator, which can start at any step. NumPy keeps these words the same in all versions, but not the
+methods of `np.random.Generator`.
 """
 
 from collections.abc import Callable
@@ -14,68 +14,68 @@ import numpy as np
 from jaxdist.core.errors import InputError
 
 Parts = tuple[np.ndarray, ...]
-"""Numbers of the examples that each worker owns; a single part is drawn from by all workers together."""
+"""Indices of each worker's examples; of a single part all workers draw."""
 
 Choose = Callable[[int, int, int, int, int], np.ndarray]
-"""`(count, seed, stream, step, size) -> [size]` numbers below `count`."""
+"""`(count, seed, stream, step, size) -> [size]` indices below `count`."""
 
 
 class Rows(NamedTuple):
     """The rows of a batch.
 
     Attributes:
-        numbers: [size], those of the examples, worker by worker.
-        weight: [size], what each row counts, or None if all count one.
-        own: [size], the same rows numbered within the part that they are drawn from, from 0 on.
+        indices: the examples' indices [size], worker by worker.
+        weight: the rows' weights [size], or None if all are 1.
+        local: the rows' indices [size] within the part that they are drawn from, from 0 on.
     """
 
-    numbers: np.ndarray
+    indices: np.ndarray
     weight: np.ndarray | None
-    own: np.ndarray
+    local: np.ndarray
 
 
 def sampler(parts: Callable[[int], Parts], choose: Choose, places: int = 1) -> Callable[[int, int, int, int], Rows]:
-    """`(seed, step, size, workers) -> Rows`: each worker's rows are chosen from its own part.
+    """`(seed, step, size, workers) -> Rows`, which draws each worker's rows from its part.
 
-    A row of a worker that owns n_w of N examples counts n_w * workers / N, so that the weighted mean over the
-    batch is an unbiased estimate of the mean over all examples.
+    A row of a worker with n_w of N examples has the weight n_w * workers / N, so that the weighted mean over the batch
+    is an unbiased estimate of the mean over all examples.
 
     Args:
-        parts: `workers -> parts`, asked once for each number of workers.
+        parts: `workers -> parts`, called once for each number of workers.
         choose: `in_epochs` or `at_random`.
-        places: rows that each example stands for, such as the starts within a block of text; number n has the
-            rows from `n * places` on.
+        places: rows per example, such as the starting positions in a block of text; example n has the rows from
+            `n * places` on.
 
     >>> draw = sampler(lambda workers: (np.array([0]), np.array([1, 2, 3])), in_epochs)
     >>> draw(0, 0, 4, 2).weight.tolist()
     [0.5, 0.5, 1.5, 1.5]
-    >>> draw(0, 0, 6, 2).own.tolist()  # example 0 again and again, and the three others
+    >>> draw(0, 0, 6, 2).local.tolist()  # three times the only example of worker 0, and the three of worker 1
     [0, 0, 0, 2, 1, 0]
     """
-    divided = lru_cache(parts)
+    cached_parts = lru_cache(parts)
 
     def draw(seed: int, step: int, size: int, workers: int) -> Rows:
         check_batch(seed, step, size, workers)
-        owned = divided(workers)
-        each = size // len(owned)
-        own = [choose(len(part) * places, seed, stream, step, each) for stream, part in enumerate(owned)]
-        numbers = [_rows(part, chosen, places) for part, chosen in zip(owned, own, strict=True)]
-        sizes = np.array([len(p) for p in owned])
+        divided = cached_parts(workers)
+        each = size // len(divided)
+        local = [choose(len(part) * places, seed, stream, step, each) for stream, part in enumerate(divided)]
+        indices = [_rows(part, chosen, places) for part, chosen in zip(divided, local, strict=True)]
+        sizes = np.array([len(p) for p in divided])
         equal = (sizes == sizes[0]).all()
         weight = None if equal else np.repeat(sizes / sizes.mean(), each).astype(np.float32)
-        return Rows(np.concatenate(numbers), weight, np.concatenate(own))
+        return Rows(np.concatenate(indices), weight, np.concatenate(local))
 
     return draw
 
 
 def _rows(part: np.ndarray, chosen: np.ndarray, places: int) -> np.ndarray:
-    """The rows of the chosen places in a part."""
+    """The indices of rows that are chosen within a part."""
     examples, place = np.divmod(chosen, places)
     return part[examples] * places + place
 
 
 def check_batch(seed: int, step: int, size: int, workers: int) -> None:
-    """Nothing, if there is such a batch.
+    """Checks the arguments of a batch.
 
     Raises:
         InputError: workers do not divide the batch, or a number is out of range.
@@ -95,9 +95,9 @@ def check_batch(seed: int, step: int, size: int, workers: int) -> None:
 
 
 def in_epochs(count: int, seed: int, stream: int, step: int, size: int) -> np.ndarray:
-    """Numbers [size] without replacement: each of `count` once in an epoch, then in a new order.
+    """Indices [size] without replacement: each of `count` once per epoch, in a new order for each.
 
-    A batch may hold the end of one epoch and the beginning of the next.
+    A batch may contain the end of one epoch and the beginning of the next.
 
     >>> sorted(in_epochs(6, seed=1, stream=0, step=0, size=6).tolist())
     [0, 1, 2, 3, 4, 5]
@@ -109,7 +109,7 @@ def in_epochs(count: int, seed: int, stream: int, step: int, size: int) -> np.nd
 
 
 def at_random(count: int, seed: int, stream: int, step: int, size: int) -> np.ndarray:
-    """Numbers [size] with replacement, each of `count` equally likely.
+    """Indices [size] with replacement, uniformly from `count`.
 
     >>> bool((at_random(6, seed=1, stream=0, step=0, size=100) < 6).all())
     True
@@ -119,7 +119,7 @@ def at_random(count: int, seed: int, stream: int, step: int, size: int) -> np.nd
 
 @lru_cache(maxsize=256)
 def permutation(count: int, seed: int, *stream: int) -> np.ndarray:
-    """A read-only permutation of `range(count)`; other streams of a seed give other ones.
+    """A read-only permutation of `range(count)`, independent for each stream of a seed.
 
     >>> sorted(permutation(4, 0, 7).tolist())
     [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Small real data sets that come with scikit-learn: nothing to download."""
+"""Small data sets that are part of scikit-learn: nothing is downloaded."""
 
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -15,12 +15,12 @@ class Digits:
     """Handwritten digits, 1797 images of 8 x 8 (UCI optical recognition of handwritten digits)."""
 
     held_out: float = HELD_OUT
-    """Fraction of the images that is kept from training."""
+    """Fraction of the images that is held out from training."""
     division: Division = field(default_factory=Even)
     """How the images are divided among workers."""
 
     def load(self) -> Data:
-        """Images [8, 8, 1], of mean 0 and deviation 1 over all training pixels, and ten labels.
+        """Loads images [8, 8, 1], standardised over all training pixels, with ten labels.
 
         Raises:
             ImportError: scikit-learn is missing.
@@ -37,24 +37,23 @@ class Digits:
 
 @dataclass(frozen=True)
 class Table:
-    """A small table: three to tell classes apart, one (diabetes) with a real number to predict."""
+    """A small table: three for classification, one (diabetes) for regression."""
 
     name: Literal['breast_cancer', 'wine', 'iris', 'diabetes'] = 'breast_cancer'
-    """Which one, by its name in scikit-learn."""
+    """The table's name in scikit-learn."""
     held_out: float = HELD_OUT
-    """Fraction of the rows that is kept from training."""
+    """Fraction of the rows that is held out from training."""
     division: Division = field(default_factory=Even)
     """How the rows are divided among workers."""
     group: str = ''
-    """Feature by which examples are in group 0 or 1, for fairness; 'sex' of diabetes. Above the midpoint of its two
-    values is 1, or of more than two above the median."""
+    """Feature that assigns examples to group 0 or 1, for fairness, such as 'sex' of diabetes. Group 1 is above the
+    midpoint of the feature's two values, or if it has more than two, above the median."""
 
     def load(self) -> Data:
-        """Rows [features], each feature (and a real number to predict) of mean 0 and deviation 1 over the
-        training rows.
+        """Loads rows [features]; each feature, and the target of a regression, is standardised over the training rows.
 
-        With a `group`, batches have `group` [B], 0 or 1: is the feature above a line or not? The line is the midpoint
-        of its smallest and largest value for a feature of exactly two values, else its median, both over the training
+        With a `group`, batches have `group` [B], 1 where the feature is above a threshold and else 0: the midpoint of
+        its smallest and largest value for a feature of exactly two values, else its median, both over the training
         rows. The feature stays among the inputs.
 
         Raises:
@@ -80,12 +79,12 @@ class Table:
 
 
 def _sklearn() -> ModuleType:
-    """scikit-learn's data sets."""
+    """The module of scikit-learn's data sets."""
     try:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError(
-            "this data set comes with scikit-learn, which is not installed: pip install 'jaxdist[data]'"
+            "this data set is part of scikit-learn, which is not installed: pip install 'jaxdist[data]'"
         ) from error
     return datasets
 

@@ -1,4 +1,4 @@
-"""Text as bytes: the Python standard library's own sources, which every machine has, or any local file."""
+"""Text as bytes: the sources of the Python standard library, which every machine has, or any local file."""
 
 import math
 import os
@@ -21,21 +21,21 @@ from jaxdist.data.sampling import Parts, at_random, sampler
 BYTES = 256
 LIMIT = 8_000_000
 """Bytes of the standard library that are read."""
-LEFT_OUT = re.compile(
-    r'site-packages|dist-packages|tests?|idle_test|__pycache__|config-.*|'  # installed, tested, built here
-    r'idlelib|tkinter|turtledemo|lib2to3|distutils|ensurepip|'  # what some systems package apart
+EXCLUDED = re.compile(
+    r'site-packages|dist-packages|tests?|idle_test|__pycache__|config-.*|'  # packages, tests, build files
+    r'idlelib|tkinter|turtledemo|lib2to3|distutils|ensurepip|'  # in separate packages on some systems
     r'encodings|pydoc_data'  # tables and generated text
 )
 """Folders of the standard library that are not read."""
 
 
 class Source(NamedTuple):
-    """A text and what is known of it.
+    """A text.
 
     Attributes:
         text: its bytes [N].
-        ends: where each file ends in it, [files].
-        name: what it is.
+        ends: the end of each file in it, [files].
+        name: the name of its source.
     """
 
     text: np.ndarray
@@ -45,22 +45,22 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """Text as bytes, each to be predicted from those before it."""
+    """Text as bytes, for next-byte prediction."""
 
     path: str | None = None
-    """A local file; None is the Python standard library's own sources."""
+    """A local file; None for the sources of the Python standard library."""
     context: int = 128
     """Bytes in one example."""
     held_out: float = 0.05
-    """Fraction of the text, its end, that is kept from training."""
+    """Fraction of the text, at its end, that is held out from training."""
     division: Division = field(default_factory=Even)
     """How the text is divided among workers, in blocks of `context` bytes; labels are its files."""
 
     def load(self) -> Data:
-        """Random stretches of the text for training; its end, stretch after stretch, held out.
+        """Loads the text: training examples are random windows of it; held-out ones are consecutive windows of its end.
 
-        Every held-out byte is predicted once, save the first and what does not fill a last stretch. Of a
-        single file `ByLabel` gives each worker stretches of its own.
+        Every held-out byte is predicted once, save the first and those that do not fill a last window. Of a single file
+        `ByLabel` assigns separate blocks to each worker.
 
         Raises:
             DatasetError: there is no such file.
@@ -85,7 +85,7 @@ class Text:
         )
 
     def _split(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Training and held-out bytes."""
+        """The training and the held-out bytes."""
         if self.context < 1:
             raise InputError(f'context={self.context} must be 1 byte or more')
         size = len(source.text)
@@ -100,16 +100,16 @@ class Text:
 
     def _blocks(self, size: int, ends: np.ndarray) -> Callable[[int], Parts]:
         """`workers -> parts`: the blocks of the training text in which each worker's examples start."""
-        blocks = size // self.context - 1  # the examples that start in the last one must end somewhere
+        blocks = size // self.context - 1  # examples that start in the last of these end in the block after it
         starts = np.arange(blocks) * self.context
         files = np.searchsorted(ends, starts, side='right')
         return lambda workers: self.division.parts(blocks, files, workers)
 
 
 def _fetch(text: np.ndarray, context: int, stride: int) -> Callable[[np.ndarray], Batch]:
-    """Numbers of stretches, which start every `stride` bytes, to `tokens` [B, context + 1]."""
-    reach = np.arange(context + 1)
-    return lambda rows: {'tokens': text[rows[:, None] * stride + reach].astype(np.int32)}
+    """The function from indices of windows, which start every `stride` bytes, to `tokens` [B, context + 1]."""
+    offsets = np.arange(context + 1)
+    return lambda rows: {'tokens': text[rows[:, None] * stride + offsets].astype(np.int32)}
 
 
 def _facts(source: Source, train: int, held: int) -> dict[str, str | int | float]:
@@ -136,7 +136,7 @@ def _file(path: Path) -> Source:
 
 
 def _standard_library() -> Source:
-    """The first `LIMIT` bytes of the standard library's sources, file after file by path."""
+    """The first `LIMIT` bytes of the standard library's sources, in the order of their paths."""
     root = Path(sysconfig.get_path('stdlib'))
     pieces: list[bytes] = []
     size = 0
@@ -155,7 +155,7 @@ def _standard_library() -> Source:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    """Python files below a folder that are the same on every machine with this version."""
+    """The Python files below a folder that are the same on every machine with this Python version."""
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
+        folders[:] = [name for name in folders if not EXCLUDED.fullmatch(name)]
         yield from (Path(folder, n) for n in names if n.endswith('.py') and not n.startswith('_sysconfigdata'))

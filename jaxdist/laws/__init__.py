@@ -1,5 +1,8 @@
-"""What is promised, as functions that a user can call on an algorithm of their own."""
+"""Laws: checkable properties of algorithms and codecs. Users can check them on their own algorithms as well."""
 
+from typing import Any
+
+from jaxdist.core.deprecation import former_name
 from jaxdist.laws.bytes import Formula as Formula
 from jaxdist.laws.bytes import entries as entries
 from jaxdist.laws.bytes import sends as sends
@@ -51,3 +54,21 @@ from jaxdist.laws.trial import Trial as Trial
 from jaxdist.laws.trial import mean_rows as mean_rows
 from jaxdist.laws.universal import universal as universal
 from jaxdist.laws.variance import variance_at_most as variance_at_most
+
+_FORMER_NAMES: dict[str, Any] = {
+    'Verdict': LawResult,
+    'draws_anew': fresh_keys,
+    'judge': check_law,
+    'loses_nothing': conserves_feedback,
+    'meets': synchronises,
+    'meets_at': synchronises_at,
+    'meets_in_turn': synchronises_in_turn,
+    'near_meeting': synchronises_near,
+    'one_when_alike': alike_equals_one,
+    'own_noise': independent_noise,
+    'walks': matches_reference,
+}
+
+
+def __getattr__(name: str) -> Any:
+    return former_name(__name__, name, _FORMER_NAMES)

@@ -1,4 +1,4 @@
-"""Laws on what an algorithm sends: measured in its traced program, promised by its paper's formula."""
+"""Laws on the bytes that an algorithm sends: measured in its traced program, claimed by its paper's formula."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,16 @@ from typing import Any
 import jax
 
 from jaxdist import ledger
+from jaxdist.core.types import Params
 from jaxdist.laws.law import Law, LawBroken
 from jaxdist.laws.trial import Trial
 
 Formula = Callable[[int, Any], Fraction]
-"""`(workers, params) -> bytes` that one worker sends each time the algorithm speaks; of `params`, shapes count."""
+"""`(workers, params) -> bytes` that one worker sends in each communication round; only the shapes of `params` count."""
 
 
-def entries(params: Any) -> int:
-    """How many numbers a pytree of arrays, or of shapes, holds.
+def entries(params: Params) -> int:
+    """The number of entries in a pytree of arrays, or of shapes.
 
     >>> entries({'w': jax.ShapeDtypeStruct((3, 4), 'float32'), 'b': jax.ShapeDtypeStruct((), 'float32')})
     13
@@ -25,18 +26,17 @@ def entries(params: Any) -> int:
 
 
 def sends(formula: Formula, every: int = 1) -> Law:
-    """One worker sends exactly the formula's bytes, on every step or on one in `every`, and nothing on the others.
+    """One worker sends exactly the formula's bytes at one step in `every`, and nothing at the other steps.
 
     >>> sends(lambda workers, params: Fraction(0)).name
     'sends the bytes of its formula'
     """
-    often = '' if every == 1 else f', one step in {every}'
-    return Law(f'sends the bytes of its formula{often}', sends_parts((formula, every)).check)
+    frequency = '' if every == 1 else f', one step in {every}'
+    return Law(f'sends the bytes of its formula{frequency}', sends_parts((formula, every)).check)
 
 
 def sends_parts(*parts: tuple[Formula, int]) -> Law:
-    """Of each part `(formula, every)` one worker sends the formula's bytes on one step in `every`; nothing else is
-    sent.
+    """One worker sends, for each part `(formula, every)`, the formula's bytes at one step in `every`; nothing else.
 
     >>> sends_parts((lambda workers, params: Fraction(0), 2), (lambda workers, params: Fraction(8), 3)).name
     'sends the bytes of its formulas, one step in 2, 3'
@@ -44,30 +44,25 @@ def sends_parts(*parts: tuple[Formula, int]) -> Law:
 
     def check(trial: Trial) -> None:
         sizes = {trial.axis: trial.count}
-        program, first = trial.placed, trial.simulated.init
-        rows = ledger.traced_step(
-            program.step,
-            program.state,
-            trial.batch(0),
-            sizes,
-            4 * math.lcm(*(every for _, every in parts)),
-            initial=first,
-        )
-        spoken = sum((row.bytes_when_run for row in rows), Fraction(0))
-        each_step = sum((row.bytes_per_step or Fraction(0) for row in rows), Fraction(0))
-        promised = [formula(trial.count, trial.start()) for formula, _ in parts]
-        often = sum((sent / every for sent, (_, every) in zip(promised, parts, strict=True)), Fraction(0))
-        if (spoken, each_step) != (sum(promised), often):
+        program, initial = trial.on_mesh, trial.simulated.init
+        # Frequencies are counted over a few whole periods of all parts.
+        steps = 4 * math.lcm(*(every for _, every in parts))
+        rows = ledger.traced_step(program.step, program.state, trial.batch(0), sizes, steps, initial=initial)
+        when_run = sum((row.bytes_when_run for row in rows), Fraction(0))
+        per_step = sum((row.bytes_per_step or Fraction(0) for row in rows), Fraction(0))
+        expected = [formula(trial.count, trial.start()) for formula, _ in parts]
+        expected_per_step = sum((sent / every for sent, (_, every) in zip(expected, parts, strict=True)), Fraction(0))
+        if (when_run, per_step) != (sum(expected), expected_per_step):
             raise LawBroken(
-                f'{trial.count} workers with {entries(trial.start())} entries: one sends {spoken} bytes when it speaks '
-                f'and {each_step} a step; promised {sum(promised)} and {often}'
+                f'{trial.count} workers with {entries(trial.start())} entries: one sends {when_run} bytes when it '
+                f'communicates and {per_step} a step; expected {sum(expected)} and {expected_per_step}'
             )
 
     return Law(f'sends the bytes of its formulas, one step in {", ".join(str(every) for _, every in parts)}', check)
 
 
 def sends_nothing() -> Law:
-    """Nothing crosses the worker axis.
+    """Nothing is sent over the worker axis.
 
     >>> sends_nothing().name
     'sends nothing'

@@ -1,7 +1,9 @@
-"""Trying an algorithm or a codec: all laws, those that everybody answers to and those that it claims."""
+"""Checks an algorithm or a codec against all its laws: the universal ones and those that it claims."""
 
 from collections.abc import Iterable
 from typing import Any
+
+import optax
 
 from jaxdist import line as lines
 from jaxdist.core.registry import Entry
@@ -11,19 +13,21 @@ from jaxdist.laws.trial import Trial
 from jaxdist.laws.universal import universal
 
 
-def check(update: Any, claims: Iterable[Law] = (), workers: int = 4, **options: Any) -> list[LawResult]:
-    """Every universal law's verdict on an optax transformation, then those of the laws that it claims.
+def check(
+    update: optax.GradientTransformation, claims: Iterable[Law] = (), workers: int = 4, **options: Any
+) -> list[LawResult]:
+    """The results of all universal laws on an optax transformation, then those of the laws that it claims.
 
     The mesh needs as many devices as workers (on CPU they can be emulated: `jax_num_cpu_devices`).
 
     Args:
-        update: the transformation; it talks over the axis `workers` unless `axis` says otherwise.
-        claims: laws that it claims.
-        workers: how many there are.
-        **options: of `Trial`: shapes, dtype, seed, axis.
+        update: the transformation; it communicates over the axis `workers`, unless the option `axis` names another.
+        claims: the laws that it claims.
+        workers: the number of workers.
+        **options: further arguments of `Trial`: shapes, dtype, seed, axis.
 
     >>> import optax
-    >>> [v.law for v in check(optax.scale(2.0), workers=1) if v.problem]
+    >>> [result.law for result in check(optax.scale(2.0), workers=1) if result.problem]
     []
     """
     trial = Trial(update, workers, **options)
@@ -31,17 +35,24 @@ def check(update: Any, claims: Iterable[Law] = (), workers: int = 4, **options: 
 
 
 def check_entry(entry: Entry, workers: int = 4, seed: int = 0) -> dict[str, list[LawResult]]:
-    """The verdicts on each example of a registered algorithm or codec, with this number of workers where any will do.
+    """The results for each example line of a registered algorithm or codec.
 
+    Args:
+        entry: the registered algorithm or codec.
+        workers: the number of workers, for examples whose claims do not fix it.
+        seed: seed of the random gradients or vectors.
+
+    >>> from dataclasses import replace
     >>> from jaxdist.core.registry import algorithms
-    >>> check_entry(algorithms()['delay'], workers=1)['delay(steps=0)'][0]
+    >>> entry = replace(algorithms()['delay'], examples={'delay(steps=0)': ()})
+    >>> check_entry(entry, workers=1)['delay(steps=0)'][0]
     LawResult(law='simulated equals a mesh', problem='')
     """
     return {line: _results(entry, line, tuple(claims), workers, seed) for line, claims in entry.examples.items()}
 
 
 def count_for(claims: Iterable[Law], workers: int) -> int:
-    """The number of workers to try claims with: the one that one of them is for, or else this one.
+    """The number of workers to check claims with: the number that a claim is fixed to, or else `workers`.
 
     >>> count_for([Law('is fine', print)], 4), count_for([Law('is fine', print, workers=3)], 4)
     (4, 3)

@@ -1,4 +1,4 @@
-"""Laws of codecs: every codec's, and those that one may claim."""
+"""Laws of codecs: the universal ones, and those that a codec may claim."""
 
 import itertools
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from jaxdist.laws.law import Law, LawBroken, close, same_bits
 from jaxdist.laws.noise import centred
 
 ROWS, COLUMNS = 8, 64
-"""Of the matrix that a codec which is not one of vectors is tried with; so many rows for each of its blocks."""
+"""The test matrix of a codec of matrices has `ROWS` rows for each of the trial's blocks, and `COLUMNS` columns."""
 
 
 @dataclass(frozen=True, eq=False)
 class CodecTrial:
-    """A codec on trial.
+    """A codec under test.
 
     Attributes:
-        codec: what a function under `@codec` returns.
-        blocks: the length of the vector, in the codec's blocks.
-        seed: of the vector.
+        codec: the codec, as a registered function returns it.
+        blocks: the length of the test vector, in blocks of the codec.
+        seed: seed of the random test vector.
     """
 
     codec: Any
@@ -33,12 +33,12 @@ class CodecTrial:
 
     @property
     def of_vectors(self) -> bool:
-        """Whether it turns vectors into bytes; others are tried with a matrix, whose rows stand for blocks."""
+        """Whether the codec encodes vectors as bytes; others are tested with a matrix, whose rows count as blocks."""
         return hasattr(self.codec, 'encode')
 
     @property
     def vector(self) -> np.ndarray:
-        """float32: each block of another size than the last, and, of several, the middle one all zeros."""
+        """The float32 test vector, or matrix. Block magnitudes differ; of several blocks the middle one is all zeros."""
         rng = np.random.default_rng(self.seed)
         count, length = (self.blocks, self.codec.block) if self.of_vectors else (ROWS * self.blocks, COLUMNS)
         rows = rng.normal(size=(count, length)) * 8.0 ** -(np.arange(count) % 5)[:, None]
@@ -47,118 +47,119 @@ class CodecTrial:
         return rows.astype(np.float32).reshape(-1 if self.of_vectors else rows.shape)
 
     def rows(self, x: Any) -> np.ndarray:
-        """A vector's blocks, or a matrix's rows."""
+        """A vector's blocks [blocks, block], or a matrix's rows."""
         return np.asarray(x).reshape(-1, self.codec.block if self.of_vectors else COLUMNS)
 
-    def journey(self, x: jax.Array, key: jax.Array) -> jax.Array:
-        """What one worker's array becomes on the way, by a function that can be traced."""
-        return _journey(self.codec, x, key)
+    def round_trip(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """One worker's array encoded and decoded again; traceable."""
+        return _round_trip(self.codec, x, key)
 
     @cached_property
     def compiled(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """The journey as one program, which is how it is made in training."""
-        return jax.jit(self.journey)
+        """`round_trip`, jitted, as in training."""
+        return jax.jit(self.round_trip)
 
-    def there_and_back(self, x: Any, key: int = 0) -> np.ndarray:
-        """The array after its journey."""
+    def decoded(self, x: Any, key: int = 0) -> np.ndarray:
+        """The array after a jitted round trip with the random key number `key`."""
         return np.asarray(self.compiled(jnp.asarray(x), jax.random.key(key)))
 
     def draws(self, count: int) -> np.ndarray:
-        """The vector after journeys with so many keys: [count, blocks, block] in float64."""
+        """The test vector after round trips with `count` random keys: [count, blocks, block] in float64."""
         keys, x = jax.random.split(jax.random.key(self.seed), count), jnp.asarray(self.vector)
-        seen = np.asarray(jax.jit(jax.vmap(lambda key: self.journey(x, key)))(keys), np.float64)
-        return seen.reshape(count, *self.rows(self.vector).shape)
+        decoded = np.asarray(jax.jit(jax.vmap(lambda key: self.round_trip(x, key)))(keys), np.float64)
+        return decoded.reshape(count, *self.rows(self.vector).shape)
 
 
-def _journey(codec: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+def _round_trip(codec: Any, x: jax.Array, key: jax.Array) -> jax.Array:
     if codec is None:
         return x
     if hasattr(codec, 'pick'):
-        return _journey(codec.pick([('x', x.shape)])[0], x, key)
+        return _round_trip(codec.pick([('x', x.shape)])[0], x, key)
     if hasattr(codec, 'encode'):
         vector = jnp.pad(x.reshape(-1), (0, -x.size % codec.block))
         return codec.decode(codec.encode(vector, key), vector.size)[: x.size].reshape(x.shape)
-    alone = jax.vmap(lambda x: codec.mean([x], [codec.start(x.shape, key)], 'alone')[0][0], axis_name='alone')
-    return alone(x[None])[0]
+    # A codec that is a reduction over workers: here over one worker.
+    reduce = jax.vmap(lambda x: codec.mean([x], [codec.start(x.shape, key)], 'one')[0][0], axis_name='one')
+    return reduce(x[None])[0]
 
 
 def universal_codec() -> tuple[Law, ...]:
     """The laws for every codec.
 
     >>> [law.name for law in universal_codec()]
-    ['size as said', 'pure', 'the same operation by operation', 'zeros stay zeros', 'what is not finite stays so']
+    ['message size as declared', 'pure', 'same without jit', 'zeros stay zeros', 'non-finite stays non-finite']
     """
     return (
-        Law('size as said', _size),
+        Law('message size as declared', _size),
         Law('pure', _pure),
-        Law('the same operation by operation', _by_operation),
+        Law('same without jit', _without_jit),
         Law('zeros stay zeros', _zeros),
-        Law('what is not finite stays so', _nan),
+        Law('non-finite stays non-finite', _nan),
     )
 
 
 def _size(trial: CodecTrial) -> None:
     x = trial.vector
     if not trial.of_vectors:
-        back = trial.there_and_back(x)
+        decoded = trial.decoded(x)
     else:
         message = trial.codec.encode(jnp.asarray(x), jax.random.key(0))
         if message.dtype != jnp.uint8 or message.shape != (trial.codec.size(x.size),):
             raise LawBroken(
-                f'the message is {message.dtype}{message.shape}, promised uint8({trial.codec.size(x.size)},)'
+                f'the message is {message.dtype}{message.shape}, expected uint8({trial.codec.size(x.size)},)'
             )
-        back = trial.codec.decode(message, x.size)
-    if back.dtype != np.float32 or back.shape != x.shape:
-        raise LawBroken(f'it decodes to {back.dtype}{back.shape}, promised float32{x.shape}')
+        decoded = trial.codec.decode(message, x.size)
+    if decoded.dtype != np.float32 or decoded.shape != x.shape:
+        raise LawBroken(f'the message decodes to {decoded.dtype}{decoded.shape}, expected float32{x.shape}')
 
 
 def _pure(trial: CodecTrial) -> None:
-    """The same key gives the same bits; and the same numbers in one program and in a batch."""
+    """The same key gives the same bits, and under `vmap` the same numbers."""
     x = np.stack([trial.vector, trial.vector[::-1]])
     if trial.of_vectors:
         messages = _messages(trial, x[0])
-        same_bits(messages[1:], [messages[0]] * 2, 'the message made twice')
-    alone = np.stack([trial.there_and_back(row, key) for key, row in enumerate(x)])
-    again = np.stack([trial.there_and_back(row, key) for key, row in enumerate(x)])
-    same_bits(again, alone, 'the journey made twice')
+        same_bits(messages[1:], [messages[0]] * 2, 'the same vector encoded twice')
+    single = np.stack([trial.decoded(row, key) for key, row in enumerate(x)])
+    again = np.stack([trial.decoded(row, key) for key, row in enumerate(x)])
+    same_bits(again, single, 'the round trip made twice')
     keys = jnp.stack([jax.random.key(key) for key in range(len(x))])
-    batched = np.asarray(jax.jit(jax.vmap(trial.journey))(jnp.asarray(x), keys))
-    _nearly_alike(batched, alone, x, 'a batch of vectors')
+    batched = np.asarray(jax.jit(jax.vmap(trial.round_trip))(jnp.asarray(x), keys))
+    _nearly_equal(batched, single, x, 'under vmap')
 
 
 def _messages(trial: CodecTrial, x: np.ndarray) -> list[np.ndarray]:
-    """The message of `x`, encoded three times by functions that are traced afresh."""
+    """The message of `x`, encoded three times by newly traced functions."""
     arguments = jnp.asarray(x), jax.random.key(1)
     lowered = [jax.jit(lambda x, key: trial.codec.encode(x, key)).lower(*arguments) for _ in range(3)]
-    # One text compiles to one program: compiling takes longer than all else here.
+    # The same text compiles to the same program, so it is compiled once: compilation dominates this law's time.
     programs = {text: one.compile() for one in lowered if (text := one.as_text())}
     return [np.asarray(programs[one.as_text()](*arguments)) for one in lowered]
 
 
-def _by_operation(trial: CodecTrial) -> None:
-    """Outside of a program, operation by operation, it gives the numbers that it gives in one program."""
+def _without_jit(trial: CodecTrial) -> None:
+    """Outside of jit, operation by operation, the numbers are those of the jitted program."""
     x = trial.vector
-    apart = np.asarray(trial.journey(jnp.asarray(x), jax.random.key(0)))
-    _nearly_alike(apart, trial.there_and_back(x), x, 'operation by operation one')
+    eager = np.asarray(trial.round_trip(jnp.asarray(x), jax.random.key(0)))
+    _nearly_equal(eager, trial.decoded(x), x, 'without jit')
 
 
-def _nearly_alike(seen: np.ndarray, promised: np.ndarray, x: np.ndarray, how: str) -> None:
-    # A compiler may round a scale otherwise, and with it an entry at the edge of two codes: a few may differ a little.
-    if np.mean(np.abs(seen - promised) > 1e-5 * np.abs(x).max()) > 0.01:
-        raise LawBroken(f'{how} is not encoded as a vector alone in one program')
+def _nearly_equal(actual: np.ndarray, expected: np.ndarray, x: np.ndarray, how: str) -> None:
+    # Another program may round a scale differently, and then an entry between two codes: 1 % of the entries may differ.
+    if np.mean(np.abs(actual - expected) > 1e-5 * np.abs(x).max()) > 0.01:
+        raise LawBroken(f'{how} a vector decodes to other numbers than in a jitted program of its own')
 
 
 def _zeros(trial: CodecTrial) -> None:
-    if np.any(trial.there_and_back(np.zeros_like(trial.vector))):
-        raise LawBroken('zeros come back as something else')
+    if np.any(trial.decoded(np.zeros_like(trial.vector))):
+        raise LawBroken('zeros decode to something else')
 
 
 def _nan(trial: CodecTrial) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         x = trial.vector
         x.reshape(-1)[1] = bad
-        if np.isfinite(trial.there_and_back(x)).all():
-            raise LawBroken(f'a vector with {bad} comes back finite: nobody would learn of it')
+        if np.isfinite(trial.decoded(x)).all():
+            raise LawBroken(f'a vector with {bad} decodes to finite numbers, which would hide the error')
 
 
 def takes(formula: Callable[[int], int]) -> Law:
@@ -172,7 +173,7 @@ def takes(formula: Callable[[int], int]) -> Law:
         for blocks in (1, 2, trial.blocks):
             n = blocks * trial.codec.block
             if trial.codec.size(n) != formula(n):
-                raise LawBroken(f'{n} entries take {trial.codec.size(n)} bytes, promised {formula(n)}')
+                raise LawBroken(f'{n} entries take {trial.codec.size(n)} bytes, expected {formula(n)}')
 
     return Law('takes the bytes of its formula', check)
 
@@ -181,24 +182,24 @@ def error_at_most(share: float) -> Law:
     """No entry is off by more than `share` times the largest magnitude of its block.
 
     >>> error_at_most(0.5).name
-    'error at most 0.5 of the block'
+    "error at most 0.5 of the block's maximum"
     """
 
     def check(trial: CodecTrial) -> None:
         x = trial.rows(trial.vector)
-        # Both signs, because the largest entry of a block is where codes run over.
+        # Both signs, because codes may overflow at a block's largest entry, in one of the signs only.
         for key, sign in itertools.product(range(5), (1, -1)):
-            back = trial.rows(trial.there_and_back(sign * trial.vector, key))
-            off = np.abs(back - sign * x).max(1)
+            decoded = trial.rows(trial.decoded(sign * trial.vector, key))
+            off = np.abs(decoded - sign * x).max(1)
             worst = float(np.max(off / np.maximum(np.abs(x).max(1), 1e-30)))
             if not worst <= share * (1 + 1e-5):
-                raise LawBroken(f'off by {worst:.5g} of the block, promised at most {share:.5g}')
+                raise LawBroken(f"off by {worst:.5g} of the block's maximum, expected at most {share:.5g}")
 
-    return Law(f'error at most {share:.4g} of the block', check)
+    return Law(f"error at most {share:.4g} of the block's maximum", check)
 
 
 def contracts(delta: float) -> Law:
-    """The squared error is at most 1 - `delta` of the squared norm: what error feedback converges by.
+    """The squared error is at most 1 - `delta` times the squared norm: the condition for error feedback to converge.
 
     >>> contracts(0.9).name
     'contracts by 0.9'
@@ -207,37 +208,37 @@ def contracts(delta: float) -> Law:
     def check(trial: CodecTrial) -> None:
         for key, sign in itertools.product(range(5), (1, -1)):
             x = sign * trial.vector.astype(np.float64)
-            left = float(np.sum((trial.there_and_back(x.astype(np.float32), key) - x) ** 2) / np.sum(x**2))
-            if not left <= (1 - delta) * (1 + 1e-5):
-                raise LawBroken(f'{left:.5g} of the squared norm is left, promised at most {1 - delta:.5g}')
+            lost = float(np.sum((trial.decoded(x.astype(np.float32), key) - x) ** 2) / np.sum(x**2))
+            if not lost <= (1 - delta) * (1 + 1e-5):
+                raise LawBroken(f'{lost:.5g} of the squared norm is lost, expected at most {1 - delta:.5g}')
 
     return Law(f'contracts by {delta:.4g}', check)
 
 
 def idempotent() -> Law:
-    """What has made the journey once comes back from a second one as it was, to rounding.
+    """A second round trip does not change the decoded vector, to rounding.
 
     >>> idempotent().name
     'idempotent'
     """
 
     def check(trial: CodecTrial) -> None:
-        once = trial.there_and_back(trial.vector)
-        close(trial.there_and_back(once), once, 'the vector after a second journey')
+        once = trial.decoded(trial.vector)
+        close(trial.decoded(once), once, 'the vector after a second round trip')
 
     return Law('idempotent', check)
 
 
 def unbiased_codec(draws: int = 600) -> Law:
-    """On average over keys a vector comes back as it was, block by block, as `jaxdist.laws.noise.centred` judges it.
+    """The mean over random keys of the decoded vector is the vector, block by block; tested by `noise.centred`.
 
     >>> unbiased_codec().name
     'unbiased'
     """
 
     def check(trial: CodecTrial) -> None:
-        seen = trial.draws(draws)
+        decoded = trial.draws(draws)
         for i, block in enumerate(trial.rows(trial.vector)):
-            centred(seen[:, i], block.astype(np.float64), f'block {i}')
+            centred(decoded[:, i], block.astype(np.float64), f'block {i}')
 
     return Law('unbiased', check)

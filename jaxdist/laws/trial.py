@@ -1,4 +1,4 @@
-"""A trial: an update that runs on some workers with known gradients, so that laws can look at what it does."""
+"""A trial: runs an update on some workers with known gradients, and records what laws compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import Workers
 
 SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
-"""Shapes that no number of workers divides, and a scalar; entries for several workers even where 256 share a scale."""
+"""Shapes that no number of workers divides, and a scalar. `w` fills several blocks of 256, enough for a few workers."""
 
 STEPS = 12
-"""How long a path is."""
+"""The number of steps of a path."""
 
 
 class Path(NamedTuple):
-    """What a run did, in NumPy; T steps, W workers.
+    """The record of a run, in NumPy; T steps, W workers.
 
     Attributes:
-        gradients: what each worker put in, [T, W, ...].
-        updates: what each worker got back, [T, W, ...].
+        gradients: each worker's incoming updates, [T, W, ...].
+        updates: each worker's outgoing updates, [T, W, ...].
         params: each worker's parameters before the first step and after every one, [T + 1, W, ...].
-        state: the program's last state, `(params, opt_state)`, in its own layout.
+        state: the program's last state, `(params, opt_state)`, in the program's layout.
     """
 
     gradients: Any
@@ -39,15 +39,15 @@ class Path(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """An update on trial.
+    """An update under test.
 
     Attributes:
         update: the optax transformation.
         count: the number of workers.
-        shapes: of the parameters.
-        dtype: of the parameters and gradients.
-        seed: of the random gradients.
-        axis: the worker axis that the update talks over.
+        shapes: shapes of the parameters by name.
+        dtype: dtype of the parameters and gradients.
+        seed: seed of the random gradients.
+        axis: the worker axis that the update communicates over.
     """
 
     update: optax.GradientTransformation
@@ -63,8 +63,8 @@ class Trial:
         return self.program(workers.simulated(self.count, self.axis))
 
     @cached_property
-    def placed(self) -> Program[Any]:
-        """The update as a program on a mesh of as many devices.
+    def on_mesh(self) -> Program[Any]:
+        """The update as a program on a mesh with one device a worker.
 
         Raises:
             InputError: there are fewer devices.
@@ -74,59 +74,59 @@ class Trial:
 
     @cached_property
     def traces(self) -> list[int]:
-        """One entry for each time that `counted` was traced."""
+        """One entry for each time that `counted_step` was traced."""
         return []
 
     @cached_property
-    def counted(self) -> Any:
-        """The simulated program's step, jitted without donation; every trace is noted in `traces`."""
+    def counted_step(self) -> Any:
+        """The simulated program's step, jitted without donation; every trace is recorded in `traces`."""
         return self.jitted(lambda: self.traces.append(1))
 
-    def jitted(self, note: Callable[[], None] = lambda: None) -> Any:
-        """The simulated program's step, jitted afresh without donation; `note` is called at every trace."""
+    def jitted(self, on_trace: Callable[[], None] = lambda: None) -> Any:
+        """The simulated program's step, newly jitted without donation; `on_trace` is called at every trace."""
 
         def run(state: Any, batch: Any) -> Any:
-            note()
+            on_trace()
             return self.simulated.run(state, batch)
 
         return jax.jit(run)
 
     @cached_property
     def path(self) -> Path:
-        """Some steps with random gradients and simulated workers."""
+        """`STEPS` steps with random gradients and simulated workers."""
         return self.run(self.gradients(STEPS))
 
-    def lasting(self, steps: int) -> Path:
-        """`path`, or a longer one where it has fewer steps: for laws on what happens late."""
+    def long_path(self, steps: int) -> Path:
+        """A path of at least `steps` steps: `path`, unless that is shorter."""
         return self.path if steps <= STEPS else self.run(self.gradients(steps))
 
-    def program(self, where: Workers) -> Program[Any]:
-        """`step((params, opt_state), gradients) -> (state, (updates, params))`, all per worker."""
-        return update_program(self.update, self.start, self.batch(0), where)
+    def program(self, workers: Workers) -> Program[Any]:
+        """`step((params, opt_state), gradients) -> (state, (updates, params))` for these workers."""
+        return update_program(self.update, self.start, self.batch(0), workers)
 
     def start(self) -> Any:
-        """The parameters at the beginning, the same on every worker."""
+        """The initial parameters, random and the same on every worker."""
         return jax.tree.map(lambda g: jnp.asarray(g[0, 0]), self.gradients(1, seed=-1))
 
     def gradients(self, steps: int, seed: int = 0) -> Any:
-        """Random gradients [steps, W, ...] of very different sizes from leaf to leaf."""
+        """Random gradients [steps, W, ...], whose magnitude differs much between leaves."""
         rng = np.random.default_rng([self.seed, seed + 1])
         normal = lambda i, s: rng.normal(size=(steps, self.count, *s)) * 4.0**-i  # noqa: E731
         return {name: np.asarray(normal(i, s), self.dtype) for i, (name, s) in enumerate(self.shapes.items())}
 
     def batch(self, t: int) -> Any:
-        """What the program's step number t is given: random gradients [W, ...]."""
+        """The input of the program's step number t: random gradients [W, ...]."""
         return jax.tree.map(lambda g: g[t], self.gradients(t + 1))
 
     def run(self, gradients: Any, program: Program[Any] | None = None) -> Path:
         """Runs one step for each row of `gradients` [T, W, ...].
 
-        Without a program the workers are simulated, and states are not donated.
+        Without a program, workers are simulated and states are not donated.
         """
-        start, step = (self.simulated.init, self.counted) if program is None else (program.init, program.step)
-        state = start()
-        begin = jax.tree.map(lambda p: np.broadcast_to(p, (self.count, *p.shape)), self.start())
-        updates, params = [], [begin]
+        init, step = (self.simulated.init, self.counted_step) if program is None else (program.init, program.step)
+        state = init()
+        first = jax.tree.map(lambda p: np.broadcast_to(p, (self.count, *p.shape)), self.start())
+        updates, params = [], [first]
         for t in range(len(jax.tree.leaves(gradients)[0])):
             state, out = step(state, jax.tree.map(lambda x, t=t: x[t], gradients))
             out = jax.device_get(out)
@@ -137,7 +137,7 @@ class Trial:
 
 
 def mean_rows(tree: Any) -> Any:
-    """The mean over workers of [T, W, ...] in float64, kept as [T, W, ...].
+    """The mean over workers of [T, W, ...] in float64, broadcast to [T, W, ...].
 
     >>> mean_rows(np.array([[1.0, 3.0]]))
     array([[2., 2.]])
@@ -146,7 +146,7 @@ def mean_rows(tree: Any) -> Any:
 
 
 def mean_residual(residual: Callable[[Any], Any], path: Path) -> Any:
-    """The mean over workers of what is held at the end, in the shape of the parameters; zeros where nothing is.
+    """The mean over workers of the last residuals, in the shape of the parameters; zeros for a leaf without one.
 
     >>> path = Path((), (), params={'w': np.ones((2, 3, 1))}, state=((), {'w': np.arange(3.0)[:, None]}))
     >>> mean_residual(lambda state: state, path)

@@ -1,4 +1,4 @@
-"""A law on random codecs: the published bound on how far they scatter."""
+"""A law on random codecs: the published bound on the variance of the decoded vector."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from jaxdist.laws.law import Law, LawBroken
 def variance_at_most(bound: Callable[[int], float], block: int) -> Law:
     """The expected squared error of a block is at most `bound(block)` times its squared norm.
 
-    The estimate from 600 draws may exceed the bound by a tenth, as a bound that is met exactly would in some trials.
+    The estimate from 600 draws may exceed the bound by a tenth, since a tight bound would be exceeded in some trials.
 
     >>> variance_at_most(lambda n: n**0.5, 512).name
-    'variance as published'
+    'variance within its bound'
     """
 
     def check(trial: CodecTrial) -> None:
@@ -25,4 +25,4 @@ def variance_at_most(bound: Callable[[int], float], block: int) -> Law:
             worst = float(np.max(error / np.where(allowed > 0, allowed, np.inf)))
             raise LawBroken(f'the variance of a block is {worst:.3g} times the bound')
 
-    return Law('variance as published', check)
+    return Law('variance within its bound', check)

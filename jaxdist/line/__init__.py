@@ -1,4 +1,4 @@
-"""The update line, such as `mean(codec=int8()) | adamw(1e-3)`: read, changed, or spelled out in full."""
+"""The update line, such as `mean(codec=int8()) | adamw(1e-3)`: building, overriding keywords, writing out defaults."""
 
 from jaxdist.line.build import (
     build,

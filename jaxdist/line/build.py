@@ -1,4 +1,4 @@
-"""From an update line to the optax transformation that it describes."""
+"""Builds the optax transformation that an update line describes."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from jaxdist.core.collectives import AXIS
-from jaxdist.line.calls import dotted, kind_of, links
+from jaxdist.line.calls import dotted, kind_of, transformations
 from jaxdist.line.order import check_last, check_order
 from jaxdist.line.reader import LineError, Reader
 
@@ -15,12 +15,15 @@ from jaxdist.line.reader import LineError, Reader
 def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:
     """The optax transformation that a line describes.
 
-    The line `a(k=v) | b(c(x=1))` means `optax.chain(a(k=v), b(c(x=1)))`; a single link is not put in a
-    chain. Names are those of the registry, then of optax. A registered function with a parameter `axis` is
-    given this `axis`, unless the line gives another.
+    The line `a(k=v) | b(c(x=1))` means `optax.chain(a(k=v), b(c(x=1)))`; a single transformation is not put into a
+    chain. Names refer to the registry first, then to optax.
+
+    Args:
+        line: the update line.
+        axis: the worker axis, for registered functions with a parameter `axis` that the line does not give.
 
     Raises:
-        LineError: a mistake, with its place in the line and the nearest right name.
+        LineError: the line has a mistake; the message shows its place in the line and similar names.
 
     >>> update = build('clip(1.0) | sgd(learning_rate=0.5)')
     >>> updates, _ = update.update({'w': -5.0}, update.init({'w': 0.0}))
@@ -28,16 +31,16 @@ def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:
     0.5
     """
     reader = Reader(line)
-    reader.check_links(reader.body)
+    reader.check_chain(reader.body)
     check_order(reader)
     return _Builder(reader, axis).chain(reader.body)
 
 
 def build_codec(line: str, axis: str = AXIS) -> Any:
-    """What a registered codec's function returns for a line such as `int8(block=64)`.
+    """The codec that a line such as `int8(block=64)` describes.
 
     Raises:
-        LineError: a mistake, or a line that is anything but the call of one codec.
+        LineError: the line has a mistake, or is not the call of one codec.
 
     >>> build_codec('sgd(0.1)')
     Traceback (most recent call last):
@@ -53,28 +56,28 @@ def build_codec(line: str, axis: str = AXIS) -> Any:
 
 
 def build_dual(line: str) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation that a dual line describes: links that move multipliers, and optax's own.
+    """The optax transformation that a dual line describes; it may have registered duals and functions of optax.
 
     Raises:
-        LineError: a mistake, or a link that belongs into an update line.
+        LineError: the line has a mistake, or a transformation that belongs in an update line.
 
     >>> build_dual('mean() | sgd(0.1)')
     Traceback (most recent call last):
-    jaxdist.line.reader.LineError: mean works on gradients or parameters: it belongs into the update line
+    jaxdist.line.reader.LineError: mean works on gradients or parameters: it belongs in the update line
         mean() | sgd(0.1)
         ^^^^
     """
     reader = Reader(line, 'dual')
-    reader.check_links(reader.body)
+    reader.check_chain(reader.body)
     check_last(reader)
     return _Builder(reader, AXIS).chain(reader.body)
 
 
 def build_value(text: str) -> Any:
-    """What a text such as `0.5` or `linear_schedule(0.0, 1.0, 100)` describes: a constant, or what a call returns.
+    """The value of a text such as `0.5` or `linear_schedule(0.0, 1.0, 100)`: a constant, or the result of a call.
 
     Raises:
-        LineError: a mistake.
+        LineError: the text has a mistake.
 
     >>> build_value('0.5')
     0.5
@@ -88,7 +91,7 @@ def check_constraint(text: str) -> tuple[str, str]:
     """The name and the call of a constraint's text, `call(...)` or `name: call(...)`; nothing is called.
 
     Raises:
-        LineError: a mistake, or anything but the call of one registered constraint.
+        LineError: the text has a mistake, or is not the call of one registered constraint.
 
     >>> check_constraint('sgd(0.1)')
     Traceback (most recent call last):
@@ -114,14 +117,14 @@ def check_constraint(text: str) -> tuple[str, str]:
 
 
 def build_constraint(text: str, model: Any) -> Any:
-    """What a registered constraint's function returns for a constraint's text.
+    """The constraint that a text describes.
 
     Args:
-        text: as for `check_constraint`, which has the name.
-        model: what a parameter called `model` is filled in with.
+        text: `call(...)` or `name: call(...)`; the name is ignored, `check_constraint` returns it.
+        model: the value of a parameter called `model`.
 
     Raises:
-        LineError: a mistake.
+        LineError: the text has a mistake.
 
     >>> build_constraint('squared_norm(bound=1.0)', None).kind
     'inequality'
@@ -131,13 +134,13 @@ def build_constraint(text: str, model: Any) -> Any:
 
 
 class _Builder:
-    """Makes the objects that a checked line describes, for workers on one axis."""
+    """Builds the objects that a checked line describes, with the parameters `axis` and `model` filled in."""
 
     def __init__(self, reader: Reader, axis: str, model: Any = None) -> None:
         self.reader, self.filled = reader, {'axis': axis, 'model': model}
 
     def chain(self, node: ast.expr) -> optax.GradientTransformationExtraArgs:
-        updates = [self._update(link) for link in links(node)]
+        updates = [self._update(part) for part in transformations(node)]
         return optax.with_extra_args_support(updates[0] if len(updates) == 1 else optax.chain(*updates))
 
     def value(self, node: ast.expr) -> Any:
@@ -156,7 +159,7 @@ class _Builder:
 
     def _result(self, node: ast.Call) -> Any:
         call = self.reader.call(node)
-        if call.registered:  # by name alone, for what is filled in may stand before what the line gives
+        if call.registered:  # by keyword only: a parameter that is filled in may come before one given by position
             args, keywords = [], {name: self.value(given) for name, given in call.given.items()}
             keywords |= {n: x for n, x in self.filled.items() if n in call.parameters and n not in call.given}
         else:
@@ -174,10 +177,7 @@ class _Builder:
             return result.gradient_transformation()
         if isinstance(result, optax.GradientTransformation):
             return result
-        what, hint = type(result).__name__, ''
         if callable(result):
-            what, hint = (
-                'a schedule',
-                f'; give it to an optimiser, as in adamw(learning_rate={ast.unparse(node)})',
-            )
-        raise self.reader.error(f'this gives {what}, not an update{hint}', node)
+            hint = f'give it to an optimiser, as in adamw(learning_rate={ast.unparse(node)})'
+            raise self.reader.error(f'this is a schedule, not a transformation; {hint}', node)
+        raise self.reader.error(f'this is of type {type(result).__name__}, not a transformation', node)

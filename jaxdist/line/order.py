@@ -1,118 +1,121 @@
-"""Links in an order that has a meaning: workers meet once in a line, and where they meet comes last."""
+"""Checks the order of transformations in a line, and that their periods fit into the run."""
 
 import ast
 from collections.abc import Iterator
 
 from jaxdist.core.registry import Entry, Syncs, find
-from jaxdist.line.calls import Call, dotted, links
+from jaxdist.line.calls import Call, dotted, transformations
 from jaxdist.line.reader import LineError, Reader
 
 HARMLESS = ('identity', 'keep_params_nonnegative')
-"""Links of optax that may follow a meeting: what they do does not move it."""
+"""Transformations of optax that may follow the synchronisation of parameters: they leave equal parameters equal."""
 
-WAITS = {'every': 'workers would never meet', 'steps': 'nothing would ever come'}
-"""Arguments of registered algorithms that are numbers of steps, and what comes of too many."""
+PERIODS = {'every': 'workers would never synchronise', 'steps': 'no update would ever come out'}
+"""Arguments of registered algorithms that are numbers of steps, and the consequence of more steps than the run has."""
 
 
 def check_order(reader: Reader) -> None:
-    """Says which link of a checked line has no meaning where it stands.
+    """Checks that workers synchronise once in a checked line, and that the synchronisation of parameters comes last.
 
     Raises:
-        LineError: two links through which workers meet on one axis, or a link after one that moves parameters.
+        LineError: two transformations synchronise workers on one axis, or one follows after parameters are equal.
 
     >>> check_order(Reader('sgd(0.1) | average(every=10)'))
     """
-    met: ast.Call | None = None
-    for link in links(reader.body):
-        assert isinstance(link, ast.Call)  # the line has been checked
-        if met is not None and meets(met) == 'parameters' and not meets(link) and dotted(link.func) not in HARMLESS:
-            raise _too_early(reader, met)
-        if meets(link):
-            if met is not None and _axis(met) == _axis(link):
-                raise _twice(reader, met, link)
-            met = link
+    first: ast.Call | None = None
+    for part in transformations(reader.body):
+        assert isinstance(part, ast.Call)  # the line has been checked
+        if first is not None and syncs(first) == 'parameters' and not syncs(part) and dotted(part.func) not in HARMLESS:
+            raise _not_last(reader, first)
+        if syncs(part):
+            # Axes may be nested: workers may synchronise once on each.
+            if first is not None and _axis(first) == _axis(part):
+                raise _twice(reader, first, part)
+            first = part
 
 
 def check_last(reader: Reader) -> None:
-    """Says which link of a checked dual line must come later: one that settles where multipliers are to be.
+    """Checks that transformations which project or reset multipliers come last in a checked dual line.
 
     Raises:
-        LineError: a link that moves multipliers comes after one that settles them.
+        LineError: a transformation that moves multipliers comes after one that projects or resets them.
 
     >>> check_last(Reader('sgd(0.1) | within(most=1.0)', 'dual'))
     """
-    settled: ast.Call | None = None
-    for link in links(reader.body):
-        assert isinstance(link, ast.Call)  # the line has been checked
-        found = find(dotted(link.func))
-        if isinstance(found, Entry) and found.final:
-            settled = link
-        elif settled is not None:
-            name = dotted(settled.func)
-            why = f'settles where multipliers are to be, and {dotted(link.func)} moves them: put {name} last'
-            raise reader.error(f'{name} {why}', settled)
+    final: ast.Call | None = None
+    for part in transformations(reader.body):
+        assert isinstance(part, ast.Call)  # the line has been checked
+        function = find(dotted(part.func))
+        if isinstance(function, Entry) and function.final:
+            final = part
+        elif final is not None:
+            name = dotted(final.func)
+            reason = f'projects or resets multipliers, and {dotted(part.func)} moves them again: put {name} last'
+            raise reader.error(f'{name} {reason}', final)
 
 
 def check_fits(line: str, steps: int) -> None:
-    """Says which algorithm of a line, if any, takes longer than the run.
+    """Checks that the periods and delays of all registered algorithms in a line fit into a run of `steps` steps.
 
     Raises:
-        LineError: a registered algorithm has `steps` or `every` of more than so many steps.
+        LineError: a registered algorithm has `steps` or `every` of more than this number.
 
     >>> check_fits('sgd(0.1) | average(every=10)', steps=20)
     >>> check_fits('sgd(0.1) | average(every=30)', steps=20)
     Traceback (most recent call last):
-    jaxdist.line.reader.LineError: average(every=30) is longer than the run of 20 steps: workers would never meet
+    jaxdist.line.reader.LineError: average(every=30) is longer than the run of 20 steps: workers would never synchronise
         sgd(0.1) | average(every=30)
                                  ^^
     """
     reader = Reader(line)
-    reader.check_links(reader.body)
-    for call, name, value, place in _waits(reader.body):
+    reader.check_chain(reader.body)
+    for call, name, value, node in _periods(reader.body):
         if value > steps:
-            what = f'{call.name}({name}={value}) is longer than the run of {steps} steps'
-            raise reader.error(f'{what}: {WAITS[name]}', place)
+            problem = f'{call.name}({name}={value}) is longer than the run of {steps} steps'
+            raise reader.error(f'{problem}: {PERIODS[name]}', node)
 
 
-def _waits(body: ast.expr) -> Iterator[tuple[Call, str, int, ast.expr]]:
-    """The whole numbers that registered algorithms, nested too, are given for their waits, and where they stand."""
+def _periods(body: ast.expr) -> Iterator[tuple[Call, str, int, ast.expr]]:
+    """The whole numbers given as periods to registered algorithms, nested ones too: (call, name, value, node)."""
     for node in ast.walk(body):
         if isinstance(node, ast.Call) and isinstance(find(dotted(node.func)), Entry):
             call = Call(node)
-            for name in WAITS.keys() & call.given.keys():
+            for name in PERIODS.keys() & call.given.keys():
                 given = call.given[name]
                 for part in given.elts if isinstance(given, ast.Tuple) else [given]:
                     if isinstance(part, ast.Constant) and isinstance(part.value, int):
                         yield call, name, part.value, part
 
 
-def meets(link: ast.Call) -> Syncs:
-    """What workers come to agree on through a link, if anything.
+def syncs(call: ast.Call) -> Syncs:
+    """What is the same on all workers after a transformation: 'updates', 'parameters', or '' for nothing.
 
-    >>> meets(ast.parse('mean()', mode='eval').body), meets(ast.parse('sgd(0.1)', mode='eval').body)
+    >>> syncs(ast.parse('mean()', mode='eval').body), syncs(ast.parse('sgd(0.1)', mode='eval').body)
     ('updates', '')
     """
-    found = find(dotted(link.func))
-    return found.syncs if isinstance(found, Entry) else ''
+    function = find(dotted(call.func))
+    return function.syncs if isinstance(function, Entry) else ''
 
 
-def _axis(link: ast.Call) -> str:
-    given = Call(link).given.get('axis')
+def _axis(call: ast.Call) -> str:
+    given = Call(call).given.get('axis')
     return ast.unparse(given) if given is not None else ''
 
 
-def _too_early(reader: Reader, met: ast.Call) -> LineError:
-    others = [link for link in links(reader.body) if link is not met]
-    right = ' | '.join(ast.unparse(link) for link in [*others, met])
-    name = dotted(met.func)
-    why = 'moves parameters to where workers meet, and what follows would change that'
-    return reader.error(f'{name} {why}: put it last, as in {right}', met)
+def _not_last(reader: Reader, first: ast.Call) -> LineError:
+    others = [part for part in transformations(reader.body) if part is not first]
+    right = ' | '.join(ast.unparse(part) for part in [*others, first])
+    name = dotted(first.func)
+    reason = 'synchronises parameters, and a transformation after it would change them'
+    return reader.error(f'{name} {reason}: put it last, as in {right}', first)
 
 
 def _twice(reader: Reader, first: ast.Call, second: ast.Call) -> LineError:
     names = dotted(first.func), dotted(second.func)
-    if 'updates' in (meets(first), meets(second)):
-        why = f'{names[0]} has them agree already: what is the same on all workers need not be averaged'
+    if 'updates' in (syncs(first), syncs(second)):
+        reason = f'values that are equal on all workers after {names[0]} need not be averaged'
     else:
-        why = f'{names[0]} says where they meet already'
-    return reader.error(f'workers meet twice in this line: {why}. Leave one of {names[0]} and {names[1]} out', second)
+        reason = f'{names[0]} synchronises parameters already'
+    return reader.error(
+        f'workers synchronise twice in this line: {reason}. Leave out one of {names[0]} and {names[1]}', second
+    )

@@ -1,9 +1,9 @@
-"""From an update line to another one: with some keywords changed, or with every default written out."""
+"""Rewrites update lines: overrides keywords, writes out defaults, splits a line into its transformations."""
 
 import ast
 import re
 
-from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted, links
+from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted, transformations
 from jaxdist.line.reader import LineError, Reader
 
 _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\s*=\s*(?P<value>\S.*)', re.DOTALL)
@@ -12,12 +12,16 @@ _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\
 def override(line: str, *settings: str) -> str:
     """The line with one keyword changed by each setting, such as `adamw.learning_rate=1e-3`.
 
-    The call may stand anywhere in the line, nested too; of several calls of one name, `sgd[1].momentum=0.9`
-    sets the second. An argument that the line gives by position is replaced there; the rest of the text stays
-    as it was written. Only the line that comes out need be right.
+    The call may be nested; if a name is called several times, `sgd[1].momentum=0.9` sets the second call. An argument
+    given by position is replaced at its position; the rest of the text does not change. Only the resulting line is
+    checked, so the given line may lack arguments.
+
+    Args:
+        line: the update line.
+        *settings: settings of the form `call.keyword=value`.
 
     Raises:
-        LineError: a setting that has no place in the line, or a mistake in the line that comes out.
+        LineError: the line has no call of a setting's name, or the resulting line has a mistake.
 
     >>> override('clip(1.0) | sgd(0.1)', 'sgd.learning_rate=1e-3', 'sgd.momentum=0.9')
     'clip(1.0) | sgd(1e-3, momentum=0.9)'
@@ -25,40 +29,40 @@ def override(line: str, *settings: str) -> str:
     for setting in settings:
         line = _set(line, setting.strip())
     reader = Reader(line)
-    reader.check_links(reader.body)
+    reader.check_chain(reader.body)
     return reader.text
 
 
 def spell(line: str) -> str:
-    """The line in full: registered functions with every default (but `axis`), optax's as they were called.
+    """The line with all defaults of registered functions, except `axis`; calls of optax do not change.
 
     Raises:
-        LineError: a mistake in the line.
+        LineError: the line has a mistake.
 
     >>> spell('clip(1.0)|sgd(learning_rate = 1e-1)')
     'clip(1.0) | sgd(learning_rate=0.1)'
     """
     reader = Reader(line)
-    reader.check_links(reader.body)
+    reader.check_chain(reader.body)
     return ast.unparse(_Speller().visit(reader.body))
 
 
 def split(line: str) -> list[str]:
-    """The text of each link, in order.
+    """The text of each transformation, in order.
 
     Raises:
-        LineError: a mistake in the line.
+        LineError: the line has a mistake.
 
     >>> split('clip(1.0) | sgd(0.1)')
     ['clip(1.0)', 'sgd(0.1)']
     """
     reader = Reader(line)
-    reader.check_links(reader.body)
-    return [ast.unparse(link) for link in links(reader.body)]
+    reader.check_chain(reader.body)
+    return [ast.unparse(part) for part in transformations(reader.body)]
 
 
 class _Speller(ast.NodeTransformer):
-    """Writes every argument of a registered function as a keyword, in the order of its signature."""
+    """Writes all arguments of registered functions as keywords, in the order of their signatures."""
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
@@ -66,7 +70,7 @@ class _Speller(ast.NodeTransformer):
         if not call.registered:
             return node
         defaults = {name: ast.Constant(p.default) for name, p in call.parameters.items() if name not in FILLED}
-        # First in the order of the signature, then what `**kwargs` takes.
+        # First in the order of the signature, then the arguments of `**kwargs`.
         every = {name: call.given.get(name) or defaults.get(name) for name in (*call.parameters, *call.given)}
         return ast.Call(node.func, [], [ast.keyword(name, value) for name, value in every.items() if value])
 
@@ -91,27 +95,27 @@ def _find_call(reader: Reader, match: re.Match[str]) -> ast.Call:
     name, index = match['call'], int(match['index'] or 0)
     calls = [node for node in ast.walk(reader.body) if isinstance(node, ast.Call) and dotted(node.func)]
     calls.sort(key=lambda node: node.col_offset)
-    there = list(dict.fromkeys(dotted(node.func) for node in calls))
-    found = [node for node in calls if f'.{dotted(node.func)}'.endswith(f'.{name}')]
-    if not found:
-        hint = did_you_mean(name, there)
-        problem = f'the line has no call {name!r}{hint} (its calls are {", ".join(there)})'
-    elif index >= len(found):
-        problem = f'the line calls {name!r} {len(found)} times, and [0] is the first'
-    elif len(found) > 1 and not match['index']:
+    names = list(dict.fromkeys(dotted(node.func) for node in calls))
+    matches = [node for node in calls if f'.{dotted(node.func)}'.endswith(f'.{name}')]
+    if not matches:
+        hint = did_you_mean(name, names)
+        problem = f'the line has no call {name!r}{hint} (its calls are {", ".join(names)})'
+    elif index >= len(matches):
+        problem = f'the line calls {name!r} {len(matches)} times, and [0] is the first'
+    elif len(matches) > 1 and not match['index']:
         first = f'{name}[0].{match["keyword"]}=...'
-        problem = f'the line calls {name!r} {len(found)} times: write {first} for the first'
+        problem = f'the line calls {name!r} {len(matches)} times: write {first} for the first'
     else:
-        return found[index]
+        return matches[index]
     raise LineError(problem, match.string, 0, match.end('index') + 1 if match['index'] else len(name))
 
 
 def _value(match: re.Match[str]) -> str:
-    """The text of the value, alone a right one: nothing in it can end the call that it goes into."""
+    """The text of the value, checked by itself, so that it cannot close the call that it is put into."""
     try:
         reader = Reader(match['value'])
         reader.check_value(reader.body)
     except LineError as error:
         raise LineError(error.problem, match.string, match.start('value') + error.column, error.width) from None
-    # A tuple may come without its brackets.
+    # A tuple may be written without parentheses, which it needs as an argument.
     return ast.unparse(reader.body) if isinstance(reader.body, ast.Tuple) else reader.text

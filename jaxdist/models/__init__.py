@@ -1,4 +1,4 @@
-"""Small flax models as pure functions on plain pytrees."""
+"""Small flax models, as pure functions of plain pytrees."""
 
 from jaxdist.models.convnet import ConvNet
 from jaxdist.models.perceptron import Perceptron
@@ -6,6 +6,6 @@ from jaxdist.models.scoring import misfit, model, score
 from jaxdist.models.transformer import Transformer
 
 Architecture = Transformer | ConvNet | Perceptron
-"""The settings of a model; `.build(task)` makes it."""
+"""The settings of a model; `.build(task)` returns the model."""
 
 __all__ = ['Architecture', 'ConvNet', 'Perceptron', 'Transformer', 'misfit', 'model', 'score']

@@ -1,4 +1,4 @@
-"""A small convolutional net, for images."""
+"""A small convolutional network for images."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ RULES: Rules = (
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Convolutions of 3 x 3 with stride 2, each of which halves the image, then a hidden layer."""
+    """A convolutional network: 3 x 3 convolutions with stride 2, which halve the image, then a hidden layer."""
 
     channels: tuple[int, ...] = (16, 32)
     """Channels of each convolution."""
@@ -27,11 +27,11 @@ class ConvNet:
     """Size of the hidden layer after the convolutions."""
 
     def build(self, task: Task) -> Model:
-        """The model for images [H, W, C]; the hidden layer and the head are cut over the `model` axis, as in
+        """The model for images [H, W, C]; the hidden layer and the head are sharded over the `model` axis, as in
         Megatron.
 
         Raises:
-            InputError: the task's examples are no images, or a size is below 1.
+            InputError: the task's inputs are not images, or a size is below 1.
 
         >>> import jax
         >>> params = ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10)).init(jax.random.key(0))
@@ -63,8 +63,8 @@ class _Layers(nn.Module):
 def _patches(x: jax.Array) -> jax.Array:
     """Every second 3 x 3 patch of [B, H, W, C], as [B, ceil(H / 2), ceil(W / 2), 9 C].
 
-    A convolution as patches times a matrix stays a matrix product when simulated workers hold their own
-    weights; XLA makes of the convolution itself a grouped one, which took four times as long on CPU.
+    Patches times a matrix is still a matrix product when simulated workers have different weights. XLA would turn a
+    convolution into a grouped one, which took four times as long on CPU.
     """
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

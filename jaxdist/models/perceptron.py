@@ -1,4 +1,4 @@
-"""A multi-layer perceptron, for labels and real numbers."""
+"""A multi-layer perceptron for classification and regression."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,10 @@ class Perceptron:
     def build(self, task: Task) -> Model:
         """The model for a task of classes or values.
 
-        The last hidden layer and the head are cut over the `model` axis, as in Megatron; the rest is
-        replicated.
+        The last hidden layer and the head are sharded over the `model` axis, as in Megatron; the rest is replicated.
 
         Raises:
-            InputError: the task has tokens, or a hidden layer is empty.
+            InputError: the task has tokens, or a hidden layer has no entries.
 
         >>> import jax
         >>> params = Perceptron(hidden=(5,)).build(Task('classes', (2, 2, 1), 3)).init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""From a flax module to a `Model`: sums of losses over a batch, in float32, and their count."""
+"""From a flax module to a `Model`, whose loss is a sum over a batch, in float32, with its count."""
 
 import math
 from typing import Any
@@ -12,13 +12,18 @@ from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Params, Task
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""Sharding rules; see `jaxdist.core.mesh.Rules`."""
 
 
 def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
     """The `Model` of a module that maps a batch of inputs to outputs [B, ..., classes].
 
-    Parameters are a plain nested dict. The module computes in their dtype: inputs that are no tokens are cast
-    to it.
+    Parameters are a nested dict. The module computes in their dtype, to which inputs other than tokens are cast.
+
+    Args:
+        module: the flax module.
+        task: the task, which fixes inputs, outputs and loss.
+        rules: how parameters are sharded over the mesh.
 
     >>> import flax.linen as nn, jax
     >>> m = model(nn.Dense(3), Task('classes', (4,), 3))
@@ -35,7 +40,7 @@ def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
         return jnp.asarray(module.apply({'params': params}, inputs))
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        del key  # nothing here is random; models with dropout use it
+        del key  # these models are deterministic; one with dropout would use the key
         targets = batch['tokens'][:, 1:] if tokens else batch['y']
         return score(task, outputs(params, batch), targets, batch.get('weight'))
 
@@ -45,17 +50,16 @@ def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
 def score(
     task: Task, outputs: Any, targets: jax.Array, weight: jax.Array | None = None
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums over a batch, and the count that makes means of them; both float32 scalars.
+    """Sums over a batch, and the count to divide them by for means; all float32 scalars.
 
-    Without weights the count is a constant made from shapes, so the types know that it is the same on every
-    worker.
+    Without weights the count is a constant from shapes, and therefore typed as replicated over workers.
 
     Args:
-        task: `tokens` and `classes` give the cross entropy in nats and the accuracy, `values` half the
-            squared error.
-        outputs: [B, T, classes] for tokens, else [B, classes].
-        targets: [B, T] for tokens, else [B].
-        weight: [B], what each example counts; each of its tokens counts as much.
+        task: the task: the loss is the cross entropy in nats for `tokens` and `classes`, with the accuracy, and half
+            the squared error for `values`.
+        outputs: the model's outputs, [B, T, classes] for tokens, else [B, classes].
+        targets: the targets, [B, T] for tokens, else [B].
+        weight: the weights of the examples [B], which apply to each of their tokens.
 
     >>> import jax.numpy as jnp
     >>> sums, count = score(Task('values', (2,), 1), jnp.zeros((3, 1)), jnp.array([1.0, 2.0, 3.0]))
@@ -66,13 +70,13 @@ def score(
     shape = targets.shape
     if weight is None:
         return {name: term.sum() for name, term in terms.items()}, jnp.float32(math.prod(shape))
-    spread = weight.astype(jnp.float32).reshape(-1, *(1,) * (len(shape) - 1))
+    weights = weight.astype(jnp.float32).reshape(-1, *(1,) * (len(shape) - 1))
     per_row = math.prod(shape[1:])
-    return {name: (spread * term).sum() for name, term in terms.items()}, spread.sum() * per_row
+    return {name: (weights * term).sum() for name, term in terms.items()}, weights.sum() * per_row
 
 
 def _terms(task: Task, outputs: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
-    """What each prediction adds to the sums, in the shape of the targets."""
+    """The terms of the sums, one per prediction, in the shape of the targets."""
     if task.kind == 'values':
         return {'loss': 0.5 * jnp.square(outputs[..., 0] - targets)}
     return {
@@ -82,7 +86,7 @@ def _terms(task: Task, outputs: jax.Array, targets: jax.Array) -> dict[str, jax.
 
 
 def misfit(name: str, needs: str, task: Task) -> InputError:
-    """The error for a model and a task that do not go together, with the models that fit.
+    """The error for a model that does not fit a task; its message names the models that do.
 
     >>> misfit('Transformer', 'tokens', Task('classes', (8,), 3))
     InputError('Transformer needs tokens, and the task has classes of shape (8,): use Perceptron')

@@ -1,8 +1,7 @@
 """A small decoder-only transformer: pre-norm, causal attention with rotary positions, tied embedding.
 
-Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (2104.09864); RMSNorm: Zhang and
-Sennrich 2019 (1910.07467); tied embedding: Press and Wolf 2017 (1608.05859); cut over a mesh axis: Shoeybi et
-al. 2019 (1909.08053).
+Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (2104.09864); RMSNorm: Zhang and Sennrich 2019
+(1910.07467); tied embedding: Press and Wolf 2017 (1608.05859); tensor parallelism: Shoeybi et al. 2019 (1909.08053).
 """
 
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from jaxdist.core.types import Model, Task
 from jaxdist.models.scoring import Rules, misfit, model
 
 RULES: Rules = (
-    (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # by heads, so that no head is cut
+    (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # over heads, so that no head is split
     (r'block\d+/proj/kernel', ('model', None, None)),
     (r'block\d+/up/kernel', (None, 'model')),
     (r'block\d+/down/kernel', ('model', None)),
 )
-"""Megatron's cut: each pair of matrices splits what lies between them, and needs one all-reduce."""
+"""Megatron's tensor parallelism: activations between a pair of matrices are sharded, with one all-reduce per pair."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,19 @@ class Transformer:
     """A decoder-only transformer for tokens."""
 
     layers: int = 2
-    """How many blocks of attention and MLP."""
+    """Number of blocks of attention and MLP."""
     width: int = 128
     """Size of the residual stream; a multiple of twice `heads`."""
     heads: int = 4
-    """Attention heads in each block."""
+    """Attention heads per block."""
     mlp: int = 4
-    """Hidden size of the MLP, in widths."""
+    """Hidden size of the MLP, as a multiple of the width."""
 
     def build(self, task: Task) -> Model:
-        """The model for a task of tokens; contexts longer or shorter than the task's work too.
+        """The model for a task of tokens, for contexts of any length.
 
         Raises:
-            InputError: the task has no tokens, or the sizes do not fit each other.
+            InputError: the task has no tokens, or the width is no multiple of twice the heads.
 
         >>> import jax
         >>> params = Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 256)).init(jax.random.key(0))
@@ -54,8 +53,8 @@ class Transformer:
             raise InputError(f'every size of a Transformer must be 1 or more: {self}')
         if self.width % (2 * self.heads):
             raise InputError(
-                f'width {self.width} cannot be cut into {self.heads} heads of an even size (rotary '
-                f'positions turn pairs): use a multiple of {2 * self.heads}'
+                f'width {self.width} cannot be split into {self.heads} heads of an even size (rotary '
+                f'positions rotate pairs): use a multiple of {2 * self.heads}'
             )
         return model(_Decoder(task.classes, self.layers, self.width, self.heads, self.mlp), task, RULES)
 
@@ -80,7 +79,7 @@ class _Decoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """One block of the residual stream, [B, T, D] to the same."""
+    """One block, from [B, T, D] to [B, T, D]."""
 
     heads: int
     mlp: int
@@ -100,8 +99,7 @@ class _Block(nn.Module):
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention over [B, T, H, K], with the softmax in float32.
 
-    Written out: at contexts of 64 to 128 it took a tenth less time on CPU than
-    `jax.nn.dot_product_attention`.
+    Written out, since at contexts of 64 to 128 it took a tenth less time on CPU than `jax.nn.dot_product_attention`.
     """
     scores = jnp.einsum('bthk,bshk->bhts', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
@@ -110,7 +108,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _rotate(x: jax.Array, base: float = 10000.0) -> jax.Array:
-    """Rotary positions: pairs of entries of [B, T, H, K], turned by angles that grow with the position."""
+    """Rotary positions: rotates pairs of entries of [B, T, H, K] by angles proportional to the position."""
     length, size = x.shape[1], x.shape[-1]
     angles = jnp.arange(length)[:, None, None] * base ** (-jnp.arange(0, size, 2) / size)
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Tables, plots and one HTML page, all from plain dicts of numbers."""
+"""Reports of runs and comparisons: tables, plots and an HTML page, from plain dicts of numbers."""
 
 from jaxdist.report.constraints import constraints_plot
 from jaxdist.report.curves import curves_plot, loss_plot

@@ -1,4 +1,4 @@
-"""What all plots share: a figure that touches no global state, colours, an axis of bytes."""
+"""Common to all plots: figures without global state, colours, an axis of bytes, smoothing."""
 
 import math
 from pathlib import Path
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-"""Told apart by colour-blind readers too (Okabe and Ito, 2008)."""
+"""Distinguishable for colour-blind readers too (Okabe and Ito, 2008)."""
 INK, FAINT = '#333333', '#9a9a9a'
 
 
 def figure(width: float, height: float) -> 'Figure':
-    """An empty white figure, `width` by `height` inches, that no pyplot state knows of.
+    """An empty white figure, `width` by `height` inches, which is not registered with pyplot.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -35,10 +35,10 @@ def figure(width: float, height: float) -> 'Figure':
 
 
 def save(drawing: 'Figure', path: Path) -> 'Figure':
-    """Writes `drawing` as PNG or SVG, as the suffix of `path` says, and returns it.
+    """Writes `drawing` as PNG or SVG, by the suffix of `path`, and returns it.
 
     Raises:
-        InputError: if the suffix is another.
+        InputError: if the suffix is neither .png nor .svg.
         OSError: if the file cannot be written.
 
     >>> save(figure(4, 3), Path('plot.bmp'))
@@ -52,7 +52,7 @@ def save(drawing: 'Figure', path: Path) -> 'Figure':
 
 
 def tidy(axes: 'Axes') -> None:
-    """Takes away the frame on the right and the top of `axes`, and draws a light grid.
+    """Removes the right and the top frame of `axes`, and draws a light grid.
 
     >>> axes = figure(4, 3).subplots()
     >>> tidy(axes)
@@ -65,7 +65,7 @@ def tidy(axes: 'Axes') -> None:
 
 
 def log_bytes(axes: 'Axes', low: float, high: float) -> None:
-    """Makes the x axis logarithmic in bytes, from somewhat below `low` > 0 to somewhat above `high`.
+    """Makes the x axis logarithmic in bytes, from `low` > 0 to `high` with a margin.
 
     >>> axes = figure(4, 3).subplots()
     >>> log_bytes(axes, 1e6, 1e8)
@@ -87,7 +87,7 @@ def log_bytes(axes: 'Axes', low: float, high: float) -> None:
 
 
 def short_bytes(n: float) -> str:
-    """`bytes_text` without the digits that a round number does not need.
+    """`bytes_text` without trailing zeros.
 
     >>> short_bytes(1e6), short_bytes(2.5e6), short_bytes(0)
     ('1 MB', '2.5 MB', '0 B')
@@ -97,7 +97,7 @@ def short_bytes(n: float) -> str:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred running mean of `values` [N] over `window` (odd) of them; NaN stays NaN.
+    """The centred moving average of `values` [N] over a `window` of an odd number of them; NaN stays NaN.
 
     Towards the ends the window shrinks on both sides alike: a one-sided mean would bend a falling curve.
 

@@ -1,4 +1,4 @@
-"""Constraints while training: their values above, their multipliers below."""
+"""A plot of constraints during training: values above, multipliers below."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,37 +17,37 @@ STYLES = ('-', '--', ':', '-.')
 
 
 def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0.0) -> 'Figure':
-    """Draws each constraint's value and multiplier against steps, and as dots its value over the judged examples.
+    """Plots each constraint's value and multiplier over steps, and as dots its value over the examples of evaluations.
 
     Args:
-        records: `{'step', 'constraints': {name: {'value', 'multiplier'}}}` of training, and
-            `{'step', 'judged': {'training': {name: value}}}` of evaluations, in any order.
-        path: ends in .png or .svg.
-        tolerance: drawn as a band around 0.
+        records: training records `{'step', 'constraints': {name: {'value', 'multiplier'}}}`, and evaluation records
+            `{'step', 'judged': {'training': {name: value}}}`, in any order.
+        path: the file to write, which ends in .png or .svg.
+        tolerance: the half-width of the grey band around 0.
 
     Returns:
         The figure that was written.
 
     Raises:
         InputError: no record has constraints, or another suffix.
-        ImportError: if matplotlib is not installed.
+        ImportError: matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
-    >>> shown = {'ball': {'value': 0.5, 'violation': 0.5, 'multiplier': 0.1}}
-    >>> drawing = constraints_plot([{'step': 1, 'constraints': shown}], Path(mkdtemp()) / 'constraints.png')
+    >>> metrics = {'ball': {'value': 0.5, 'violation': 0.5, 'multiplier': 0.1}}
+    >>> drawing = constraints_plot([{'step': 1, 'constraints': metrics}], Path(mkdtemp()) / 'constraints.png')
     >>> [axes.get_ylabel() for axes in drawing.axes]
     ['value (at most 0, or 0)', 'multiplier']
     """
     names = list(dict.fromkeys(name for record in records for name in record.get('constraints', {})))
     if not names:
-        raise InputError('no record has constraints: there is nothing to draw')
+        raise InputError('no record has constraints: there is nothing to plot')
     drawing = figure(9, 6)
     above, below = drawing.subplots(2, 1, sharex=True)
     for number, name in enumerate(names):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-        told = [(record['step'], record['constraints'][name]) for record in records if 'constraints' in record]
-        for axes, what in ((above, 'value'), (below, 'multiplier')):
-            points = _points((step, shown.get(what)) for step, shown in told)
+        history = [(record['step'], record['constraints'][name]) for record in records if 'constraints' in record]
+        for axes, key in ((above, 'value'), (below, 'multiplier')):
+            points = _points((step, metrics.get(key)) for step, metrics in history)
             axes.plot(*points, color=colour, linestyle=style, linewidth=1.4, label=name if axes is above else None)
         judged = _points((r['step'], r['judged']['training'][name]) for r in records if 'judged' in r)
         above.plot(*judged, 'o', color=colour, markersize=5)
@@ -56,8 +56,8 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
         tidy(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_ylabel(label)
-    words = "lines: the step's batch; dots: all judged examples; grey: the tolerance"
-    above.set_title(words, fontsize=9, loc='left')
+    legend = "lines: the step's batch; dots: all evaluated examples; grey: the tolerance"
+    above.set_title(legend, fontsize=9, loc='left')
     below.set_xlabel('step')
     drawing.legend(loc='outside lower center', ncols=3, frameon=False)
     return save(drawing, path)

@@ -1,4 +1,4 @@
-"""Losses against steps and bytes: one run's training, and many runs compared."""
+"""Plots of losses against steps and bytes: of one run, and of the runs of a comparison."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ class _Line(NamedTuple):
 
 
 def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
-    """Draws one run: training loss, held-out loss, and the bytes sent per worker on a second axis if known.
+    """Draws one run: training loss, held-out loss, and if known the bytes sent per worker on a second axis.
 
     Args:
-        records: `{'step', 'loss', 'sent'}` of training and `{'step', 'held_out': {'loss'}}` of evaluations,
-            in any order; the last of two for the same step counts. Losses that are not finite are marked.
-        path: ends in .png or .svg.
+        records: `{'step', 'loss', 'sent'}` of training and `{'step', 'held_out': {'loss'}}` of evaluations, in any
+            order; of several for a step the last counts. Losses that are not finite are marked.
+        path: the file to write; its name ends in .png or .svg.
         baseline: a name and a loss, drawn as a dashed line.
 
     Returns:
@@ -65,18 +65,18 @@ def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float]
 
 
 def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> 'Figure':
-    """Draws held-out loss against steps and, if known, bytes: the mean over seeds in a band of all seeds.
+    """Draws held-out loss against steps and, if known, bytes: the mean over seeds, in a band of all seeds.
 
     Args:
-        runs: for each name the records of its runs, one list for each seed (see `loss_plot`). A run with a
-            held-out loss that is not finite is left out of its line, and the legend says so.
-        path: ends in .png or .svg.
+        runs: for each variant's name the records of its runs, one list per seed (see `loss_plot`). A run with a
+            held-out loss that is not finite is left out of the mean, and the legend counts it.
+        path: the file to write; its name ends in .png or .svg.
 
     Returns:
         The figure that was written.
 
     Raises:
-        InputError: for no runs, a run without evaluations, or runs of one name evaluated at different steps.
+        InputError: for no runs, a run without evaluations, or runs of one variant evaluated at different steps.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -107,7 +107,7 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
 
 
 def _draw_training(axes: 'Axes', train: Series) -> None:
-    window = len(train.step) // 25 * 2 + 1
+    window = len(train.step) // 25 * 2 + 1  # odd, about a twelfth of the records
     if window == 1:
         axes.plot(train.step, train.loss, color=BLUE, marker='.', label='training')
         return
@@ -118,7 +118,7 @@ def _draw_training(axes: 'Axes', train: Series) -> None:
 def _draw_held_out(axes: 'Axes', held_out: Series) -> None:
     if held_out.step.size:
         last = held_out.loss[-1]
-        label = f'held out (last: {"not finite" if np.isnan(last) else f"{last:.3f}"})'
+        label = f'held-out (last: {"not finite" if np.isnan(last) else f"{last:.3f}"})'
         axes.plot(
             held_out.step,
             held_out.loss,
@@ -139,7 +139,7 @@ def _mark_not_finite(axes: 'Axes', steps: np.ndarray) -> None:
 
 def _scale_loss(axes: 'Axes', losses: np.ndarray) -> None:
     known = losses[np.isfinite(losses)]
-    # A first loss far above the rest would flatten the curve into the x axis.
+    # On a linear axis a first loss far above the rest would flatten the rest of the curve.
     if known.size and known.min() > 0 and known.max() > 20 * known.min():
         axes.set_yscale('log')
 
@@ -155,18 +155,18 @@ def _bytes_above(axes: 'Axes', series: Series) -> None:
     above.spines['top'].set_color(FAINT)
     above.set_xlim(axes.get_xlim())
     above.set_xticks(np.interp(ticks, sent, step), [short_bytes(tick) for tick in ticks])
-    above.set_xlabel('sent per worker')
+    above.set_xlabel('bytes sent per worker')
 
 
 def _line(name: str, seeds: Sequence[Sequence[Record]]) -> _Line:
     series = [evaluations(records) for records in seeds]
     if not series or not all(s.step.size for s in series):
-        raise InputError(f'{name!r} has a run without evaluations: held-out losses are what is drawn')
+        raise InputError(f'{name!r} has a run without evaluations: the curves are of held-out losses')
     ended = [s for s in series if np.isfinite(s.loss).all()]
     if any(not np.array_equal(s.step, ended[0].step) for s in ended):
         raise InputError(f'the runs of {name!r} were evaluated at different steps: they have no mean curve')
-    lost = len(series) - len(ended)
-    label = f'{name} ({lost} of {len(series)} diverged)' if lost else name
+    diverged = len(series) - len(ended)
+    label = f'{name} ({diverged} of {len(series)} diverged)' if diverged else name
     if not ended:
         return _Line(label, np.array([]), None, np.empty((0, 0)))
     sent = [s.sent for s in ended if s.sent is not None]
@@ -181,19 +181,19 @@ def _draw_curves(axes: 'Axes', lines: Sequence[_Line], xs: Sequence[np.ndarray |
         if x is None:
             axes.plot([], [], color=colour, linestyle=style, label=line.label)
             continue
-        mark = 'o' if len(x) == 1 else None  # one evaluation is no curve
+        mark = 'o' if len(x) == 1 else None  # a line through one point is invisible
         axes.plot(x, line.loss.mean(axis=0), color=colour, linestyle=style, label=line.label, marker=mark)
         axes.fill_between(x, line.loss.min(axis=0), line.loss.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
 
 def _draw_bytes(axes: 'Axes', lines: Sequence[_Line]) -> None:
-    # A logarithmic axis has no place for the evaluations before anything was sent.
+    # A logarithmic axis cannot show evaluations before anything was sent.
     xs = [None if line.sent is None else np.where(line.sent > 0, line.sent, np.nan) for line in lines]
     xs = [None if x is None or np.isnan(x).all() else x for x in xs]
     known = np.concatenate([x for x in xs if x is not None])
     _draw_curves(axes, lines, xs)
     log_bytes(axes, float(np.nanmin(known)), float(np.nanmax(known)))
-    axes.set_xlabel('sent per worker')
+    axes.set_xlabel('bytes sent per worker')
     absent = [line.label for line, x in zip(lines, xs, strict=True) if x is None and line.loss.size]
     if absent:
         axes.set_title(f'nothing sent or recorded: {", ".join(absent)}', fontsize=9, color=INK)

@@ -1,4 +1,4 @@
-"""Numbers out of plain dicts, with errors that say where; a run's records as series."""
+"""Reads numbers from plain dicts, with errors that name the place; and a run's records as series."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ class Series(NamedTuple):
     """Losses in the order of their steps.
 
     Attributes:
-        step: [N], increasing.
-        loss: [N], NaN where the loss was not finite.
-        sent: [N] bytes sent per worker up to that step, or None where that is not recorded.
+        step: steps [N], increasing.
+        loss: losses [N], NaN where the loss was not finite.
+        sent: bytes sent per worker up to each step [N], or None if they are not recorded.
     """
 
     step: np.ndarray
@@ -28,10 +28,16 @@ class Series(NamedTuple):
 
 
 def number(record: Record, key: str, where: str, *, finite: bool = True) -> float:
-    """The number `record[key]`, named `where` in errors; with `finite=False`, NaN for null, NaN and infinity.
+    """The number `record[key]`.
+
+    Args:
+        record: the record.
+        key: the key.
+        where: the record's place, for the error message.
+        finite: whether the number must be finite; if not, None, NaN and infinity are returned as NaN.
 
     Raises:
-        InputError: if the key is missing or its value is no number or, with `finite`, not finite.
+        InputError: if the key is missing, its value is not a number, or it must be finite and is not.
 
     >>> number({'loss': 2.5}, 'loss', 'records[0]')
     2.5
@@ -53,7 +59,7 @@ def number(record: Record, key: str, where: str, *, finite: bool = True) -> floa
 def training(records: Sequence[Record]) -> Series:
     """The training losses among a run's records.
 
-    A step that occurs twice, as after a resume from an earlier checkpoint, counts as it was last.
+    Of several records of a step, as after resuming from an earlier checkpoint, the last counts.
 
     Raises:
         InputError: if there are no records, or a record is neither of training nor of an evaluation.
@@ -61,17 +67,17 @@ def training(records: Sequence[Record]) -> Series:
     >>> training([{'step': 1, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
     array([40.])
     """
-    found = {}
+    points = {}
     for where, record in _checked(records):
         if 'loss' in record:
             loss = number(record, 'loss', where, finite=False)
             sent = number(record, 'sent', where) if 'sent' in record else math.nan
-            found[number(record, 'step', where)] = (loss, sent)
-    return _series(found)
+            points[number(record, 'step', where)] = (loss, sent)
+    return _series(points)
 
 
 def evaluations(records: Sequence[Record]) -> Series:
-    """The held-out losses among a run's records; bytes that an evaluation lacks come from training around it.
+    """The held-out losses among a run's records; bytes are interpolated from training records where they are missing.
 
     Raises:
         InputError: as `training`, or if an evaluation has no loss.
@@ -79,22 +85,22 @@ def evaluations(records: Sequence[Record]) -> Series:
     >>> evaluations([{'step': 2, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
     array([20.])
     """
-    found = {}
+    points = {}
     for where, record in _checked(records):
         if 'held_out' in record:
             loss = number(record['held_out'], 'loss', f"{where}['held_out']", finite=False)
             sent = number(record, 'sent', where) if 'sent' in record else math.nan
-            found[number(record, 'step', where)] = (loss, sent)
-    series, train = _series(found), training(records)
+            points[number(record, 'step', where)] = (loss, sent)
+    series, train = _series(points), training(records)
     if series.sent is None and train.sent is not None:
-        known = np.interp(series.step, np.append(0, train.step), np.append(0, train.sent))
-        return series._replace(sent=known)
+        interpolated = np.interp(series.step, np.append(0, train.step), np.append(0, train.sent))
+        return series._replace(sent=interpolated)
     return series
 
 
 def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
     if not records:
-        raise InputError('no records: a run that has not logged a step has nothing to plot')
+        raise InputError('no records: there is nothing to plot before a run has logged a step')
     for index, record in enumerate(records):
         number(record, 'step', f'records[{index}]')
         if 'loss' not in record and 'held_out' not in record:
@@ -102,12 +108,13 @@ def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
     return [(f'records[{index}]', record) for index, record in enumerate(records)]
 
 
-def _series(found: dict[float, tuple[float, float]]) -> Series:
-    steps = sorted(found)
-    loss = np.array([found[step][0] for step in steps])
-    sent = np.array([found[step][1] for step in steps])
+def _series(points: dict[float, tuple[float, float]]) -> Series:
+    """The series of points, by step (loss, bytes)."""
+    steps = sorted(points)
+    loss = np.array([points[step][0] for step in steps])
+    sent = np.array([points[step][1] for step in steps])
     if not steps or np.isnan(sent).any():
         return Series(np.array(steps), loss, None)
     if (falls := np.flatnonzero(np.diff(sent) < 0)).size:
-        raise InputError(f"'sent' counts the bytes so far, but falls after step {steps[falls[0]]:g}")
+        raise InputError(f"'sent' must be the cumulative bytes, but falls after step {steps[falls[0]]:g}")
     return Series(np.array(steps), loss, sent)

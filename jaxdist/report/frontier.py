@@ -1,4 +1,4 @@
-"""Held-out loss against bytes: what each line costs and what it gives."""
+"""Plot of held-out loss against bytes sent: the trade-off of every variant, and the Pareto front."""
 
 import textwrap
 from collections.abc import Sequence
@@ -19,36 +19,35 @@ if TYPE_CHECKING:
 
 SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
 REACH = (8, 16, 28, 44, 64, 90)
-"""A label stands on one of the SIDES of its mark, at the nearest REACH (points) where it covers nothing."""
+"""A label is placed on one of the SIDES of its mark, at the smallest REACH (in points) at which it covers nothing."""
 MANY = 10
-"""More points than this are numbered, and a key beside the plot names them."""
+"""Above this number of points, labels are numbers, and a legend beside the plot names them."""
 
 
 class _Point(NamedTuple):
     name: str
     sent: float
     loss: Interval
-    front: bool  # no other line has a lower loss for as few bytes
+    front: bool  # no other variant has a lower loss for as few bytes
 
 
 def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
     """Draws held-out loss, with its 95 % interval, against the bytes that a worker sends in the whole run.
 
-    Filled points form the Pareto front of the means: nothing else reaches as low for as few bytes. Lines that
-    send nothing stand left of a dotted rule. A label says how many runs of its line diverged; lines that are
-    left with no run are named above the plot, and those so far above the baseline that the others would shrink to
-    a streak. Many points are numbered.
+    Filled points are the Pareto front of the means. Variants that send nothing are left of a dotted line. Labels count
+    diverged runs. Notes above the plot name the variants of which every run diverged, and those so far above the
+    baseline that they would compress the scale of the others. More than `MANY` points are numbered.
 
     Args:
-        summaries: from `summarise`.
-        path: ends in .png or .svg.
-        baseline: a name and a loss, drawn as a dashed line, or as a note where it is far from every point.
+        summaries: the variants, from `summarise`.
+        path: the file to write; its name ends in .png or .svg.
+        baseline: a name and a loss, drawn as a dashed line, or as a note if it is far from every point.
 
     Returns:
         The figure that was written.
 
     Raises:
-        InputError: if there is no line to draw, or for another suffix.
+        InputError: if there is no variant to draw, or for another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
@@ -57,8 +56,8 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     >>> [text.get_text() for text in drawing.axes[0].texts]
     ['exact', 'int8']
     """
-    everywhere = _points(summaries)
-    points = [point for point in everywhere if not _wild(point, everywhere, baseline)]
+    all_points = _points(summaries)
+    points = [point for point in all_points if not _off_scale(point, all_points, baseline)]
     numbered = len(points) > MANY
     rows = sum(point.name.count('\n') + 1 for point in points)
     drawing = figure(12, max(5.4, 0.2 * rows + 0.6)) if numbered else figure(9, 5.4)
@@ -67,14 +66,14 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     xs = _place_bytes(axes, [point.sent for point in points])
     _draw_points(axes, points, xs)
     axes.margins(y=0.15)
-    axes.set_xlabel('sent per worker in the whole run')
+    axes.set_xlabel('bytes sent per worker in the whole run')
     axes.set_ylabel('held-out loss (mean, 95 % interval)')
-    wild = [f'{point.name}: {point.loss.mean:.3g}' for point in everywhere if point not in points]
-    _say_rest(axes, summaries, baseline, wild)
+    off_scale = [f'{point.name}: {point.loss.mean:.3g}' for point in all_points if point not in points]
+    _add_notes(axes, summaries, baseline, off_scale)
     drawing.legend(loc='outside lower center', ncols=4, frameon=False)
     if numbered:
         points = _numbered(drawing, points)
-    # The axes reach their final size only when they are laid out, and labels are placed in that size.
+    # Labels are placed in pixels, so the axes must have their final size, which they get when they are laid out.
     drawing.draw_without_rendering()
     drawing.set_layout_engine('none')
     _label(axes, points, xs)
@@ -84,20 +83,20 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
 def _points(summaries: Sequence[Summary]) -> list[_Point]:
     known = [(_name(s), s.sent, s.held_out) for s in summaries if s.held_out is not None]
     if not known:
-        raise InputError('no line to draw: there are no summaries, or every run diverged')
+        raise InputError('no variant to draw: there are no summaries, or every run diverged')
     return [
         _Point(name, sent, loss, not any(_better((x, y.mean), (sent, loss.mean)) for _, x, y in known))
         for name, sent, loss in known
     ]
 
 
-def _wild(point: _Point, points: Sequence[_Point], baseline: tuple[str, float] | None) -> bool:
-    """Whether a line ends further above the baseline than the best ends below it."""
+def _off_scale(point: _Point, points: Sequence[_Point], baseline: tuple[str, float] | None) -> bool:
+    """Whether a variant's loss is further above the baseline than the best one is below it."""
     return baseline is not None and point.loss.mean - baseline[1] > baseline[1] - min(p.loss.mean for p in points) > 0
 
 
 def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
-    """Puts the key of the points beside the plot, and gives back the points with numbers for names."""
+    """Adds a legend of all points beside the plot, and returns the points with numbers for names."""
     from matplotlib.lines import Line2D
 
     keys = [
@@ -110,11 +109,12 @@ def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
 
 
 def _name(summary: Summary) -> str:
-    lost = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
-    return textwrap.fill(summary.name + lost, 38)
+    diverged = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
+    return textwrap.fill(summary.name + diverged, 38)
 
 
 def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether a pair of bytes and loss dominates another one."""
     return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
@@ -127,7 +127,7 @@ def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:
     if all(sent):
         return list(sent)
     low, high = axes.get_xlim()
-    # Zero has no place on a logarithmic axis: it gets a strip of its own at the left, a fifth as wide.
+    # A logarithmic axis cannot show zero, which gets a separate strip at the left, a fifth as wide.
     strip = (high / low) ** 0.2
     ticks, labels = axes.get_xticks().tolist(), [label.get_text() for label in axes.get_xticklabels()]
     zero = low / strip**0.5
@@ -138,38 +138,39 @@ def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:
 
 
 def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
-    marks = ((True, COLOURS[0], COLOURS[0], 'on the front'), (False, INK, 'white', 'not on it'))
+    marks = ((True, COLOURS[0], COLOURS[0], 'Pareto front'), (False, INK, 'white', 'dominated'))
     for front, colour, face, label in marks:
         chosen = [(x, *point.loss[:2]) for x, point in zip(xs, points, strict=True) if point.front is front]
         if chosen:
-            x, mean, half = np.array(chosen, dtype=float).T  # no interval: NaN, which draws no bar
+            x, mean, half = np.array(chosen, dtype=float).T  # a missing interval is NaN, which draws no bar
             bars = axes.errorbar(x, mean, half, fmt='o', color=colour, capsize=3, elinewidth=1, label=label)
             bars[0].set(markersize=7, markerfacecolor=face)
     front_line = np.array(sorted((x, p.loss.mean) for x, p in zip(xs, points, strict=True) if p.front)).T
     axes.step(*front_line, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
 
 
-def _say_rest(
-    axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, wild: Sequence[str]
+def _add_notes(
+    axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, off_scale: Sequence[str]
 ) -> None:
-    said = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
-    said += [f'{" ".join(text.split())}, above this plot' for text in wild]
+    """Draws the baseline, and notes above the plot for all that is not drawn in it."""
+    remarks = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
+    remarks += [f'{" ".join(text.split())}, above this plot' for text in off_scale]
     if baseline is not None:
         name, loss = baseline
         low, high = axes.get_ylim()
         if low - (high - low) <= loss <= high + (high - low):
             axes.axhline(loss, color=COLOURS[1], linestyle='--', linewidth=1.2, label=f'{name}: {loss:.3f}')
         else:
-            said.append(f'{name}: {loss:.3f}, {"above" if loss > high else "below"} this plot')
-    if said:
-        axes.set_title(textwrap.fill('; '.join(said), 110), fontsize=9, color=INK, loc='left')
+            remarks.append(f'{name}: {loss:.3f}, {"above" if loss > high else "below"} this plot')
+    if remarks:
+        axes.set_title(textwrap.fill('; '.join(remarks), 110), fontsize=9, color=INK, loc='left')
 
 
 def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
     taken = _drawn(axes, points, xs)
     frame = np.array(axes.get_window_extent().extents)
     places = [(reach * x, reach * y) for reach in REACH for x, y in SIDES]
-    # From the top down, so that lines from far labels to their marks seldom cross.
+    # From the top down, so that lines from distant labels to their marks rarely intersect.
     for point, x in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].loss.mean):
         at = (x, point.loss.mean)
         text = axes.annotate(point.name, at, (0, 0), textcoords='offset points', fontsize=9.5)
@@ -182,7 +183,7 @@ def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
 
 
 def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> list[np.ndarray]:
-    """What labels should not cover, as pixels (left, bottom, right, top): marks, their intervals, lines."""
+    """The boxes that labels should not cover, in pixels (left, bottom, right, top): marks, intervals and lines."""
     mark = 5 * axes.figure.dpi / 72
     boxes = []
     for x, (_, _, loss, _) in zip(xs, points, strict=True):
@@ -196,6 +197,7 @@ def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> list[
 
 
 def _moved(text: 'Annotation', place: tuple[float, float]) -> np.ndarray:
+    """Moves a label to an offset from its mark, in points, and returns its box in pixels."""
     right, up = np.sign(place)
     text.set_position(place)
     text.set_horizontalalignment('center' if right == 0 else 'left' if right > 0 else 'right')
@@ -204,7 +206,7 @@ def _moved(text: 'Annotation', place: tuple[float, float]) -> np.ndarray:
 
 
 def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
-    """The area, in pixels, of `box` [4] that lies on `taken` [N, 4] or outside the `frame` [4]."""
+    """The area, in pixels, in which `box` [4] overlaps the boxes `taken` [N, 4] or is outside the `frame` [4]."""
     outside = np.prod(box[2:] - box[:2]) - _overlap(box, frame[None])[0]
     return float(_overlap(box, taken).sum() + outside)
 

@@ -1,4 +1,4 @@
-"""One HTML file that stands alone: text, tables, images and everything needed to make it again."""
+"""A self-contained HTML page: text, tables, images, and the command and settings that reproduce it."""
 
 import base64
 import json
@@ -55,16 +55,16 @@ def page(
     details: Mapping[str, Any],
     path: Path,
 ) -> Path:
-    """Writes one HTML file with no outside resource: it can be mailed, archived and read on a phone.
+    """Writes one HTML file without external resources.
 
     Args:
-        title: plain text, as all text here: it is escaped.
-        paragraphs: the summary, one string a paragraph.
-        tables: by caption.
+        title: the title; as all text here it is plain, and is escaped.
+        paragraphs: the summary, one string per paragraph.
+        tables: the tables' summaries, by caption.
         images: PNG, SVG or JPEG files by caption; they are embedded.
-        details: the `command` that makes the page again, and anything else that JSON can hold (experiment,
-            versions), each folded away under its key.
-        path: where to write.
+        details: the `command` that reproduces the page, and any other JSON data (experiment, versions), each folded
+            under its key.
+        path: the file to write.
 
     Returns:
         `path`.
@@ -79,18 +79,18 @@ def page(
     True
     """
     if not isinstance(details.get('command'), str):
-        raise InputError("details need a 'command', as text: the one that makes this page again")
+        raise InputError("details need a 'command', as text: the one that reproduces this page")
     body = [f'<h1>{escape(title)}</h1>', *(f'<p>{escape(text)}</p>' for text in paragraphs)]
     body += [_table(caption, summaries) for caption, summaries in tables.items()]
     body += [_image(caption, image) for caption, image in images.items()]
-    body += ['<h2>Make it again</h2>', f'<pre>{escape(details["command"])}</pre>']
+    body += ['<h2>Reproduce</h2>', f'<pre>{escape(details["command"])}</pre>']
     body += [_detail(key, value) for key, value in details.items() if key != 'command']
     path.write_text(_document(title, body), encoding='utf-8')
     return path
 
 
 def _document(title: str, body: Iterable[str]) -> str:
-    # The policy lets a browser hold the promise that nothing is fetched.
+    # The policy makes a browser enforce that nothing is fetched.
     return '\n'.join(
         [
             '<!doctype html>',
@@ -118,7 +118,7 @@ def _table(caption: str, summaries: Sequence[Summary]) -> str:
 
 
 def _row(row: Sequence[str], is_best: bool) -> str:
-    # What follows a comma (a ratio, a count of diverged runs) goes on a second line: the table stays narrow.
+    # Text after a comma (a ratio, a count of diverged runs) goes on a second line, which keeps the table narrow.
     parts = [cell.partition(', ') for cell in row[1:]]
     others = [f'<td>{escape(value)}{f"<small>{escape(rest)}</small>" if rest else ""}</td>' for value, _, rest in parts]
     first = f'<th scope="row">{escape(row[0])}</th>'

@@ -1,6 +1,7 @@
-"""Runs of several update lines, summed up line by line: means over seeds, paired differences, costs.
+"""Summaries of the variants of a comparison: means over seeds, paired differences, costs.
 
-Intervals are Student's t at 95 %. Lines share data and initial weights by seed: differences are paired.
+Intervals are Student's t at 95 %. Variants have the same data and initial weights at a seed, so differences are paired
+by seed.
 """
 
 import math
@@ -17,12 +18,12 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and what is known of it.
+    """A mean with its 95 % interval.
 
     Attributes:
-        mean: over `n` values.
+        mean: the mean of `n` values.
         half: half the width of the 95 % interval; None for a single value.
-        n: how many values.
+        n: the number of values.
     """
 
     mean: float
@@ -30,25 +31,26 @@ class Interval(NamedTuple):
     n: int
 
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; a single value never tells."""
+        """Whether the interval lies on one side of zero; False for a single value."""
         return self.half is not None and abs(self.mean) > self.half
 
 
 class Summary(NamedTuple):
-    """One update line over its seeds. A run that diverged counts in `diverged` alone, unless every run did.
+    """One variant over its seeds. Means and medians leave diverged runs out, unless every run diverged.
 
     Attributes:
-        name: the short label.
-        update: the line in full.
-        runs: how many seeds, those that diverged included.
-        diverged: how many of them ended with a loss that is not finite.
+        name: the variant's short label.
+        update: the variant's update line in full.
+        runs: the number of runs, diverged ones included.
+        diverged: the number of runs that ended with a loss that is not finite.
         held_out: the held-out loss; None if every run diverged.
-        accuracy: between 0 and 1; None where it is not measured.
-        difference: held-out loss less the first line's at the same seed; None for the first line itself.
+        accuracy: the held-out accuracy, between 0 and 1; None if it is not measured.
+        difference: the held-out loss minus that of the baseline, the first variant, at the same seed; None for the
+            baseline.
         sent: median bytes that a worker sent in the whole run.
-        memory: median bytes that a device stores.
+        memory: median bytes in memory per device.
         seconds: median time of a run.
-        violation: how far the constraint that is violated most is from holding; None without constraints.
+        violation: the largest violation of a constraint; None without constraints.
     """
 
     name: str
@@ -78,7 +80,7 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean of `values` with its 95 % Student-t interval.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are no values.
 
     >>> mean, half, n = interval([1.0, 3.0])
     >>> mean, round(half, 3), n
@@ -86,21 +88,22 @@ def interval(values: Sequence[float]) -> Interval:
     """
     n = len(values)
     if n == 0:
-        raise InputError('no values: the mean of nothing is not defined')
+        raise InputError('no values: a mean needs one or more')
     half = None if n == 1 else float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(float(np.mean(values)), half, n)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
-    """One `Summary` for each `update` among `rows`, in the order of first appearance.
+    """One `Summary` for each `update` among `rows`, in the order of first appearance; the first is the baseline.
 
-    A row is one run: `name`, `update`, `seed`, `held_out` (final loss; NaN, infinity or null say that the run
-    diverged), `sent` and `memory` (bytes), `seconds`, and where there is one `accuracy` (0 to 1) and `violation` (of
-    constraints).
+    Args:
+        rows: one dict per run: `name`, `update`, `seed`, `held_out` (the final loss; NaN, infinity or None if the run
+            diverged), `sent` and `memory` (bytes), `seconds`, and if known `accuracy` (0 to 1) and `violation` (of
+            constraints).
 
     Raises:
-        InputError: for no rows, a missing key, a value of the wrong kind, the same seed twice in a line, or a
-            name that is not one line's own.
+        InputError: for no rows, a missing key, a value of the wrong kind, a seed that occurs twice in a variant, or
+            names that are not unique.
 
     >>> row = {
     ...     'name': 'exact',
@@ -120,9 +123,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
 
 
 def best(summaries: Sequence[Summary]) -> int | None:
-    """The index of the lowest mean loss, if its difference to the first line excludes 0 and no run diverged.
+    """The index of the lowest mean loss, if its difference to the baseline excludes 0 and none of its runs diverged.
 
-    The first line is what the others are measured against, and is never the answer.
+    The baseline, the first summary, is never the best.
 
     >>> worse, better = Interval(2.0, 0.1, 3), Interval(-0.5, 0.1, 3)
     >>> first = Summary('a', 'a()', 3, 0, worse, None, None, 8, 8, 1.0)
@@ -133,8 +136,9 @@ def best(summaries: Sequence[Summary]) -> int | None:
     if not means:
         return None
     lowest = min(means, key=means.__getitem__)
-    line = summaries[lowest]
-    return lowest if line.difference is not None and line.difference.excludes_zero() and not line.diverged else None
+    summary = summaries[lowest]
+    significant = summary.difference is not None and summary.difference.excludes_zero()
+    return lowest if significant and not summary.diverged else None
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
@@ -151,9 +155,9 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
         )
         names.setdefault(update, name)
         if names[update] != name or list(names.values()).count(name) > 1:
-            raise InputError(f'{where}: each line needs one name of its own, but {name!r} is for {update!r}: {names}')
+            raise InputError(f'{where}: each variant needs one unique name, but {name!r} is for {update!r}: {names}')
         if seed in lines.setdefault(update, {}):
-            raise InputError(f'{where}: seed {seed:g} of the line {update!r} is there twice')
+            raise InputError(f'{where}: seed {seed:g} of the variant {update!r} occurs twice')
         lines[update][int(seed)] = _run(row, name, where)
     return lines
 

@@ -1,4 +1,4 @@
-"""Summaries as a table: cells for whoever prints them, notes, Markdown."""
+"""Summaries as a table: its cells, its notes, and Markdown."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +8,16 @@ from jaxdist.report.summary import Interval, Summary, best
 from jaxdist.report.text import bytes_text, decimals, ratio_text, seconds_text
 
 NOTHING = '—'
-"""Stands in a cell that has no number."""
+"""The text of a cell without a number."""
 
 
 def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """The table as text: its header and one row of cells for each summary, for whoever prints it.
+    """The cells of the table as text: the header, and one row per summary.
 
-    Columns that no line can fill (a difference with one line only, an accuracy) are left out.
+    Columns without any number are left out, such as the difference if there is one variant.
+
+    Args:
+        summaries: the variants, the baseline first.
 
     Raises:
         InputError: if there are no summaries.
@@ -24,12 +27,12 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     '8.00 MB'
     """
     if not summaries:
-        raise InputError('no summaries: a table needs at least one line')
+        raise InputError('no summaries: a table needs at least one variant')
     first = summaries[0]
     columns: dict[str, Callable[[Summary], str]] = {
-        'line': lambda s: s.name,
+        'variant': lambda s: s.name,
         'held-out loss': lambda s: _interval_text(s.held_out) if s.held_out else 'diverged',
-        f'less {first.name}': lambda s: _interval_text(s.difference, sign='+'),
+        f'minus {first.name}': lambda s: _interval_text(s.difference, sign='+'),
         'accuracy': lambda s: _interval_text(s.accuracy, scale=100, unit=' %'),
         'violation in training': lambda s: _interval_text(s.violation),
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
@@ -43,31 +46,31 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
-    """What a reader has to know to read the table: how intervals are made, what diverged, what bold means.
+    """Notes that explain the table: how intervals are computed, which runs diverged, what bold means.
 
     >>> notes([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8, 8, 1.0)])
     ['One seed only: no interval, and a difference may be chance.']
     """
     counts = [s.held_out.n for s in summaries if s.held_out is not None]
-    said = []
+    texts = []
     if any(n > 1 for n in counts):
-        said.append('± is half a 95 % interval (Student t over seeds); sent, memory and time are medians.')
+        texts.append('± is half a 95 % interval (Student t over seeds); sent, memory and time are medians.')
     if any(n == 1 for n in counts):
-        who = 'One seed only' if max(counts) == 1 else 'Where one seed is left'
-        said.append(f'{who}: no interval, and a difference may be chance.')
+        condition = 'One seed only' if max(counts) == 1 else 'Where one seed is left'
+        texts.append(f'{condition}: no interval, and a difference may be chance.')
     if len(summaries) > 1:
-        said.append(f'Differences to {summaries[0].name} are paired by seed, where both runs ended well.')
+        texts.append(f'Differences to {summaries[0].name} are paired by seed, where neither run diverged.')
     if (index := best(summaries)) is not None:
-        said.append(
+        texts.append(
             f'Bold: {summaries[index].name} has the lowest loss, and the interval of its difference to '
-            f'{summaries[0].name} excludes 0 (not corrected for the number of lines).'
+            f'{summaries[0].name} excludes 0 (not corrected for the number of variants).'
         )
-    said += [f'{s.name}: {s.diverged} of {s.runs} runs diverged; {_treated(s)}' for s in summaries if s.diverged]
-    return said
+    texts += [f'{s.name}: {s.diverged} of {s.runs} runs diverged; {_treated(s)}' for s in summaries if s.diverged]
+    return texts
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
-    """The table in Markdown, padded so that it reads as text too, then the lines in full and the notes.
+    """The table in Markdown, padded so that its source is readable too, then the update lines in full and the notes.
 
     Raises:
         InputError: if there are no summaries.
@@ -103,7 +106,9 @@ def _against(value: float, first: float, is_first: bool) -> str:
 
 
 def _treated(summary: Summary) -> str:
-    return 'its bytes and time are of those runs.' if summary.held_out is None else 'left out of the means.'
+    return (
+        'its bytes and time are those of the diverged runs.' if summary.held_out is None else 'left out of the means.'
+    )
 
 
 def _escaped(text: str) -> str:

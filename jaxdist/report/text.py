@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes, seconds, ratios, decimals."""
+"""Numbers as text: bytes, seconds, ratios, decimals."""
 
 import math
 
@@ -53,7 +53,7 @@ def seconds_text(s: float) -> str:
 
 
 def ratio_text(value: float, first: float) -> str:
-    """How many times fewer or more `value` is than `first`; empty where no ratio says anything.
+    """How many times fewer or more `value` is than `first`, as text; empty if only one of them is 0.
 
     >>> ratio_text(10, 39), ratio_text(2048, 100), ratio_text(1.02, 1), ratio_text(5, 5), ratio_text(0, 5)
     ('x3.9 fewer', 'x20 more', 'x1.02 more', 'same', '')
@@ -68,7 +68,7 @@ def ratio_text(value: float, first: float) -> str:
 
 
 def decimals(half: float | None) -> int:
-    """How many decimals to print beside an uncertainty: two significant digits of it; 3 where there is none.
+    """The number of decimals that shows two significant digits of an uncertainty; 3 without one.
 
     >>> decimals(0.0123), decimals(0.31), decimals(15.0), decimals(None)
     (3, 2, 0, 3)

@@ -1,1 +1,1 @@
-"""From an experiment to a run folder: the step, training, checkpoints, plans and comparisons."""
+"""Experiments, the training step, runs, checkpoints, plans and comparisons."""

@@ -1,4 +1,4 @@
-"""Follows the constraints of a run: evaluates them over the data, keeps the best state that holds, gives verdicts."""
+"""The monitor of constraints: evaluates them over the data, saves the best feasible state, and returns verdicts."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import report
-from jaxdist.constraints.evaluation import Judgement, judge, measuring
+from jaxdist.constraints.evaluation import Judgement, judge, make_measure
 from jaxdist.constraints.objective import LagrangianObjective
 from jaxdist.constraints.verdict import Observation, Verdict, verdicts
 from jaxdist.core.types import Batch
@@ -17,15 +17,15 @@ from jaxdist.training.step import State
 from jaxdist.training.train import PRECISIONS, Training
 
 MOST_BATCHES = 64
-"""Constraints are evaluated over so many training batches at most."""
+"""The largest number of training batches over which constraints are evaluated."""
 
 
 class ConstraintMonitor:
-    """Evaluates the constraints of a run, and keeps the best state that holds: of least loss over the same examples.
+    """Evaluates the constraints of a run, and saves the best state: feasible, of least loss over the same examples.
 
     Args:
-        training: the run's, with constraints.
-        folder: the run's folder; the best state is the checkpoint in its `best`.
+        training: the run's experiment and program; it has constraints.
+        folder: the run's folder; the best state is the checkpoint in its subfolder `best`.
 
     >>> from jaxdist.training.experiment import ConstraintSettings, Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import first_state, prepare
@@ -52,7 +52,7 @@ class ConstraintMonitor:
         self.tolerance = training.experiment.constraints.tolerance
         mesh, compute = training.workers.mesh, PRECISIONS[training.experiment.precision]
         self.measure = jax.jit(
-            measuring(self.objective, training.model.loss, training.workers.count, compute),
+            make_measure(self.objective, training.model.loss, training.workers.count, compute),
             out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh is not None else None,
         )
         self.folder, self.checkpoints = folder, Checkpoints(folder / 'best', keep=1)
@@ -62,12 +62,12 @@ class ConstraintMonitor:
         self.last: Judgement | None = None
 
     def evaluate(self, step: int, state: State) -> dict[str, Any]:
-        """Evaluates the state after so many steps, and keeps it if it is the best; returns the record of it."""
+        """Evaluates the state after `step` steps, and saves it if it is the best; returns the record for `judged`."""
         experiment = self.training.experiment
         self.last = self._judge(state, self._training_batches())
         held_out = self._judge(state, self.training.data.held_out(experiment.batch))
         holds = self.last.holds(self.tolerance)
-        # A run that went back to a step before the best does not save the best again.
+        # A run that resumed from a step before the best one reaches it again, and must not save it twice.
         if holds and self.last.loss < self.loss and step > (self.best or 0):
             self.best, self.loss = step, self.last.loss
             with self.checkpoints:
@@ -87,7 +87,7 @@ class ConstraintMonitor:
         return verdicts(self.last.values, self.last.violations, history, self.tolerance, priced)
 
     def plot(self, records: list[dict[str, Any]]) -> None:
-        """Draws `constraints.png` in the run's folder.
+        """Plots values and multipliers into `constraints.png` in the run's folder.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -95,13 +95,13 @@ class ConstraintMonitor:
         report.constraints_plot(records, self.folder / 'constraints.png', self.tolerance)
 
     def _judge(self, state: State, batches: Iterable[Batch]) -> Judgement:
-        """The constraints over batches of NumPy arrays, by their true measures."""
+        """The constraints' true measures over batches of NumPy arrays."""
         params = jax.block_until_ready(self.training.params(state))
         sums = [jax.device_get(self.measure(params, self.training.put(batch))) for batch in batches]
         return judge(self.objective, sums)
 
     def _training_batches(self) -> Iterator[Batch]:
-        """The batches in which every training example is once, or `MOST_BATCHES` of them if that would take more."""
+        """Batches that cover every training example once; the first `MOST_BATCHES` if there are more."""
         experiment, data = self.training.experiment, self.training.data
         examples = int(data.facts.get('examples', MOST_BATCHES * experiment.batch))
         for step in range(min(-(-examples // experiment.batch), MOST_BATCHES)):

@@ -1,4 +1,4 @@
-"""One experiment as plain data: everything that a run depends on, JSON in and out."""
+"""An experiment as plain data: every setting of a run, to and from JSON."""
 
 import dataclasses
 import json
@@ -21,15 +21,15 @@ from jaxdist.training.user_code import blame, load_script
 
 
 class ExperimentError(InputError):
-    """An experiment that cannot be read or run; its text says what is wrong and where."""
+    """An experiment that cannot be read or run; the message names the file or field, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The devices, by mesh axis."""
+    """The device mesh."""
 
     workers: int = 8
-    """Workers: each has a part of the batch, and the update line says how they communicate."""
+    """Number of workers: each gets a part of the batch, and they communicate as the update line defines."""
     model: int = 1
     """Devices that one worker's parameters are sharded over."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
@@ -39,54 +39,54 @@ class Mesh:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The table of mesh axes."""
+        """The mesh axes: name, size and kind of each."""
         return axis_table(**{kind: getattr(self, kind) for kind in KINDS if hasattr(self, kind)})
 
     @property
     def devices(self) -> int:
-        """How many devices the mesh needs; 1 if the workers are simulated."""
+        """The number of devices that the mesh needs; 1 if the workers are simulated."""
         return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
 
 
 @dataclass(frozen=True)
 class ConstraintSettings:
-    """What is to hold, and how its multipliers move; see docs/constraints.md."""
+    """The constraints, and how their multipliers are updated; see docs/constraints.md."""
 
     hold: tuple[str, ...] = ()
     """Constraints, as 'squared_norm(bound=4.0)', or 'small: squared_norm(bound=4.0)' to name it."""
     dual: str = 'sgd(0.01)'
-    """The dual line: an optimiser, fed with minus the violations, moves the multipliers."""
+    """The dual line: the optimiser of the multipliers, whose gradient is minus the violations."""
     penalty: float | str = 0.0
-    """Of the augmented Lagrangian: a number, or text for a schedule, as 'growing(start=1.0)'."""
+    """Penalty coefficient of the augmented Lagrangian: a number, or a schedule such as 'growing(start=1.0)'."""
     order: Order = 'alternating'
-    """Who moves when: multipliers first, both at once, parameters first, or both twice."""
+    """Order of the updates in a step: multipliers first, both at once, parameters first, or both twice."""
     every: int = 1
-    """Primal steps to a dual step."""
+    """Primal steps per dual step."""
     tolerance: float = 0.01
-    """How far above its bound, or from it, a value may be and count as held."""
+    """Distance of a value above its bound, or from it, at which the constraint still counts as holding."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, on what, by which update and for how long."""
+    """The settings of a training run: model, data, update line, devices and length."""
 
     update: str = 'mean() | adamw(learning_rate=1e-3)'
-    """The update line: algorithms and optax transformations in the order in which they work."""
+    """The update line: algorithms and optax transformations in the order in which they are applied."""
     model: Transformer | ConvNet | Perceptron = field(default_factory=Transformer)
     data: Text | Digits | Table | FashionMNIST | Census = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
     batch: int = 64
-    """Examples a step, of all workers together."""
+    """Global batch size: examples per step over all workers."""
     steps: int = 500
     """Steps to train for."""
     seed: int = 0
-    """Of the initial parameters and of the order of the data."""
+    """Seed of the initial parameters and of the order of the data."""
     accumulate: int = 1
-    """Parts in which each worker takes its share of a batch; the result is the same."""
+    """Gradient accumulation: microbatches per step and worker; the result is that of the whole batch."""
     precision: Literal['float32', 'bfloat16'] = 'float32'
-    """What the model computes in; parameters stay float32."""
+    """Dtype in which the model computes; parameters stay float32."""
     guard: bool = True
-    """Leave out steps whose gradient is not finite."""
+    """Skip steps whose gradient is not finite."""
     constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
     log_every: int = 10
     """Steps between two records of the training loss."""
@@ -95,7 +95,7 @@ class Experiment:
     save_every: int = 100
     """Steps between two checkpoints."""
     keep: int = 3
-    """Checkpoints that are kept, the newest."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep'):
@@ -117,11 +117,11 @@ class Experiment:
 
 
 FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
-"""Fields in which a run may differ from the one whose checkpoint it goes on from."""
+"""Fields that may change when a run is resumed."""
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON data; what is one of several kinds says which under `kind`.
+    """The experiment as JSON data; each dataclass has its name under `kind`.
 
     >>> to_json(Experiment(steps=7))['mesh']
     {'kind': 'Mesh', 'workers': 8, 'model': 1, 'emulate': False, 'simulate': False}
@@ -133,7 +133,7 @@ def from_json(data: dict[str, Any]) -> Experiment:
     """The experiment that `to_json` wrote.
 
     Raises:
-        ExperimentError: a field is unknown or of the wrong type; its text names the field.
+        ExperimentError: a field is unknown or of the wrong type; the message names the field.
 
     >>> from_json(to_json(Experiment(steps=7))) == Experiment(steps=7)
     True
@@ -160,18 +160,18 @@ def flat(experiment: Experiment) -> dict[str, Any]:
     return out
 
 
-def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """The fields in which two experiments train differently, one text each, `FREE` ones left out.
+def differences(given: Experiment, saved: Experiment) -> list[str]:
+    """The fields in which two experiments differ, save those in `FREE`; one text each.
 
     >>> differences(Experiment(seed=1, steps=5), Experiment(seed=2))
-    ['seed: 1 here, 2 there']
+    ['seed: 1 given, 2 saved']
     """
-    here, there = flat(ours), flat(theirs)
-    names = [name for name in {**here, **there} if name not in FREE and name.split('.')[0] not in FREE]
+    new, old = flat(given), flat(saved)
+    names = [name for name in {**new, **old} if name not in FREE and name.split('.')[0] not in FREE]
     return [
-        f'{name}: {here.get(name, "nothing")} here, {there.get(name, "nothing")} there'
+        f'{name}: {new.get(name, "nothing")} given, {old.get(name, "nothing")} saved'
         for name in names
-        if here.get(name) != there.get(name)
+        if new.get(name) != old.get(name)
     ]
 
 
@@ -179,7 +179,7 @@ def load(path: Path) -> Experiment:
     """The experiment of a config: a Python file with a function `experiment()`, or a JSON file.
 
     Raises:
-        ExperimentError: there is no such file, or it gives no experiment.
+        ExperimentError: there is no such file, or it defines no experiment.
         ScriptError: the Python file cannot be run.
 
     >>> load(Path('nowhere.py'))
@@ -192,37 +192,37 @@ def load(path: Path) -> Experiment:
 
 
 def sweep(path: Path) -> Iterator[Experiment]:
-    """The experiments of a config's sweep, the generator `sweep()` in its file.
+    """The experiments that the function `sweep()` of a config yields.
 
     Raises:
-        ExperimentError: the file has none, or yields something else.
+        ExperimentError: the file has no such function, or it yields something else.
         ScriptError: the Python file cannot be run.
 
     >>> next(sweep(Path('nowhere.py')))
     Traceback (most recent call last):
     jaxdist.training.experiment.ExperimentError: there is no config 'nowhere.py'
     """
-    for made in _call(path, 'sweep', list):
-        yield _checked(path, 'sweep() must yield', made)
+    for experiment in _call(path, 'sweep', list):
+        yield _checked(path, 'sweep() must yield', experiment)
 
 
-def _call(path: Path, name: str, use: Callable[[Any], Any] = lambda made: made) -> Any:
-    """What a function of a config returns, after `use`."""
+def _call(path: Path, name: str, convert: Callable[[Any], Any] = lambda result: result) -> Any:
+    """The converted result of a config's function."""
     if not path.is_file():
         raise ExperimentError(f'there is no config {str(path)!r}')
-    make = getattr(load_script(path), name, None)
-    if not callable(make):
+    function = getattr(load_script(path), name, None)
+    if not callable(function):
         raise ExperimentError(f'{path} has no function {name}()')
     try:
-        return use(make())
-    except Exception as error:  # whatever goes wrong in a user's file, its author wants to know where
+        return convert(function())
+    except Exception as error:  # a user's file may raise anything; the message names the line
         raise ExperimentError(blame(path, error)) from error
 
 
-def _checked(path: Path, promise: str, made: Any) -> Experiment:
-    if not isinstance(made, Experiment):
-        raise ExperimentError(f'{path}: {promise} jaxdist.training.experiment.Experiment, not {type(made).__name__}')
-    return made
+def _checked(path: Path, promise: str, x: Any) -> Experiment:
+    if not isinstance(x, Experiment):
+        raise ExperimentError(f'{path}: {promise} jaxdist.training.experiment.Experiment, not {type(x).__name__}')
+    return x
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ExperimentError(f'{path} is not JSON: {error}') from None
     if not isinstance(data, dict):
-        raise ExperimentError(f'{path} holds {type(data).__name__}, not an experiment')
+        raise ExperimentError(f'{path} contains a {type(data).__name__}, not an experiment')
     return data
 
 
@@ -247,7 +247,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
-    """The value of type `hint` that `_encode` wrote."""
+    """The value of type `hint` from the JSON data that `_encode` wrote."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _decode(arguments[0], value, where)
@@ -267,13 +267,13 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 
 def _named(options: tuple[Any, ...]) -> str:
-    """Types as an error names them."""
+    """The names of types, for an error message."""
     each = [typing.get_args(o) if typing.get_origin(o) is Literal else (getattr(o, '__name__', o),) for o in options]
     return ' or '.join('null' if name == 'NoneType' else str(name) for names in each for name in names)
 
 
 FORMER_KINDS = {'Constraints': 'ConstraintSettings'}
-"""Former names of kinds, as in experiments that were saved with them."""
+"""Former names of kinds, in experiments that were saved by earlier versions, and their names now."""
 
 
 def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:
@@ -288,5 +288,5 @@ def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) 
     fields = {name: _decode(hints[name], v, f'{where}.{name}') for name, v in value.items() if name != 'kind'}
     try:
         return kinds[kind](**fields)
-    except TypeError as error:  # one without a default is missing
+    except TypeError as error:  # a field without a default is missing
         raise ExperimentError(f'{where}: {error}') from None

@@ -1,4 +1,4 @@
-"""What follows the objective of a run over the data, beside the step's own metrics."""
+"""Monitors: evaluation of a run's objective over the data, in addition to the metrics of the steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,27 +10,27 @@ from jaxdist.training.train import Training
 
 
 class Monitor(Protocol):
-    """Evaluates the states of a run, and keeps the best."""
+    """Evaluates the states of a run, and saves the best."""
 
     best: int | None
-    """The step of the best state; None where there is none."""
+    """The step of the best state; None if there is none."""
 
     def evaluate(self, step: int, state: State) -> dict[str, Any]:
-        """Evaluates the state after so many steps; the record that `metrics.jsonl` gets as `judged`."""
+        """Evaluates the state after `step` steps; returns the record for `judged` in `metrics.jsonl`."""
 
     def verdicts(self, records: list[dict[str, Any]]) -> Mapping[str, Any]:
         """The outcome by name, from the last evaluation and the records of training: NamedTuples with `words`."""
 
     def plot(self, records: list[dict[str, Any]]) -> None:
-        """Draws the course of training into the run's folder."""
+        """Plots the records of training into the run's folder."""
 
 
 def monitor_for(training: Training, folder: Path) -> Monitor | None:
-    """The monitor of a run's objective; None for a loss alone.
+    """The monitor of a run's objective; None for a plain loss.
 
     Args:
-        training: the run's.
-        folder: the run's folder, in which the best state is kept.
+        training: the run's experiment and program.
+        folder: the run's folder, in which the best state is saved.
 
     >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import prepare

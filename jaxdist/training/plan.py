@@ -1,4 +1,4 @@
-"""What an experiment will send and hold, told before it runs."""
+"""Plans: the bytes that an experiment sends and stores, measured before it runs."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,14 +23,14 @@ class Plan:
     """An experiment's cost.
 
     Attributes:
-        update: the line with every default written out.
-        data: what is known of the data set.
-        parameters: how many numbers the model has.
-        per_worker: the leaves of the parameters, the update's state and the multipliers that each worker has of its
-            own.
-        objective: the objective in words, by label; nothing for a loss alone.
-        ledger: bytes sent and held.
-        simulated: whether workers share one device: what is sent is then what a mesh of as many would send.
+        update: the update line with every default written out.
+        data: facts about the data set, by name.
+        parameters: the number of parameters of the model.
+        per_worker: the paths of the leaves of the parameters, the optimiser state and the objective's state that vary
+            over workers.
+        objective: the objective in words, by label; empty for a loss alone.
+        ledger: the bytes sent per step, and the bytes in memory per device.
+        simulated: whether the workers are simulated on one device; the bytes sent are then those of a mesh of as many.
     """
 
     update: str
@@ -49,13 +49,13 @@ class Plan:
 
 
 def plan(training: Training) -> Plan:
-    """Compiles the step and reads what it sends and holds.
+    """The plan of an experiment: compiles the step and reads its collectives and its memory.
 
     >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2), batch=8)
-    >>> made = plan(prepare(small))
-    >>> made.parameters, int(made.ledger.sent('workers'))
+    >>> cost = plan(prepare(small))
+    >>> cost.parameters, int(cost.ledger.sent('workers'))
     (310, 1244)
     """
     program = training.program
@@ -63,17 +63,23 @@ def plan(training: Training) -> Plan:
     stored = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
     if training.objective is not None:
         stored[training.objective.state_name] = program.state.objective
-    spelled = line.spell(training.experiment.update)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
-    book = _simulated(training, batch, stored) if training.workers.mesh is None else _placed(training, batch, stored)
-    words, simulated = describe_objective(training.experiment), training.workers.mesh is None
-    return Plan(spelled, training.data.facts, sum(sizes), per_worker(program.layout), words, book, simulated)
+    simulated = training.workers.mesh is None
+    return Plan(
+        update=line.spell(training.experiment.update),
+        data=training.data.facts,
+        parameters=sum(sizes),
+        per_worker=per_worker(program.layout),
+        objective=describe_objective(training.experiment),
+        ledger=(_simulated_ledger if simulated else _mesh_ledger)(training, batch, stored),
+        simulated=simulated,
+    )
 
 
 def traffic(training: Training) -> list[ledger.Row]:
-    """What one worker sends, read from the traced program alone: nothing is compiled.
+    """The collectives of a step and the bytes that one worker sends in them, from the traced program alone.
 
-    Simulated workers send nothing; for them it is what workers on a mesh would send.
+    For simulated workers they are those of the same step on a mesh of as many workers.
 
     >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import prepare
@@ -86,21 +92,21 @@ def traffic(training: Training) -> list[ledger.Row]:
     if workers.mesh is not None:
         sizes = dict(workers.mesh.shape)
     else:
-        there = abstract(workers.count, workers.axis)
-        program = make_program(training.experiment, training.data, training.model, there)
+        mesh_workers = abstract(workers.count, workers.axis)
+        program = make_program(training.experiment, training.data, training.model, mesh_workers)
     steps = training.experiment.steps
     batch = shapes(first_batch(training))
     return ledger.traced_step(program.step, program.state, batch, sizes, steps, initial=lambda: first_state(training))
 
 
 def update_traffic(update: optax.GradientTransformation, params: Any, count: int, steps: int = 100) -> list[ledger.Row]:
-    """What one of so many workers sends under an update, for parameters of these shapes; nothing is compiled.
+    """The collectives of an update and the bytes that one worker sends in them; nothing is compiled.
 
     Args:
         update: the optax transformation.
-        params: a pytree of shapes.
+        params: the parameters' shapes and dtypes, a pytree.
         count: the number of workers.
-        steps: over which it is counted how often a part that does not always speak does.
+        steps: the number of steps over which the frequency of conditional collectives is computed.
 
     >>> from jaxdist import line
     >>> rows = update_traffic(line.build('average(every=10)'), {'w': jax.ShapeDtypeStruct((30,), 'float32')}, 4)
@@ -115,7 +121,7 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
 
 
 def per_worker(layout: State) -> list[str]:
-    """The paths of the parameters, of the update's state and of the multipliers that each worker has of its own.
+    """The paths of the leaves of parameters, optimiser state and objective state that vary over workers.
 
     >>> per_worker(State(False, {'w': True, 'b': False}, (), False, False))
     ['params/w']
@@ -125,7 +131,7 @@ def per_worker(layout: State) -> list[str]:
 
 
 def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
-    """Bytes that one worker sends over an axis on an average step; None where that depends on the data.
+    """The bytes that one worker sends over an axis on an average step; None if they depend on the data.
 
     >>> sent_each_step([], 'workers')
     Fraction(0, 1)
@@ -133,13 +139,13 @@ def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
     return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
 
 
-def _placed(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
+def _mesh_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
     program, mesh, steps = training.program, training.workers.mesh, training.experiment.steps
     first = lambda: first_state(training)  # noqa: E731
     return ledger.measure(program.step, program.state, batch, mesh, steps, initial=first, stored=stored)
 
 
-def _simulated(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
+def _simulated_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
     compiled = training.program.step.lower(training.program.state, batch).compile()
     memory = {name: ledger.memory_bytes(tree) for name, tree in stored.items()}
     analysis = compiled.memory_analysis()

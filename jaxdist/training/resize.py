@@ -1,4 +1,4 @@
-"""Going on with another number of workers: what each had of its own becomes the mean of it, for each."""
+"""Resuming with another number of workers: per-worker state becomes its mean, sharded state is split again."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from jaxdist.training.step import State
 
 
 def saved_by(old: State, program: Program[State]) -> State:
-    """The shapes of a state, as other workers saved it, laid out for the program's devices.
+    """The shapes of a state that another number of workers saved, sharded over the program's devices.
 
     Args:
-        old: the shapes of the state of those workers' program.
-        program: the one that goes on.
+        old: the shapes of the state as it was saved.
+        program: the program that resumes.
 
     >>> from jaxdist.core.program import build_program
     >>> from jaxdist.core.workers import simulated
@@ -33,14 +33,18 @@ def saved_by(old: State, program: Program[State]) -> State:
 def resized(state: State, program: Program[State]) -> State:
     """The state for the program's number of workers.
 
-    Residuals, parameters, moments and queues, real numbers all, become the mean over the workers that there were: with
-    error feedback and EF21, and for a mean that is still to be taken, nothing of their sum is lost, and workers that
-    trained alone meet. Of whole numbers it is the largest, and of skipped steps, which are counted, the sum, with the
-    first worker. Where each worker owns a part of something, as its state says by `sharded_fields`, the parts are put together
-    and cut anew.
+    Per-worker floats (residuals, local parameters, moments, queues) become their mean over the former workers. This
+    conserves the total of residuals, for error feedback and EF21, and of gradients that are queued before their mean;
+    workers that train locally are synchronised. Per-worker integers become their maximum; the counts of skipped steps
+    become their sum, on the first worker. State that is sharded over the workers (`sharded_fields`) is concatenated and
+    split again.
+
+    Args:
+        state: the state as other workers saved it.
+        program: the program that resumes.
 
     Raises:
-        InputError: random keys that differ between workers, of which there is no mean.
+        InputError: the state has per-worker random keys, which have no mean.
 
     >>> from jaxdist import line
     >>> from jaxdist.core import workers
@@ -54,8 +58,9 @@ def resized(state: State, program: Program[State]) -> State:
     """
 
     def convert(state: State) -> State:
-        new = jax.tree.map(_node, state, program.state, program.layout, is_leaf=_is_sharded)
+        new = jax.tree.map(_convert, state, program.state, program.layout, is_leaf=_is_sharded)
         if bool(program.layout.skipped):
+            # A count, of which neither mean nor maximum is right: the run's total stays the same.
             first = jnp.arange(program.state.skipped.shape[0]) == 0
             new = new._replace(skipped=jnp.where(first, jnp.sum(state.skipped), 0).astype(state.skipped.dtype))
         return new
@@ -64,42 +69,43 @@ def resized(state: State, program: Program[State]) -> State:
 
 
 def changes(layout: State) -> tuple[list[str], list[str]]:
-    """The paths of what each worker has of its own that `resized` averages, and of those that it cuts anew.
+    """The paths of the per-worker leaves that `resized` averages, and of the sharded ones that it splits again.
 
     >>> changes(State(False, {'w': True, 'b': False}, (), False, False))
     (['params/w'], [])
     """
     parts = {'params': layout.params, 'opt_state': layout.opt_state, 'objective': layout.objective}
-    owned = [
+    sharded = [
         (*path, jax.tree_util.GetAttrKey(name))
         for path, node in jax.tree_util.tree_flatten_with_path(parts, is_leaf=_is_sharded)[0]
         if _is_sharded(node)
         for name in sharded_fields(node)
     ]
-    own = [path for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
-    cut = [path for path in own if any(path[: len(start)] == start for start in owned)]
-    return [path_text(path) for path in own if path not in cut], [path_text(path) for path in cut]
+    varying = [path for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
+    split = [path for path in varying if any(path[: len(start)] == start for start in sharded)]
+    return [path_text(path) for path in varying if path not in split], [path_text(path) for path in split]
 
 
 def _is_sharded(node: Any) -> bool:
     return bool(sharded_fields(node))
 
 
-def _node(x: Any, like: Any, varies: Any) -> Any:
-    """A leaf, or a state that says what workers own parts of."""
+def _convert(x: Any, like: Any, varies: Any) -> Any:
+    """A leaf, or a state with sharded fields, for the number of workers of `like`."""
     if not _is_sharded(x):
-        return _shared_out(x, like) if varies else x
+        return _averaged(x, like) if varies else x
     fields = {}
     for name in x._fields:
-        one = _cut_anew if name in sharded_fields(x) else _shared_out
+        one = _split_again if name in sharded_fields(x) else _averaged
         parts = (getattr(each, name) for each in (x, like, varies))
         fields[name] = jax.tree.map(lambda a, b, v, one=one: one(a, b) if v else a, *parts)
     return x._replace(**fields)
 
 
-def _cut_anew(x: jax.Array, like: Any) -> jax.Array:
-    """Parts [W, ..., k] put together, and cut into [W, ..., k] of other W and k; what is added or dropped are zeros."""
+def _split_again(x: jax.Array, like: Any) -> jax.Array:
+    """Shards [W, ..., k] concatenated, and split into [W, ..., k] of other W and k."""
     w, k = like.shape[0], like.shape[-1]
+    # Shards are padded with zeros to equal lengths, so both cutting and padding change zeros only.
     whole = jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)[..., : w * k]
     whole = jnp.pad(whole, [(0, 0)] * (whole.ndim - 1) + [(0, w * k - whole.shape[-1])])
     return jnp.moveaxis(whole.reshape(*x.shape[1:-1], w, k), -2, 0)
@@ -108,15 +114,16 @@ def _cut_anew(x: jax.Array, like: Any) -> jax.Array:
 def _rows(old: Any, like: Any) -> jax.ShapeDtypeStruct:
     sharding = like.sharding
     if isinstance(sharding, NamedSharding) and old.shape[0] % like.shape[0]:
-        # Rows that the workers do not divide lie whole on each.
+        # Rows that the workers do not divide are replicated.
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
     return jax.ShapeDtypeStruct(old.shape, like.dtype, sharding=sharding)
 
 
-def _shared_out(x: jax.Array, like: Any) -> jax.Array:
+def _averaged(x: jax.Array, like: Any) -> jax.Array:
+    """The mean over workers of a per-worker leaf [W, ...], or the maximum of integers, for each of the new workers."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         raise InputError(
-            'each worker has a random key of its own in the state, and there is no mean of them: go on with as many'
+            'the state has per-worker random keys, which have no mean: resume with the same number of workers'
         )
     one = jnp.mean(x, 0) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.max(x, 0)
     return jnp.broadcast_to(one.astype(x.dtype), like.shape)

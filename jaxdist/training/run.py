@@ -1,4 +1,4 @@
-"""A run: training that leaves a folder behind, from which it can be repeated and gone on with."""
+"""Runs: training that writes a folder, from which it can be resumed and repeated."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,19 +22,19 @@ from jaxdist.training.step import State, means
 from jaxdist.training.train import Training, evaluate, first_state, make_program, prepare, train
 
 
-class Diverged(JaxdistError, RuntimeError):  # noqa: N818 (an outcome, and no fault)
-    """Training cannot go on: the loss has stopped being a finite number."""
+class Diverged(JaxdistError, RuntimeError):  # noqa: N818 (an outcome of training, not a fault of the program)
+    """Training has diverged: the loss is no longer finite."""
 
     exit_code = 1
 
 
 class Event(NamedTuple):
-    """Something that happened in a run.
+    """An event of a run.
 
     Attributes:
-        kind: `ready` (a `Ready`), `trained` or `held_out` (a record, as written to `metrics.jsonl`), `saved` (a step),
-            and at the end either `stopped` (a step, which is saved) or `done` (a `Done`).
-        value: what the kind says.
+        kind: `ready` (its value is a `Ready`), `trained` or `held_out` (a record, as written to `metrics.jsonl`),
+            `saved` (a step), and at the end either `stopped` (a step, which is saved) or `done` (a `Done`).
+        value: the event's value, of the type given for its kind.
     """
 
     kind: str
@@ -42,36 +42,36 @@ class Event(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What a run begins with.
+    """The start of a run.
 
     Attributes:
-        training: the experiment, made ready.
-        step: the step that it goes on from.
-        sent: bytes that a worker sends on an average step, None if that depends on the data.
-        before: bytes that it sent in the steps before, with as many workers as there were then.
-        damaged: checkpoints that were set aside, each as (folder, why).
-        resized: of a run that goes on with other workers the number that there were, what each had of its own, of which
-            each now has the mean, and what each had a part of, which is cut anew; None if nothing of these.
+        training: the prepared experiment.
+        step: the step that the run resumes from; 0 for a new run.
+        sent: bytes that a worker sends on an average step; None if they depend on the data.
+        sent_before: bytes that a worker has sent in the steps before, with the number of workers at the time.
+        damaged: the checkpoints that were set aside, each as (folder, reason).
+        resized: (former number of workers, paths of per-worker state that becomes its mean, paths of sharded state that
+            is split again), for a run that resumes with another number of workers and has such state; else None.
     """
 
     training: Training
     step: int
     sent: Fraction | None
-    before: Fraction
+    sent_before: Fraction
     damaged: list[tuple[Path, str]]
     resized: tuple[int, list[str], list[str]] | None
 
 
 class Done(NamedTuple):
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
-        step: steps taken, all starts of the run together.
-        taken: how many of them this start took; 0 if the run was at its end already.
-        seconds: time trained, all starts together.
-        problem: why there is no `loss.png`, or nothing.
+        step: steps taken since the run's first start.
+        taken: steps taken since it was last resumed; 0 if it had already ended.
+        seconds: seconds of training since the run's first start.
+        problem: the reason why `loss.png` was not drawn; empty if it was.
         verdicts: the outcome of what the objective monitors, by name: NamedTuples with `words`.
-        best: the step of the best state by the objective's monitor, which is in the folder's `best`; None if none is.
+        best: the step of the best state by the objective's monitor, saved in the folder's `best`; None without one.
     """
 
     step: int
@@ -85,22 +85,23 @@ class Done(NamedTuple):
 def run(
     experiment: Experiment, folder: Path, *, command: str = '', stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event]:
-    """Trains, writes the folder, and yields what happens; goes on with the run of this experiment that is there.
+    """Trains, writes the folder, and yields events; resumes the run of this experiment if the folder contains one.
 
-    On another number of workers than a checkpoint was saved with, the run goes on as `jaxdist.training.resize` says.
+    With another number of workers than the checkpoint was saved with, its state is converted as in
+    `jaxdist.training.resize`.
 
     The folder gets `experiment.json`, `run.json` (versions, commit, devices, commands), `metrics.jsonl`, `checkpoints/`
-    and at the end `loss.png`; with an objective that has a monitor `best/` too, and at the end `verdict.json` and its
-    plot. In several processes all call this; process 0 alone writes what is not a checkpoint.
+    and at the end `loss.png`; with an objective that has a monitor also `best/`, and at the end `verdict.json` and its
+    plot. In a run of several processes all of them call this; only process 0 writes files other than checkpoints.
 
     Args:
-        experiment: what to train.
-        folder: where to; made if it is not there.
-        command: what was typed to start this, for the record.
-        stop: asked after every step; True saves and ends.
+        experiment: the experiment to train.
+        folder: the run's folder, created if missing.
+        command: the command line, for the record.
+        stop: called after every step; True saves and ends.
 
     Raises:
-        ExperimentError: the folder has a run of another experiment; the text names the fields that differ.
+        ExperimentError: the folder has a run of another experiment; the message names the fields that differ.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
         Diverged: the held-out loss, or the training loss of two records, was not finite.
 
@@ -121,21 +122,21 @@ def run(
             stack.enter_context(lock(folder))
         _refuse_another(training, folder, checkpoints.meta())
         stack.enter_context(checkpoints)
-        found = checkpoints.restore(lambda meta: _as_saved(meta, training))
-        state = _brought_here(found, training) if found else first_state(training)
-        begin = found.step if found else 0
+        restored = checkpoints.restore(lambda meta: _saved_shapes(meta, training))
+        state = _restored_state(restored, training) if restored else first_state(training)
+        begin = restored.step if restored else 0
         log = Log(folder, begin)
         log.describe(training, command)
         sent = sent_each_step(traffic(training), training.workers.axis)
-        before = Fraction(found.meta.get('sent', (sent or 0) * begin)) if found else Fraction(0)
-        damaged = found.damaged if found else []
-        ready = Ready(training, begin, sent, before, damaged, _resized(found, training))
+        before = Fraction(restored.meta.get('sent', (sent or 0) * begin)) if restored else Fraction(0)
+        damaged = restored.damaged if restored else []
+        ready = Ready(training, begin, sent, before, damaged, _resized(restored, training))
         yield Event('ready', ready)
         yield from _steps(ready, state, checkpoints, log, stop)
 
 
 def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop: Callable[[], bool]) -> Iterator[Event]:
-    """Trains from `state` on; saves, evaluates and records as the experiment says."""
+    """Trains from `state` on; saves, evaluates and records at the intervals of the experiment."""
     training, begin = ready.training, ready.step
     experiment = training.experiment
     monitor = monitor_for(training, log.folder)
@@ -153,7 +154,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             judged = {'judged': monitor.evaluate(step, after)} if monitor else {}
             record = log.write({'step': step, 'held_out': evaluate(training, after), **judged})
             yield Event('held_out', record)
-            _refuse_broken(record, finite)
+            _check_held_out(record, finite)
         if last or ended or step % experiment.save_every == 0:
             checkpoints.save(step, after, {**meta, 'sent': str(_sent_by(step, ready))})
             yield Event('saved', step)
@@ -169,64 +170,70 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
 
 
 def _sent_by(step: int, ready: Ready) -> Fraction:
-    """Bytes that a worker has sent after so many steps."""
-    return ready.before + (ready.sent or 0) * (step - ready.step)
+    """The bytes that a worker has sent by this step."""
+    return ready.sent_before + (ready.sent or 0) * (step - ready.step)
 
 
 def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bool:
-    """Whether to stop; several processes ask each other only when they record, or they would wait at each step."""
+    """Whether any process asks to stop."""
     if jax.process_count() == 1:
         return stop()
+    # Agreeing at every step would make every step wait for the host.
     return step % experiment.log_every == 0 and cluster.anyone(stop())
 
 
 def _last_finite(record: dict[str, Any], finite: int, experiment: Experiment) -> int:
-    """The newest step that is known to have been taken, and finite; two records in a row without one end the run."""
+    """The last step with a finite loss that no worker skipped.
+
+    Raises:
+        Diverged: two records in a row have none; or one, if the guard is off.
+    """
     if math.isfinite(record['loss']) and record['skipped'] < 1:
         return int(record['step'])
     if experiment.guard and record['step'] - finite < 2 * experiment.log_every:
         return finite
-    guard = 'the guard left these steps out, and none came right' if experiment.guard else 'the guard is off'
+    guard = 'the guard skipped these steps, and none since was finite' if experiment.guard else 'the guard is off'
     raise _diverged(*_not_finite(record), record['step'], finite, guard)
 
 
-def _refuse_broken(record: dict[str, Any], finite: int) -> None:
-    """The guard judges gradients; parameters that are past hope can still have one, and show in the held-out loss."""
+def _check_held_out(record: dict[str, Any], finite: int) -> None:
+    """Raises Diverged if the held-out loss is not finite."""
+    # The guard checks gradients only, and parameters that have diverged can still have a finite one.
     loss = record['held_out']['loss']
     if not math.isfinite(loss):
-        raise _diverged('held-out loss', loss, record['step'], finite, 'the parameters themselves have gone astray')
+        raise _diverged('held-out loss', loss, record['step'], finite, 'the parameters themselves have diverged')
 
 
 def _not_finite(record: dict[str, Any]) -> tuple[str, float]:
-    """What of a record is not finite, and what it is instead."""
+    """The name and the value of an entry of the record that is not finite; if all are, the gradient was not."""
     groups = {group: each for group, each in record.items() if isinstance(each, dict)}
     values = {
         f'value of {name}, of the {group},': of['value'] for group, each in groups.items() for name, of in each.items()
     }
     of = f' of the loss, or of {", ".join(name for each in groups.values() for name in each)}' if values else ''
-    every = {'loss': record['loss'], **values, f'gradient{of}': math.nan}
-    return next((what, x) for what, x in every.items() if not math.isfinite(x))
+    entries = {'loss': record['loss'], **values, f'gradient{of}': math.nan}
+    return next((name, x) for name, x in entries.items() if not math.isfinite(x))
 
 
-def _diverged(what: str, value: float, step: int, finite: int, why: str) -> Diverged:
-    seen = f'the training loss was last seen finite at step {finite}' if finite else 'it was never seen finite'
+def _diverged(name: str, value: float, step: int, finite: int, reason: str) -> Diverged:
+    last = f'the training loss was last finite at step {finite}' if finite else 'it was never finite'
     return Diverged(
-        f'the {what} is {value} at step {step}; {seen}; {why}. A smaller learning rate, clip_by_global_norm(1.0) in '
-        'the line, or a look at the data may help'
+        f'the {name} is {value} at step {step}; {last}; {reason}. Try a smaller learning rate or '
+        'clip_by_global_norm(1.0) in the line, and check the data'
     )
 
 
 def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | None) -> None:
-    """Says in what the run that the folder holds differs from this experiment, if it does."""
+    """Raises ExperimentError if the folder contains a run of another experiment."""
     path = folder / 'experiment.json'
     if meta is None and not path.exists():
         return
-    ours, theirs = training.experiment, _experiment(meta) if meta else load(path)
-    differ = differences(ours, theirs)
+    # Checkpoints come first: experiment.json may have been edited since.
+    differ = differences(training.experiment, _experiment(meta) if meta else load(path))
     if differ:
         raise ExperimentError(
-            f'{folder} holds a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
-            'Choose another folder, or go on with the experiment that is there.'
+            f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
+            'Choose another folder, or resume the saved experiment.'
         )
 
 
@@ -234,28 +241,28 @@ def _experiment(meta: dict[str, Any]) -> Experiment:
     return from_json(meta['experiment'])
 
 
-def _as_saved(meta: dict[str, Any], training: Training) -> State:
-    """The shapes of a checkpoint's state, laid out for the devices that are here."""
-    here, count = training.workers, _experiment(meta).mesh.workers
-    if count == here.count:
+def _saved_shapes(meta: dict[str, Any], training: Training) -> State:
+    """The shapes of a checkpoint's state, sharded over the present devices."""
+    workers, count = training.workers, _experiment(meta).mesh.workers
+    if count == workers.count:
         return training.program.state
-    others = {name: n for name, n in (here.mesh.shape.items() if here.mesh else ()) if name != here.axis}
-    there = abstract(count, here.axis, others)
-    saved = make_program(training.experiment, training.data, training.model, there).state
+    others = {name: n for name, n in (workers.mesh.shape.items() if workers.mesh else ()) if name != workers.axis}
+    former = abstract(count, workers.axis, others)
+    saved = make_program(training.experiment, training.data, training.model, former).state
     return saved_by(saved, training.program)
 
 
-def _brought_here(found: Restored, training: Training) -> State:
-    """The state of a checkpoint, for as many workers as there are now."""
-    before, now = _experiment(found.meta).mesh.workers, training.workers.count
+def _restored_state(restored: Restored, training: Training) -> State:
+    """The state of a checkpoint, for the present number of workers."""
+    before, now = _experiment(restored.meta).mesh.workers, training.workers.count
     if training.objective is not None:
         training.objective.check_resize(before, now)
-    state: State = found.state if before == now else resized(found.state, training.program)
+    state: State = restored.state if before == now else resized(restored.state, training.program)
     return state
 
 
-def _resized(found: Restored | None, training: Training) -> tuple[int, list[str], list[str]] | None:
-    """See `Ready`."""
-    averaged, cut = changes(training.program.layout)
-    count = _experiment(found.meta).mesh.workers if found else training.workers.count
-    return (count, averaged, cut) if (averaged or cut) and count != training.workers.count else None
+def _resized(restored: Restored | None, training: Training) -> tuple[int, list[str], list[str]] | None:
+    """See `Ready.resized`."""
+    averaged, split = changes(training.program.layout)
+    count = _experiment(restored.meta).mesh.workers if restored else training.workers.count
+    return (count, averaged, split) if (averaged or split) and count != training.workers.count else None

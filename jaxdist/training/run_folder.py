@@ -1,4 +1,4 @@
-"""A run's folder: what is written there beside the checkpoints, and what can be read from it."""
+"""A run's folder: writes and reads the files other than checkpoints."""
 
 import ast
 import inspect
@@ -29,8 +29,8 @@ class Log:
     """The files of a run other than checkpoints; only process 0 writes.
 
     Args:
-        folder: the run's, which must be there.
-        begin: the step that the run goes on from: what was recorded after it is dropped, to be recorded again.
+        folder: the run's folder, which must exist.
+        begin: the step that the run resumes from; records of later steps are dropped, to be recorded again.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has trained, all its starts together."""
+        """Seconds of training since the run's first start, without the time in between."""
         return round(time.monotonic() - self.started, 3)
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Log:
         return record
 
     def describe(self, training: Training, command: str) -> None:
-        """Writes `run.json` and `experiment.json`; commands that the run was started with before are kept."""
+        """Writes `run.json` and `experiment.json`; the commands of earlier starts are kept."""
         if self.writes:
             path = self.folder / 'run.json'
             before = json.loads(path.read_text()).get('commands', []) if path.exists() else []
@@ -71,28 +71,28 @@ class Log:
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
 
     def conclude(self, verdicts: Mapping[str, Any]) -> None:
-        """Writes `verdict.json`, the outcome by name, if there is any; each is a NamedTuple."""
+        """Writes the verdicts, NamedTuples by name, to `verdict.json`, if there are any."""
         if self.writes and verdicts:
             text = json.dumps(_plain({name: verdict._asdict() for name, verdict in verdicts.items()}), indent=2)
             _replace(self.folder / 'verdict.json', text + '\n')
 
     def plot(self, training: Training, monitor: Monitor | None = None) -> str:
-        """Draws `loss.png`, and the monitor's plot if there is one; returns why it could not, or nothing."""
+        """Draws `loss.png`, and the monitor's plot if there is one; returns the reason if it cannot, else ''."""
         data = training.data
         try:
             if self.writes:
                 report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
                 if monitor is not None:
                     monitor.plot(self.records)
-        except ImportError as missing:  # an optional extra; the run is none the worse for it
+        except ImportError as missing:  # plots need an optional extra; a run must not fail for lack of it
             return str(missing)
         return ''
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`; none if there is no such file. A last line cut short is left out.
+    """The records of a run's `metrics.jsonl`; none if there is no such file. An incomplete last line is ignored.
 
-    Numbers that were not finite come back as None: JSON has no word for them.
+    Numbers that were not finite are None: JSON cannot represent them.
 
     >>> read_records(Path('nowhere'))
     []
@@ -103,7 +103,12 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe(training: Training, commands: list[str], folder: Path) -> dict[str, Any]:
-    """What a reader needs to trust a run or make it again: versions, commit, devices, data, commands.
+    """The provenance of a run, from which it can be repeated: versions, commit, devices, data, commands.
+
+    Args:
+        training: the run's prepared experiment.
+        commands: the command lines of the run's starts.
+        folder: the run's folder.
 
     >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
     >>> from jaxdist.training.train import prepare
@@ -127,7 +132,7 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
 
 
 def lines(experiment: Experiment) -> list[str]:
-    """Every line of an experiment: the update's, and those of its objective.
+    """All lines of an experiment: the update line, the dual line, the penalty and the constraints.
 
     >>> lines(Experiment(update='mean() | sgd(0.1)'))
     ['mean() | sgd(0.1)', 'sgd(0.01)', '0.0']
@@ -136,22 +141,22 @@ def lines(experiment: Experiment) -> list[str]:
 
 
 def scripts(*texts: str) -> list[str]:
-    """The files outside of jaxdist that define what lines call, relative to where we are if they lie below.
+    """The files outside jaxdist that define calls of these lines; relative paths for those below the current folder.
 
     >>> scripts('mean(codec=int8()) | sgd(0.1)')
     []
     """
     nodes = (node for text in texts for node in ast.walk(ast.parse(text, mode='eval')))
     calls = (ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call))
-    found = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
-    files = {Path(inspect.getfile(entry.make)).resolve() for entry in found}
-    own = Path(__file__).resolve().parents[1]
-    paths = sorted(path for path in files if own not in path.parents)
+    entries = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
+    files = {Path(inspect.getfile(entry.make)).resolve() for entry in entries}
+    package = Path(__file__).resolve().parents[1]
+    paths = sorted(path for path in files if package not in path.parents)
     return [str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path) for path in paths]
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A folder `NAME-1`, `NAME-2`, ... below `parent` that is not there yet; the same for all processes.
+    """The next unused folder `NAME-1`, `NAME-2`, ... below `parent`; the same in all processes.
 
     >>> new_folder(Path('nowhere'), 'quickstart')
     PosixPath('nowhere/quickstart-1')
@@ -161,12 +166,12 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def _line(record: dict[str, Any]) -> str:
-    """A record as a line of JSON."""
+    """A record as one line of JSON."""
     return json.dumps(_plain(record), allow_nan=False) + '\n'
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say, with null for a number that is not finite."""
+    """A record with None, JSON's null, for numbers that are not finite."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -176,12 +181,12 @@ def _append(path: Path, text: str) -> None:
     try:
         with path.open('a') as file:
             file.write(text)
-    except OSError as error:  # a full disk does not say which file it was
+    except OSError as error:  # the error of a full disk does not name the file
         raise FileError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes the file in one move: who reads it meanwhile, or is killed, finds the old one or the new one."""
+    """Replaces the file atomically: a concurrent reader, or one after a crash, gets the old text or the new one."""
     new = path.with_name(f'{path.name}.new')
     new.unlink(missing_ok=True)
     _append(new, text)

@@ -1,4 +1,4 @@
-"""From an experiment to a generator of training steps: no printing, no writing."""
+"""Training: from an experiment to a generator of steps, which neither prints nor writes files."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,22 +21,22 @@ from jaxdist.training.objective import build_objective, check_objective
 from jaxdist.training.step import State, make_step, shared_params
 
 PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
-"""What an experiment's `precision` casts the parameters to, for the loss alone."""
+"""The dtype to which an experiment's `precision` casts parameters in the loss; None leaves them float32."""
 
 
 class Training(NamedTuple):
-    """An experiment made ready.
+    """An experiment, prepared for training.
 
     Attributes:
-        experiment: what is trained.
-        data: the data set, loaded.
-        model: the model, fitted to the data's task.
+        experiment: the experiment.
+        data: the loaded data set.
+        model: the model, built for the data's task.
         workers: the workers.
-        program: `init` and `step`.
-        put: from a NumPy batch [B, ...] to arrays that lie where the workers are.
+        program: the training step, as `init` and `step`.
+        put: moves a NumPy batch [B, ...] to the workers' devices, sharded over the workers.
         params: from a state to one set of parameters for evaluation, jitted.
-        score: `(params, batch) -> (sums, count)`, jitted.
-        objective: what the step minimises; None for the model's loss alone.
+        score: `(params, batch) -> (sums, count)`, the model's loss, jitted.
+        objective: the objective that the step minimises; None for the model's loss alone.
     """
 
     experiment: Experiment
@@ -51,12 +51,13 @@ class Training(NamedTuple):
 
 
 class TrainingStep(NamedTuple):
-    """What training yields after each step.
+    """One step of training, as `train` yields it.
 
     Attributes:
-        step: steps taken.
-        state: the state after them. The next step takes its buffers, so copy what is to last.
-        metrics: the step's sums, counts and `skipped`, [W] each, on the devices; `jaxdist.training.step.means` reads them.
+        step: steps taken, this one included.
+        state: the state after the step. The next step donates its buffers, so copy what is needed later.
+        metrics: the step's sums, counts and `skipped`, [W] each, on the devices; `jaxdist.training.step.means` reduces
+            them.
     """
 
     step: int
@@ -68,8 +69,8 @@ def prepare(experiment: Experiment) -> Training:
     """Loads the data and builds the program; compiles nothing yet.
 
     Raises:
-        InputError: the update line, the mesh, the batch, the data or the model cannot be had; the text says what
-            would do.
+        InputError: the update line, the mesh, the batch, the data or the model is invalid; the message names what
+            would be valid.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
@@ -77,7 +78,7 @@ def prepare(experiment: Experiment) -> Training:
     2
     """
     workers = _workers(experiment)
-    # Before the data, which take longer: a slip of the pen is answered at once.
+    # Lines are checked before the data are loaded, which takes longer, so that a misspelt line fails at once.
     line.build(experiment.update, axis=workers.axis)
     line.check_fits(experiment.update, experiment.steps)
     check_objective(experiment)
@@ -128,7 +129,7 @@ def shapes(tree: Any) -> Any:
 
 
 def first_batch(training: Training) -> Batch:
-    """The first step's batch, in NumPy.
+    """The first step's batch, as NumPy arrays.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
@@ -151,25 +152,24 @@ def first_state(training: Training) -> State:
 
 
 def train(training: Training, state: State) -> Iterator[TrainingStep]:
-    """Takes steps until the experiment's are taken, and yields after each. Stop iterating to stop.
+    """Takes the experiment's remaining steps, and yields after each. Stop iterating to stop.
 
-    The batch is a function of the seed and the step alone, so that the state is all that a run goes on from.
+    The batch is a function of the seed and the step alone, so a run can be resumed from its state.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(
     ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3
     ... )
     >>> training = prepare(small)
-    >>> [taken.step for taken in train(training, first_state(training))]
+    >>> [step.step for step in train(training, first_state(training))]
     [1, 2, 3]
     """
     experiment = training.experiment
-    # Emulated devices share a few threads: two programs under way at once can wait for each other's collectives for
-    # ever.
+    # Emulated devices share a few threads, so two programs in flight at once can deadlock in their collectives.
     one_at_a_time = jax.default_backend() == 'cpu'
     for step in range(int(state.step), experiment.steps):
         batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.workers.count))
-        with jax.transfer_guard('disallow'):  # a step that waits for the host would wait at every step
+        with jax.transfer_guard('disallow'):  # an implicit transfer would make every step wait for the host
             state, metrics = training.program.step(state, batch)
         if one_at_a_time:
             jax.block_until_ready(metrics)
@@ -177,7 +177,7 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
 
 
 def evaluate(training: Training, state: State) -> dict[str, float]:
-    """Mean metrics over the whole held-out set, with the mean of the workers' parameters where they differ.
+    """Mean metrics over the whole held-out set, at the mean over workers of the parameters.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
@@ -185,7 +185,7 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     >>> sorted(evaluate(training, first_state(training)))
     ['accuracy', 'loss']
     """
-    params = jax.block_until_ready(training.params(state))  # one program at a time, for the reason given in `train`
+    params = jax.block_until_ready(training.params(state))  # one program at a time, as in `train`
     batches = training.data.held_out(training.experiment.batch)
     parts = [jax.device_get(training.score(params, training.put(batch))) for batch in batches]
     sums, count = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
@@ -202,6 +202,6 @@ def _putter(workers: Workers) -> Callable[[Batch], Batch]:
     if workers.mesh is None:
         return jax.device_put
     rows = NamedSharding(workers.mesh, PartitionSpec(workers.axis))
-    # Every process makes the whole batch and keeps its part: cheap, and no process's part depends on how many there
-    # are.
+    # Every process makes the whole batch and keeps its rows: this is cheap, and makes the batch independent of the
+    # number of processes.
     return lambda batch: jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at]), batch)

@@ -1,4 +1,4 @@
-"""A user's own Python files: configs, and algorithms that are not jaxdist's."""
+"""Runs a user's Python files: configs, and algorithms outside jaxdist."""
 
 import importlib.util
 import sys
@@ -10,14 +10,14 @@ from jaxdist.core.errors import InputError
 
 
 class ScriptError(InputError):
-    """A file that cannot be run; its text says where it is wrong."""
+    """A file that cannot be run; the message names the line and the error."""
 
 
 def load_script(path: Path) -> ModuleType:
-    """Runs a Python file and returns what it made. It may import what lies beside it.
+    """Runs a Python file and returns its module. It may import files in its folder.
 
     Raises:
-        ScriptError: there is no such file, it is no Python file, or running it fails.
+        ScriptError: there is no such file, it is not a Python file, or running it fails.
 
     >>> load_script(Path('nowhere.py'))
     Traceback (most recent call last):
@@ -26,12 +26,12 @@ def load_script(path: Path) -> ModuleType:
     if not path.is_file():
         raise ScriptError(f'there is no file {str(path)!r}')
     folder = path.resolve().parent
-    # Not the bare stem, which may be the name of a module that is there already.
+    # Not the bare stem, which may be the name of an imported module.
     spec = importlib.util.spec_from_file_location(f'{folder.name}.{path.stem}', path)
     if spec is None or spec.loader is None:
-        raise ScriptError(f'{path} is no Python file: its name must end in .py')
+        raise ScriptError(f'{path} is not a Python file: its name must end in .py')
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
+    sys.modules[spec.name] = module  # dataclasses look up the names in their annotations there
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     try:
@@ -42,14 +42,15 @@ def load_script(path: Path) -> ModuleType:
 
 
 def blame(path: Path, error: Exception) -> str:
-    """What to tell the author of a file about an error that was raised when it ran: the line, and what is wrong there.
+    """The message for an error that a user's file raised: the file, the line and the error.
 
     >>> blame(Path('mine.py'), NameError("name 'stpes' is not defined"))
     "mine.py: NameError: name 'stpes' is not defined"
     """
-    told = traceback.TracebackException.from_exception(error)
-    text = ''.join(told.format_exception_only()).rstrip().removeprefix(f'{type(error).__module__}.')
+    trace = traceback.TracebackException.from_exception(error)
+    text = ''.join(trace.format_exception_only()).rstrip().removeprefix(f'{type(error).__module__}.')
     if isinstance(error, SyntaxError):
         return f'{path} cannot be read:\n{text}'
-    frames = [frame for frame in told.stack if Path(frame.filename).resolve() == path.resolve()]
+    # The deepest frame in the user's file is the line that its author can change.
+    frames = [frame for frame in trace.stack if Path(frame.filename).resolve() == path.resolve()]
     return f'{path}, line {frames[-1].lineno}: {text}\n    {frames[-1].line}' if frames else f'{path}: {text}'

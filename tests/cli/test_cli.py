@@ -60,7 +60,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
     ('train --steps 3 small.py', ['which config?', 'options come after it']),
     ('train nowhere.py', ["there is no config 'nowhere.py'"]),
-    ('train .', ['the folder . holds no run: there is no experiment.json in it']),
+    ('train .', ['the folder . contains no run: there is no experiment.json in it']),
     ('train small.py --stpes 5', ['Unrecognized options: --stpes', '--steps']),
     ('train small.py --steps many', ["--steps: invalid literal for int() with base 10: 'many'"]),
     ('train small.py --precision half', ["invalid choice 'half'", 'float32']),
@@ -88,7 +88,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ),
     (
         'train small.py --simulate --cluster.processes 2 --cluster.process 0 --cluster.coordinator a:1',
-        ['simulated workers live in one process'],
+        ['simulated workers run in one process'],
     ),
     (
         'train small.py --cluster.processes 2 --cluster.process 0 --cluster.coordinator a',

@@ -26,9 +26,9 @@ def test_a_run_in_a_pipe_is_plain_lines(jaxdist: Jaxdist) -> None:
     assert lines[4].startswith('step 4/4  loss ')
     assert 'left' not in lines[4]
     assert lines[4].endswith('14.7 kB sent')
-    assert lines[5].startswith('step 4  held out: accuracy ')
+    assert lines[5].startswith('step 4  held-out: accuracy ')
     assert lines[5].endswith('(label histogram: 2.3087)')
-    assert lines[6].endswith('in runs/small-1: metrics.jsonl, loss.png, checkpoints. Train on with:')
+    assert lines[6].endswith('in runs/small-1: metrics.jsonl, loss.png, checkpoints. Train longer with:')
     assert lines[7] == '  jaxdist train runs/small-1 --steps 8'
     assert len(lines) == 8
     assert sorted(losses(Path('runs/small-1'))) == [2, 4]
@@ -45,8 +45,8 @@ def test_the_commands_that_a_run_tells_work(jaxdist: Jaxdist) -> None:
     assert 'runs/small-2: ' in again.out
     assert losses(Path('runs/small-2')) == losses(Path('runs/small-1'))
     said = jaxdist('train', 'runs/small-2').out
-    assert 'going on from step 3' in said
-    assert 'has taken its 3 steps already' in said
+    assert 'resuming from step 3' in said
+    assert 'has already taken its 3 steps' in said
     assert json.loads(Path('runs/small-2/run.json').read_text())['commands'][-1] == 'jaxdist train runs/small-2'
 
 
@@ -77,21 +77,21 @@ def test_a_damaged_checkpoint_is_named_on_the_screen(jaxdist: Jaxdist) -> None:
     out = jaxdist('train', 'runs/small-1').out
     assert 'a damaged checkpoint was set aside as ' in out
     assert 'damaged-4-0: the manifest was altered' in out
-    assert 'going on from step 2' in out
+    assert 'resuming from step 2' in out
 
 
 def test_another_experiment_in_the_folder_is_refused(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py', '--steps', '1', '--run', 'here')
     code, _, err = jaxdist('train', 'small.py', '--seed', '3', '--run', 'here')
     assert code == 2
-    assert 'here holds a run of another experiment; they differ in\n  seed: 3 here, 0 there' in err
+    assert 'here contains a run of another experiment; they differ in\n  seed: 3 given, 0 saved' in err
 
 
 def test_a_loss_that_turns_nan_ends_with_1_and_advice(jaxdist: Jaxdist) -> None:
     code, out, err = jaxdist('train', 'small.py', '--set', 'sgd.learning_rate=1e30', '--no-guard')
     assert code == 1
     assert 'step 2/4  loss nan' in out
-    assert err.startswith('error: the loss is nan at step 2; it was never seen finite; the guard is off. ')
+    assert err.startswith('error: the loss is nan at step 2; it was never finite; the guard is off. ')
     assert 'Traceback' not in err
 
 
@@ -119,7 +119,7 @@ def test_an_algorithm_of_the_users_own(jaxdist: Jaxdist) -> None:
         assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
     Path('own.py').unlink()
     assert (
-        'own.py defines an algorithm of the run in runs/own-1, and is not there' in jaxdist('train', 'runs/own-1').err
+        'own.py, which defines an algorithm of the run in runs/own-1, is missing' in jaxdist('train', 'runs/own-1').err
     )
     assert list(losses(Path('runs/own-1')).values()) == pytest.approx(list(losses(Path('runs/small-1')).values()))
 
@@ -184,14 +184,14 @@ def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('codecs', 'int8', 'power_sgd', '--workers', '8')
     assert code == 0
     text = ' '.join(out.split())
-    assert 'mean(codec=int8()), 8 workers, 1,000,000 numbers: 1,784,832 bytes, 3.92 times less' in text
+    assert 'mean(codec=int8()), 8 workers, 1,000,000 parameters: 1,784,832 bytes, 3.92 times less' in text
     assert 'by all_gather of uint8 + all_to_all of uint8' in text
-    assert 'mean(codec=power_sgd(rank=1)), 8 workers, 1,000,000 numbers: 14,000 bytes' in text
+    assert 'mean(codec=power_sgd(rank=1)), 8 workers, 1,000,000 parameters: 14,000 bytes' in text
     assert 'by all_reduce of float32' in text
     text = ' '.join(jaxdist('algorithms', '--workers', '2', '--config', 'small.py').out.split())
     assert 'delay(steps=3), 2 workers' in text
     assert 'nothing is sent' in text
-    assert re.search(r'average\(every=4\), 2 workers, (\d+) numbers: \1 bytes, 4 times less', text)
+    assert re.search(r'average\(every=4\), 2 workers, (\d+) parameters: \1 bytes, 4 times less', text)
 
 
 @pytest.mark.slow

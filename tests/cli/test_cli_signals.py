@@ -29,14 +29,14 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     assert process.returncode == 128 + number
     assert err == 'stopping after this step, and saving (once more to leave at once)\n'
     stopped, command = out.splitlines()[-2:]
-    match = re.fullmatch(r'stopped; step (\d+) is saved\. Go on with:', stopped)
+    match = re.fullmatch(r'stopped; step (\d+) is saved\. Resume with:', stopped)
     assert match
     assert command == '  jaxdist train runs/small-1'
     step = int(match[1])
     again = start(tmp_path, *command.split()[1:], '--steps', str(step + 10), config=LONG)
     out, err = again.communicate(timeout=PATIENCE)
     assert (again.returncode, err) == (0, '')
-    assert f'\ngoing on from step {step}\n' in out
+    assert f'\nresuming from step {step}\n' in out
     assert max(losses(tmp_path / 'runs' / 'small-1')) == step + 10
 
 
@@ -81,8 +81,8 @@ def in_terminal(folder: Path, columns: int, no_color: str) -> str:
     """What a run prints to a terminal."""
     ours, theirs = pty.openpty()
     env = {'COLUMNS': str(columns), 'TERM': 'xterm-256color', 'NO_COLOR': no_color}
-    # Long enough to be drawn some times, at ten times a second.
-    config = LONG.replace('10**6', '2000').replace('_every=10**5', '_every=1000').replace('log_every=10', 'log_every=1')
+    # Long enough to be drawn some times, at ten times a second: 400 steps take some seconds.
+    config = LONG.replace('10**6', '400').replace('_every=10**5', '_every=200').replace('log_every=10', 'log_every=1')
     process = start(folder, 'train', 'small.py', '--simulate', config=config, terminal=theirs, **env)
     os.close(theirs)
     try:
@@ -104,15 +104,15 @@ COLOUR = re.compile(r'\x1b\[(3\d|38;[\d;]*)m')
 def test_a_terminal_shows_a_live_line_that_fits(tmp_path: Path, columns: int, no_color: str) -> None:
     text = in_terminal(tmp_path, columns, no_color)
     parts = [CONTROL.sub('', part).rstrip() for part in re.split(r'[\r\n]', text)]
-    live = [part for part in parts if re.search('[━╸╺]', part) or re.match(r'step \d+/2000', part)]
+    live = [part for part in parts if re.search('[━╸╺]', part) or re.match(r'step \d+/400', part)]
     assert max(map(len, live)) <= columns
-    assert any(re.match(r'step \d+/2000  loss \d\.\d{4}', part) for part in live)
+    assert any(re.match(r'step \d+/400  loss \d\.\d{4}', part) for part in live)
     assert any(' left ' in part for part in live)
     rest = [part for part in parts if part and part not in live]
     stays = [CONTROL.sub('', line.rstrip('\r').split('\r')[-1]) for line in text.split('\n')]
     # The last one is drawn whole, and then erased with the cursor back on it.
-    assert len([line for line in stays if re.match(r'step \d+/2000', line)]) <= 1
-    assert [part for part in rest if part.startswith('step 2000  held out: accuracy')]
+    assert len([line for line in stays if re.match(r'step \d+/400', line)]) <= 1
+    assert [part for part in rest if part.startswith('step 400  held-out: accuracy')]
     assert text.count('\x1b[?25l') == text.count('\x1b[?25h')  # the cursor is shown again
     assert bool(COLOUR.search(text)) != bool(no_color)
 

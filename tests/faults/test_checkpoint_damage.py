@@ -104,7 +104,7 @@ def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
     assert found is not None
     assert found.step == 1
     wrong = "state['key'], state['step'], state['w']"
-    assert found.damaged[0][1] == f'the data is not what was saved, in {wrong}'
+    assert found.damaged[0][1] == f'the data differs from what was saved, in {wrong}'
 
 
 def test_when_all_are_damaged_nothing_starts_afresh(folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_when_all_are_damaged_nothing_starts_afresh(folder: Path) -> None:
         Checkpoints(folder).restore(TARGET)
     assert 'damaged-2-0: the manifest was altered' in str(first.value)
     assert 'damaged-1-0: arrays/' in str(first.value)
-    with pytest.raises(CheckpointError, match='damaged-1-0: set aside before; damaged-2-0: set aside before'):
+    with pytest.raises(CheckpointError, match='damaged-1-0: set aside earlier; damaged-2-0: set aside earlier'):
         Checkpoints(folder).restore(TARGET)
 
 

@@ -1,6 +1,6 @@
-"""Every registered algorithm keeps its laws; those of the first ones hold for any shapes, dtypes, seeds, worker counts.
+"""All registered algorithms keep their laws; the basic ones for any shapes, dtypes, seeds and numbers of workers.
 
-An algorithm that is registered is tested here: nobody lists it.
+The tests read the registry, so a new algorithm is tested without being listed here.
 """
 
 import functools
@@ -23,12 +23,12 @@ LINES = {text: claims for entry in ENTRIES.values() for text, claims in entry.ex
 slow = pytest.mark.slow
 
 
-def broken(verdicts: list[LawResult]) -> dict[str, str]:
-    return {verdict.law: verdict.problem for verdict in verdicts if verdict.problem}
+def broken(results: list[LawResult]) -> dict[str, str]:
+    return {result.law: result.problem for result in results if result.problem}
 
 
 FIRST = {next(iter(entry.examples)) for entry in ENTRIES.values()} | set(ENTRIES['mean'].examples)
-"""What is tried with one and with four workers too: of each algorithm the first example, of `mean` all."""
+"""Lines that are also tested with one and with four workers: the first of each algorithm, and all of `mean`."""
 
 QUICK = {text for text in FIRST if 'stochastic' not in text}
 
@@ -42,7 +42,7 @@ TRIALS = [
 
 @pytest.mark.parametrize('text, count', TRIALS)
 def test_every_law_holds(text: str, count: int) -> None:
-    """On an axis of another name than usual, because a name that somebody wrote out would go unseen."""
+    """The axis has another name than usual, to find algorithms with a fixed axis name."""
     update = line.build(text, axis='replicas')
     assert broken(check(update, LINES[text], count, axis='replicas')) == {}
 
@@ -54,13 +54,13 @@ def test_every_law_holds_for_eight_workers() -> None:
 
 
 @functools.cache
-def idle(update: str) -> Trial:
-    """An update that does nothing of note, on trial."""
+def trivial(update: str) -> Trial:
+    """The trial of an optax transformation that is no distributed algorithm."""
     return Trial(getattr(optax, update)(), 3)
 
 
 def breaks(law: Law, trial: Trial) -> bool:
-    """Whether the trial breaks the law for what it does, not because it lacks the state that the law looks at."""
+    """Whether the trial breaks the law by its updates, and not because its state lacks what the law compares."""
     try:
         law.check(trial)
     except LawBroken:
@@ -72,23 +72,23 @@ def breaks(law: Law, trial: Trial) -> bool:
 
 @pytest.mark.parametrize('update', ['identity', 'set_to_zero'])
 @pytest.mark.parametrize('name', ENTRIES)
-def test_the_claims_say_what_it_does(name: str, update: str) -> None:
-    """Over an algorithm's examples, a law on more than bytes tells it from one that does nothing."""
+def test_the_claims_exclude_trivial_updates(name: str, update: str) -> None:
+    """Among the claims of an algorithm's examples, a law on more than bytes is broken by a trivial update."""
     claims = (law for claims in ENTRIES[name].examples.values() for law in claims if not law.name.startswith('sends'))
-    assert any(breaks(law, idle(update)) for law in claims)
+    assert any(breaks(law, trivial(update)) for law in claims)
 
 
 leaf = st.lists(st.integers(0, 6), max_size=2).map(tuple) | st.integers(7, 40).map(lambda n: (n,))
-shapes = st.lists(leaf, min_size=1, max_size=3).map(lambda found: {f'leaf{i}': shape for i, shape in enumerate(found)})
-"""Up to three leaves of up to 40 entries: scalars, empty ones, sizes that no number of workers divides."""
+shapes = st.lists(leaf, min_size=1, max_size=3).map(lambda leaves: {f'leaf{i}': x for i, x in enumerate(leaves)})
+"""Up to three leaves of up to 40 entries: scalars, empty leaves, sizes that no number of workers divides."""
 
 
 def cases(*dtypes: Any, empty: bool = True) -> st.SearchStrategy[Any]:
-    """Keywords for a trial; `empty` says whether there may be no entry at all."""
+    """Keyword arguments of a trial; `empty` allows trees without any entry."""
     return st.fixed_dictionaries(
         {
             'count': st.integers(1, 6),
-            'shapes': shapes.filter(lambda found: empty or any(map(math.prod, found.values()))),
+            'shapes': shapes.filter(lambda leaves: empty or any(map(math.prod, leaves.values()))),
             'dtype': st.sampled_from(dtypes or (jnp.float32, jnp.bfloat16, jnp.float16)),
             'seed': st.integers(0, 2**32 - 1),
         }
@@ -110,8 +110,8 @@ def test_an_exact_mean(case: Any) -> None:
 @slow
 @few
 @given(cases(empty=False), st.integers(1, 40))
-def test_a_mean_through_eight_bits_is_near(case: Any, block: int) -> None:
-    """Half a step a phase, and what the dtype of the updates rounds."""
+def test_an_int8_mean_is_near(case: Any, block: int) -> None:
+    """The error is at most half a quantisation step for each phase, plus the rounding of the updates' dtype."""
     trial = Trial(line.build(f'mean(codec=int8(block={block}))'), **case)
     laws.near_mean(1 / 127 + float(jnp.finfo(case['dtype']).eps)).check(trial)
     laws.agrees().check(trial)
@@ -120,7 +120,7 @@ def test_a_mean_through_eight_bits_is_near(case: Any, block: int) -> None:
 @slow
 @few
 @given(cases(jnp.float32, empty=False), st.integers(1, 40), st.sampled_from(['nearest', 'stochastic']))
-def test_feedback_loses_nothing(case: Any, block: int, rounding: str) -> None:
+def test_feedback_is_conserved(case: Any, block: int, rounding: str) -> None:
     update = line.build(f'mean(codec=int8(block={block}, rounding={rounding!r}), feedback=True)')
     laws.conserves_feedback(_residual).check(Trial(update, **case))
 
@@ -135,14 +135,14 @@ def test_a_delay(case: Any, steps: int) -> None:
 @slow
 @few
 @given(cases(), st.integers(1, 7))
-def test_meetings(case: Any, every: int) -> None:
+def test_rounds(case: Any, every: int) -> None:
     laws.synchronises(every).check(Trial(line.build(f'average(every={every})'), **case))
 
 
 @slow
 @few
 @given(cases(jnp.float32, empty=False), st.integers(1, 7), st.integers(1, 40))
-def test_meetings_conserve_the_mean(case: Any, every: int, block: int) -> None:
+def test_rounds_conserve_the_mean(case: Any, every: int, block: int) -> None:
     laws.conserves_mean().check(Trial(line.build(f'average(every={every})'), **case))
-    coded = line.build(f'average(every={every}, codec=int8(block={block}), feedback=True)')
-    laws.conserves_mean(_residual).check(Trial(coded, **case))
+    compressed = line.build(f'average(every={every}, codec=int8(block={block}), feedback=True)')
+    laws.conserves_mean(_residual).check(Trial(compressed, **case))

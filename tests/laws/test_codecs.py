@@ -1,4 +1,4 @@
-"""Every registered codec keeps its laws, alone and in a mean; int8 against NumPy, byte by byte."""
+"""Every registered codec obeys its laws; int8 against NumPy, byte by byte."""
 
 from typing import Any
 
@@ -29,18 +29,18 @@ slow = pytest.mark.slow
 def test_every_law_holds(text: str, blocks: int, seed: int) -> None:
     trial = CodecTrial(line.build_codec(text), blocks, seed)
     claims = (*universal_codec(), *LINES[text])
-    # Operation by operation every one is compiled by itself: for one length of the vector.
-    chosen = [law for law in claims if blocks == 5 or law.name != 'the same operation by operation']
+    # Without jit every operation is compiled by itself, so that law is checked for one length of the vector only.
+    chosen = [law for law in claims if blocks == 5 or law.name != 'same without jit']
     verdicts = [check_law(law, trial) for law in chosen]
     assert {v.law: v.problem for v in verdicts if v.problem} == {}
 
 
-def mute(codec: Any) -> Any:
-    """A codec that sends nothing but zeros, of the same kind."""
+def zeroed(codec: Any) -> Any:
+    """A codec of the same kind that decodes every message to zeros."""
     if isinstance(codec, PerTensor):
-        return PerTensor(lambda tensors: [mute(each) for each in codec.pick(tensors)])
+        return PerTensor(lambda tensors: [zeroed(each) for each in codec.pick(tensors)])
     if isinstance(codec, Reducer):
-        zeros = lambda tensors, known, axis: ([jnp.zeros_like(x) for x in tensors], tensors, known)  # noqa: E731
+        zeros = lambda tensors, states, axis: ([jnp.zeros_like(x) for x in tensors], tensors, states)  # noqa: E731
         return codec._replace(mean=zeros)
     return codec and codec._replace(decode=lambda message, n: jnp.zeros(n))
 
@@ -48,12 +48,12 @@ def mute(codec: Any) -> Any:
 @pytest.mark.parametrize(
     'name', [pytest.param(name, marks=[slow] * (name not in ('int8', 'top_k'))) for name in ENTRIES]
 )
-def test_the_claims_say_what_it_does(name: str) -> None:
-    """Over a codec's examples, a law on more than bytes tells it from one that sends nothing but zeros."""
+def test_the_claims_are_broken_by_a_codec_of_zeros(name: str) -> None:
+    """At least one law of a codec's examples fails for a codec that decodes every message to zeros."""
 
     def breaks(text: str, law: Any) -> bool:
         try:
-            law.check(CodecTrial(mute(line.build_codec(text))))
+            law.check(CodecTrial(zeroed(line.build_codec(text))))
         except LawBroken:
             return True
         return False
@@ -62,7 +62,7 @@ def test_the_claims_say_what_it_does(name: str) -> None:
 
 
 def read(message: Any, blocks: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The codes [blocks, block] and the scales [blocks, 1] that lie in a message of int8."""
+    """The codes [blocks, block] and the scales [blocks, 1] in a message of int8."""
     rows = np.asarray(message)[: blocks * (block + 4)].reshape(blocks, block + 4)
     return rows[:, :block].astype(np.int16) - 127, rows[:, block:].copy().view(np.float32)
 
@@ -74,24 +74,24 @@ def vector(blocks: int, block: int, size: float, seed: int) -> np.ndarray:
 @slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.sampled_from([(1, 1), (6, 7), (3, 70)]), st.floats(1e-25, 1e25), st.integers(0, 2**32 - 1))
-def test_int8_is_that_of_numpy(shape: tuple[int, int], size: float, seed: int) -> None:
+def test_int8_matches_numpy(shape: tuple[int, int], size: float, seed: int) -> None:
     """Scales are the largest magnitudes over 127, codes the nearest integers, and the rest of the message is zeros."""
-    blocks, block = shape  # few of them: each is compiled
+    blocks, block = shape  # few shapes, because each is compiled
     x, codec = vector(blocks, block, size, seed), int8(block=block)
     message = codec.encode(jnp.asarray(x.reshape(-1)), KEY)
     codes, scales = read(message, blocks, block)
-    wanted = np.abs(x.astype(np.float64)).max(1, keepdims=True) / 127
-    np.testing.assert_allclose(scales, wanted, rtol=1e-6)
-    assert np.abs(codes - x / wanted).max() <= 0.5 + 1e-4
+    expected = np.abs(x.astype(np.float64)).max(1, keepdims=True) / 127
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
+    assert np.abs(codes - x / expected).max() <= 0.5 + 1e-4
     assert message.shape == (padded(blocks * (block + 4), LANES),)
     assert not np.asarray(message)[blocks * (block + 4) :].any()
-    back = np.asarray(codec.decode(message, x.size)).reshape(x.shape)
-    np.testing.assert_allclose(back, codes.astype(np.float64) * scales, rtol=1e-6)
+    decoded = np.asarray(codec.decode(message, x.size)).reshape(x.shape)
+    np.testing.assert_allclose(decoded, codes.astype(np.float64) * scales, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_random_rounding_takes_one_of_two_neighbours() -> None:
-    """And takes the upper one as often as the entry is near to it."""
+def test_stochastic_rounding_takes_one_of_two_neighbours() -> None:
+    """The probability of the upper neighbour is the distance from the lower one."""
     x = np.tile(np.float32([127, 10.25, -10.25, 0.75]), (1, 16))
     encode = jax.jit(jax.vmap(lambda key: int8(block=64, rounding='stochastic').encode(jnp.asarray(x[0]), key)))
     codes = np.stack([read(message, 1, 64)[0][0] for message in encode(jax.random.split(KEY, 200))]).reshape(-1, 4)
@@ -103,12 +103,12 @@ def test_random_rounding_takes_one_of_two_neighbours() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('rounding', ['nearest', 'stochastic'])
-def test_what_is_not_finite_spoils_its_block_alone(rounding: Any, bad: float) -> None:
+def test_a_non_finite_entry_decodes_to_nan_in_its_block_only(rounding: Any, bad: float) -> None:
     codec, x = int8(block=8, rounding=rounding), vector(3, 8, 1.0, 0)
     x[1, 3] = bad
-    back = np.asarray(codec.decode(codec.encode(jnp.asarray(x.reshape(-1)), KEY), x.size)).reshape(x.shape)
-    assert np.isnan(back[1]).all()
-    assert np.abs(back[[0, 2]] - x[[0, 2]]).max() < 0.05
+    decoded = np.asarray(codec.decode(codec.encode(jnp.asarray(x.reshape(-1)), KEY), x.size)).reshape(x.shape)
+    assert np.isnan(decoded[1]).all()
+    assert np.abs(decoded[[0, 2]] - x[[0, 2]]).max() < 0.05
 
 
 @pytest.mark.parametrize('options, text', [({'block': 0}, 'block=0 must be 1'), ({'rounding': 'up'}, "'up' must be")])
@@ -119,6 +119,6 @@ def test_bad_options(options: Any, text: str) -> None:
 
 @pytest.mark.parametrize('workers, entries, phase', [(1, 100, 512), (3, 100, 512), (3, 7000, 3072), (8, 256, 512)])
 def test_bytes_of_a_mean(workers: int, entries: int, phase: int) -> None:
-    """Both phases send a part of the vector to every other; a part is whole blocks of 36 bytes, padded to 512."""
+    """Both phases send a part to every other worker; a part is whole blocks of 36 bytes, padded to 512."""
     codec = int8(block=32)
     assert bytes_sent(codec, 'two_phases')(workers, jnp.zeros(entries)) == 2 * (workers - 1) * phase

@@ -1,8 +1,8 @@
-"""Every algorithm through which workers meet, with every kind of codec, simulated, on a mesh, and on a mesh with a
-model axis.
+"""Every algorithm that synchronises, with every kind of codec: simulated, on a mesh, and on a mesh with a model axis.
 
-Each such line trains, goes on bit for bit from a saved state, goes on with another number of workers, and is metered as
-compiled. The table in docs/composition.md is measured here: `python tests/laws/test_composition.py` writes it.
+Each update line trains, resumes bit for bit from a saved state, resumes with another number of workers, and sends the
+bytes that the ledger reports. `python tests/laws/test_composition.py` measures and writes the table in
+docs/composition.md.
 """
 
 import inspect
@@ -49,9 +49,9 @@ CODECS = {
     'top_k, feedback': 'codec=top_k(k=8, block=32), feedback=True',
     'power_sgd, feedback': 'codec=power_sgd(rank=4), feedback=True',
 }
-NOT = {('parameter_server', 'power_sgd, feedback'): 'its parts are no matrices'}
-CELLS = [(name, codec) for name in LINES for codec in CODECS if (name, codec) not in NOT]
-PLACES: dict[str, Workers] = {
+REFUSED = {('parameter_server', 'power_sgd, feedback'): 'its parts are no matrices'}
+CELLS = [(name, codec) for name in LINES for codec in CODECS if (name, codec) not in REFUSED]
+PLACEMENTS: dict[str, Workers] = {
     'simulated': workers.simulated(W),
     'mesh': workers.on_mesh(mesh.make({'workers': W})),
     'workers x model': workers.on_mesh(mesh.make({'workers': W, 'model': 2})),
@@ -59,12 +59,12 @@ PLACES: dict[str, Workers] = {
 
 
 def text(name: str, codec: str) -> str:
-    """The line; the server has a codec each way."""
-    words = CODECS[codec]
-    if name == 'parameter_server' and words:
-        made = words.removeprefix('codec=').removesuffix(', feedback=True')
-        words = f'push={made}, pull={made}' + (', feedback=True' if 'feedback' in words else '')
-    return LINES[name].format(words)
+    """The update line; the parameter server has one codec to push and one to pull."""
+    arguments = CODECS[codec]
+    if name == 'parameter_server' and arguments:
+        each = arguments.removeprefix('codec=').removesuffix(', feedback=True')
+        arguments = f'push={each}, pull={each}' + (', feedback=True' if 'feedback' in arguments else '')
+    return LINES[name].format(arguments)
 
 
 def loss(params: Any, batch: Any, key: jax.Array) -> Any:
@@ -76,71 +76,72 @@ def loss(params: Any, batch: Any, key: jax.Array) -> Any:
 
 @cache
 def targets(count: int) -> dict[str, np.ndarray]:
-    """One row a worker, around a common point far from where training begins."""
+    """One row per worker, around a common point far from the initial parameters."""
     rng = np.random.default_rng(0)
     centre = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     return {name: np.float32(c + 0.3 * rng.normal(size=(count, *c.shape))) for name, c in centre.items()}
 
 
-def program(update: str, where: Workers) -> Program:
+def build_program(update: str, placement: Workers) -> Program:
     start = lambda key: {name: jnp.zeros(shape) for name, shape in SHAPES.items()}  # noqa: E731
-    rules = RULES if where.mesh is not None and 'model' in where.mesh.shape else ()
-    return make_step(loss, start, line.build(update), targets(where.count), where, rules=rules, guard=False)
+    rules = RULES if placement.mesh is not None and 'model' in placement.mesh.shape else ()
+    return make_step(loss, start, line.build(update), targets(placement.count), placement, rules=rules, guard=False)
 
 
-def end_of(state: Any, made: Program, count: int) -> tuple[dict[str, np.ndarray], float]:
-    """The workers' mean parameters, and their distance from the best as a part of that from the start."""
-    params = jax.device_get(jax.jit(lambda state: shared_params(state, made.layout))(state))
-    best = {name: x.mean(0) for name, x in targets(count).items()}
-    off = sum(np.sum((params[name] - x) ** 2) for name, x in best.items())
-    return params, float(np.sqrt(off / sum(np.sum(x**2) for x in best.values())))
+def result(state: Any, program: Program, count: int) -> tuple[dict[str, np.ndarray], float]:
+    """The workers' mean parameters, and their distance from the optimum as a fraction of the initial distance."""
+    params = jax.device_get(jax.jit(lambda state: shared_params(state, program.layout))(state))
+    optimum = {name: x.mean(0) for name, x in targets(count).items()}
+    squared = sum(np.sum((params[name] - x) ** 2) for name, x in optimum.items())
+    return params, float(np.sqrt(squared / sum(np.sum(x**2) for x in optimum.values())))
 
 
-def distance(state: Any, made: Program, count: int) -> float:
-    """The distance of `end_of`."""
-    return end_of(state, made, count)[1]
+def distance(state: Any, program: Program, count: int) -> float:
+    """The distance of `result`."""
+    return result(state, program, count)[1]
 
 
-class Seen(NamedTuple):
-    """What one line did in one place.
+class Measured(NamedTuple):
+    """The results of one update line on one placement of the workers.
 
     Attributes:
-        params: the workers' mean after the steps.
-        far: see `distance`, after the steps.
-        resumed: whether a state that was saved and loaded on the way goes on with the same bits.
+        params: the workers' mean parameters after the steps.
+        distance: the distance of `result`, after the steps.
+        resumed: whether a state that is saved and loaded between two steps resumes with the same bits.
         sent: bytes that one worker sends on an average step.
-        metered: the bytes over the worker axis that the trace shows, and those of the compiled program.
+        totals: the bytes over the worker axis in the trace, and in the compiled program.
     """
 
     params: dict[str, np.ndarray]
-    far: float
+    distance: float
     resumed: bool
     sent: Fraction | None
-    metered: tuple[Any, Any]
+    totals: tuple[Any, Any]
 
 
-def seen(update: str, where: Workers) -> Seen:
-    made, batch = program(update, where), targets(where.count)
-    # Placed as a loaded state is: JAX compiles anew for a state that is not.
-    state = middle = reloaded(made.init(jax.random.key(0)))
+def measure(update: str, placement: Workers) -> Measured:
+    program, batch = build_program(update, placement), targets(placement.count)
+    # The first state is reloaded too: JAX compiles the step again for a state with another placement.
+    state = middle = reloaded(program.init(jax.random.key(0)))
     for step in range(STEPS):
-        state, _ = made.step(state, batch)
+        state, _ = program.step(state, batch)
         middle = reloaded(state) if step == STEPS - 4 else middle
     for _ in range(3):
-        middle, _ = made.step(middle, batch)
+        middle, _ = program.step(middle, batch)
     pairs = zip(jax.tree.leaves(middle), jax.tree.leaves(state), strict=True)
-    same = all(bits(a) == bits(b) for a, b in pairs)
-    end = *end_of(state, made, W), same
-    first = lambda: made.init(jax.random.key(0))  # noqa: E731
-    if where.mesh is None:
-        placed = program(update, workers.abstract(W))
+    resumed = all(bits(a) == bits(b) for a, b in pairs)
+    outcome = *result(state, program, W), resumed
+    first = lambda: program.init(jax.random.key(0))  # noqa: E731
+    if placement.mesh is None:
+        # Simulated workers send nothing, so the bytes are those of as many workers on an abstract mesh.
+        abstract = build_program(update, workers.abstract(W))
         sizes = {'workers': W}
-        rows = ledger.traced_step(placed.step, placed.state, batch, sizes, MEASURED, initial=first)
-        return Seen(*end, ledger.Ledger(sizes, tuple(rows), {}).sent('workers'), ({}, {}))
-    book = ledger.measure(made.step, made.state, batch, where.mesh, MEASURED, initial=first)
-    traced = ledger.traced(made.run, where.mesh.shape, made.state, batch)
-    compiled = ledger.compiled(made.step.lower(made.state, batch).compile(), where.mesh)
-    return Seen(*end, book.sent('workers'), (over_workers(traced), over_workers(compiled)))
+        rows = ledger.traced_step(abstract.step, abstract.state, batch, sizes, MEASURED, initial=first)
+        return Measured(*outcome, ledger.Ledger(sizes, tuple(rows), {}).sent('workers'), ({}, {}))
+    measured = ledger.measure(program.step, program.state, batch, placement.mesh, MEASURED, initial=first)
+    traced = ledger.traced(program.run, placement.mesh.shape, program.state, batch)
+    compiled = ledger.compiled(program.step.lower(program.state, batch).compile(), placement.mesh)
+    return Measured(*outcome, measured.sent('workers'), (over_workers(traced), over_workers(compiled)))
 
 
 def bits(x: jax.Array) -> bytes:
@@ -153,74 +154,73 @@ def over_workers(entries: Any) -> Any:
 
 
 @cache
-def cell(name: str, codec: str) -> dict[str, Seen]:
-    return {place: seen(text(name, codec), where) for place, where in PLACES.items()}
+def cell(name: str, codec: str) -> dict[str, Measured]:
+    return {label: measure(text(name, codec), placement) for label, placement in PLACEMENTS.items()}
 
 
 def row(name: str, codec: str) -> str:
-    """The row of the table: bytes on an average step."""
-    found = cell(name, codec)
-    sent = [found[place].sent for place in PLACES]
+    """A row of the table: bytes on an average step, for each placement."""
+    sent = [measured.sent for measured in cell(name, codec).values()]
     numbers = [f'{float(n):,.0f}' for n in sent]
     return f'| `{name}` | {codec} | {" | ".join(numbers)} |'
 
 
 def table() -> str:
     rows = [row(*each) for each in CELLS]
-    rows += [f'| `{name}` | {codec} | refused: {why} | | |' for (name, codec), why in NOT.items()]
-    return '\n'.join([f'| algorithm | codec | {" | ".join(PLACES)} |', '|---|---|---|---|---|', *rows])
+    rows += [f'| `{name}` | {codec} | refused: {reason} | | |' for (name, codec), reason in REFUSED.items()]
+    return '\n'.join([f'| algorithm | codec | {" | ".join(PLACEMENTS)} |', '|---|---|---|---|---|', *rows])
 
 
-def test_every_algorithm_with_a_codec_is_here() -> None:
-    takes = {'codec', 'push'}
-    found = {name for name, e in registry.algorithms().items() if takes & set(inspect.signature(e.make).parameters)}
-    assert found == set(LINES)
-    assert {name for name, entry in registry.algorithms().items() if entry.syncs} == found
+def test_every_algorithm_with_a_codec_has_a_line() -> None:
+    arguments = {'codec', 'push'}
+    names = {name for name, e in registry.algorithms().items() if arguments & set(inspect.signature(e.make).parameters)}
+    assert names == set(LINES)
+    assert {name for name, entry in registry.algorithms().items() if entry.syncs} == names
 
 
 @pytest.mark.parametrize(
     'name, codec', [pytest.param(*each, marks=[SLOW] * (each != ('diloco', 'none'))) for each in CELLS]
 )
-def test_it_trains_resumes_and_is_metered(name: str, codec: str) -> None:
-    for place, found in cell(name, codec).items():
-        assert found.far < (0.8 if 'power_sgd' in codec else 0.5), (place, found.far)  # random targets have no low rank
-        assert found.resumed, place
-        assert found.sent, place
-    traced, compiled = cell(name, codec)['mesh'].metered
+def test_it_trains_resumes_and_sends_the_reported_bytes(name: str, codec: str) -> None:
+    limit = 0.8 if 'power_sgd' in codec else 0.5  # random targets do not have a low rank
+    for placement, measured in cell(name, codec).items():
+        assert measured.distance < limit, (placement, measured.distance)
+        assert measured.resumed, placement
+        assert measured.sent, placement
+    traced, compiled = cell(name, codec)['mesh'].totals
     assert traced == compiled
-    # The trace does not know that the compiler sends a shard of what has no codec.
-    traced, compiled = (sum(found.values()) for found in cell(name, codec)['workers x model'].metered)
+    # The trace counts a whole tensor where it has no codec; the compiled program sends a shard of it.
+    traced, compiled = (sum(totals.values()) for totals in cell(name, codec)['workers x model'].totals)
     assert compiled <= traced
     if codec == 'none':
-        simulated, *others = (found.params for found in cell(name, codec).values())
-        for found in others:
-            for path, p in found.items():
+        simulated, *others = (measured.params for measured in cell(name, codec).values())
+        for params in others:
+            for path, p in params.items():
                 np.testing.assert_allclose(p, simulated[path], 1e-5, 1e-5)
     assert row(name, codec) in PAGE.read_text(), (
-        'run `python tests/laws/test_composition.py` and look at what has changed'
+        'the table differs: run `python tests/laws/test_composition.py` and review the changes'
     )
 
 
 @SLOW
 @pytest.mark.parametrize('codec', ['none', 'int4, feedback'])
 @pytest.mark.parametrize('name', LINES)
-def test_it_goes_on_with_another_number_of_workers(name: str, codec: str) -> None:
-    """Nothing is lost on the way, so it comes as near as if the number had never changed."""
-    update, old, new = text(name, codec), program(text(name, codec), PLACES['simulated']), workers.simulated(3)
+def test_it_resumes_with_another_number_of_workers(name: str, codec: str) -> None:
+    """Resizing keeps the mean parameters, and training then converges as with a constant number of workers."""
+    old, new = (build_program(text(name, codec), each) for each in (PLACEMENTS['simulated'], workers.simulated(3)))
     state = old.init(jax.random.key(0))
     for _ in range(5):
         state, _ = old.step(state, targets(W))
-    made = program(update, new)
     before = distance(state, old, 3)
-    state = resized(state, made)
-    assert distance(state, made, 3) == pytest.approx(before, rel=1e-4)
+    state = resized(state, new)
+    assert distance(state, new, 3) == pytest.approx(before, rel=1e-4)
     for _ in range(STEPS):
-        state, _ = made.step(state, targets(3))
-    assert distance(state, made, 3) < min(0.5, before)
+        state, _ = new.step(state, targets(3))
+    assert distance(state, new, 3) < min(0.5, before)
 
 
-@pytest.mark.parametrize('name, codec', NOT)
-def test_what_cannot_be_is_refused(name: str, codec: str) -> None:
+@pytest.mark.parametrize('name, codec', REFUSED)
+def test_refused_combinations(name: str, codec: str) -> None:
     with pytest.raises(line.LineError, match='takes a codec of messages'):
         line.build(text(name, codec))
 

@@ -1,6 +1,6 @@
-"""Planted defects, every one caught: by a law that the honest line claims, or by one for everybody.
+"""Every mutant breaks a law that the original line claims, or a universal law.
 
-The laws for everybody see 6 of the 50; without claims 44 would pass. `pytest -s` prints which laws saw which defect.
+The universal laws find 6 of the 50 mutants; without claims 44 would pass. `pytest -s` prints the laws that each breaks.
 """
 
 import functools
@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from mutants import ALGORITHMS, CODECS, HONEST, Defect
+from mutants import ALGORITHMS, CODECS, ORIGINALS, Mutant
 
 from jaxdist.core import registry
 from jaxdist.laws import CodecTrial, Law, LawBroken, Trial, check_law, universal, universal_codec
 
-DEFECTS = ALGORITHMS + CODECS
+MUTANTS = ALGORITHMS + CODECS
 slow = pytest.mark.slow
 
 
 def some_slow(cases: Iterable[Any]) -> list[Any]:
-    """The cases, those with random numbers or feedback marked slow: these take the longest to compile."""
+    """Marks cases with random numbers or feedback as slow: they take longest to compile."""
     return [
         pytest.param(case, marks=[slow] * ('stochastic' in str(case) or 'feedback' in str(case)), id=str(case))
         for case in cases
@@ -30,58 +30,58 @@ def is_codec(line: str) -> bool:
 
 
 def claims(line: str) -> tuple[Law, ...]:
-    """What the registry says that the line claims."""
+    """The laws that the line claims in the registry."""
     entries = {**registry.algorithms(), **registry.codecs()}
     return tuple(entries[line.partition('(')[0]].examples[line])
 
 
-def everybodys(line: str) -> tuple[Law, ...]:
+def universal_laws(line: str) -> tuple[Law, ...]:
     return universal_codec() if is_codec(line) else universal()
 
 
-def on_trial(line: str, made: Any) -> Trial | CodecTrial:
-    return CodecTrial(made) if is_codec(line) else Trial(made)
+def trial_of(line: str, subject: Any) -> Trial | CodecTrial:
+    return CodecTrial(subject) if is_codec(line) else Trial(subject)
 
 
 @functools.cache
-def tried(defect: Defect) -> Trial | CodecTrial:
-    """The defect on trial: compiled once for all laws and tests."""
-    return on_trial(defect.line, defect.make())
+def mutant_trial(mutant: Mutant) -> Trial | CodecTrial:
+    """The mutant's trial, compiled once for all laws and tests."""
+    return trial_of(mutant.line, mutant.make())
 
 
-def broken(suspects: tuple[Law, ...], trial: Trial | CodecTrial) -> dict[str, str]:
-    """The problems by the names of the laws that have one."""
-    return {v.law: v.problem for law in suspects if (v := check_law(law, trial)).problem}
+def broken(laws: tuple[Law, ...], trial: Trial | CodecTrial) -> dict[str, str]:
+    """The laws that do not hold: name -> problem."""
+    return {result.law: result.problem for law in laws if (result := check_law(law, trial)).problem}
 
 
-@pytest.mark.parametrize('line', some_slow(HONEST))
-def test_the_honest_toy_keeps_what_is_claimed(line: str) -> None:
-    assert broken(claims(line), on_trial(line, HONEST[line]())) == {}
+@pytest.mark.parametrize('line', some_slow(ORIGINALS))
+def test_the_original_keeps_its_claims(line: str) -> None:
+    assert broken(claims(line), trial_of(line, ORIGINALS[line]())) == {}
 
 
-@pytest.mark.parametrize('defect', some_slow(DEFECTS))
-def test_a_defect_is_caught(defect: Defect) -> None:
-    """By the law that was meant to, for what it does and not because it crashed."""
-    suspects = claims(defect.line) + everybodys(defect.line) * defect.universal
-    seen = broken(suspects, tried(defect))
-    print(f'{defect.line:55} {defect.name:45}', *seen, sep=' | ')  # noqa: T201 (the table of `pytest -s`)
-    law = next(law for law in suspects if law.name == defect.law)
+@pytest.mark.parametrize('mutant', some_slow(MUTANTS))
+def test_a_mutant_breaks_its_law(mutant: Mutant) -> None:
+    """It breaks the expected law, and by its values, not by an error that it raises."""
+    laws = claims(mutant.line) + universal_laws(mutant.line) * mutant.universal
+    problems = broken(laws, mutant_trial(mutant))
+    print(f'{mutant.line:55} {mutant.name:45}', *problems, sep=' | ')  # noqa: T201 (the table of `pytest -s`)
+    law = next(law for law in laws if law.name == mutant.law)
     with pytest.raises(LawBroken):
-        law.check(tried(defect))
+        law.check(mutant_trial(mutant))
 
 
 @slow
-@pytest.mark.parametrize('line', HONEST)
-def test_the_honest_toy_keeps_the_laws_for_everybody(line: str) -> None:
-    assert broken(everybodys(line), on_trial(line, HONEST[line]())) == {}
+@pytest.mark.parametrize('line', ORIGINALS)
+def test_the_original_keeps_the_universal_laws(line: str) -> None:
+    assert broken(universal_laws(line), trial_of(line, ORIGINALS[line]())) == {}
 
 
 @slow
-@pytest.mark.parametrize('defect', DEFECTS, ids=str)
-def test_the_laws_for_everybody_see_few(defect: Defect) -> None:
-    """6 of 50: what an algorithm claims is what finds a defect in it."""
-    assert bool(broken(everybodys(defect.line), tried(defect))) == defect.universal
+@pytest.mark.parametrize('mutant', MUTANTS, ids=str)
+def test_universal_laws_find_few_mutants(mutant: Mutant) -> None:
+    """6 of 50; the others are found by claims only."""
+    assert bool(broken(universal_laws(mutant.line), mutant_trial(mutant))) == mutant.universal
 
 
-def test_the_count_of_defects_is_the_one_told() -> None:
-    assert (len(DEFECTS), sum(defect.universal for defect in DEFECTS)) == (50, 6)
+def test_the_numbers_of_mutants_in_the_docstrings() -> None:
+    assert (len(MUTANTS), sum(mutant.universal for mutant in MUTANTS)) == (50, 6)

@@ -1,13 +1,24 @@
-"""A NumPy twin of constrained training: W workers in plain loops, one central gradient, and no JAX.
+"""Reference implementation of constrained training in NumPy: W workers in plain loops, one central gradient, no JAX.
 
-Written from the rules alone, and from the papers that its parts name. The parts are here by name, too, for tests.
+Written from the documented rules and the papers that its parts name. The parts are exported here too, for tests.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy_duals import Growing, Link, Nupi, Restart, ScaleByPenalty, Seen, Sgd, Within, ascended, onto_ball
+from numpy_duals import (
+    Extra,
+    Growing,
+    Nupi,
+    Restart,
+    ScaleByPenalty,
+    Sgd,
+    Transformation,
+    Within,
+    ascended,
+    onto_ball,
+)
 from numpy_measures import (
     Array,
     Constraint,
@@ -28,11 +39,11 @@ __all__ = [
     'Constraint',
     'Growing',
     'Nupi',
-    'Path',
+    'Reference',
     'Restart',
     'ScaleByPenalty',
     'Sgd',
-    'Twin',
+    'Trajectory',
     'Within',
     'onto_ball',
     'pad',
@@ -41,12 +52,12 @@ __all__ = [
 Shards = Sequence[Shard]
 
 
-class Path(NamedTuple):
-    """What happened in T steps.
+class Trajectory(NamedTuple):
+    """The trajectory of T steps.
 
-    `params` [T + 1, d], `penalty` [T + 1] and every name's `multipliers` [T + 1, ...] are there before each step and
+    `params` [T + 1, d], `penalty` [T + 1] and every name's `multipliers` [T + 1, ...] are from before each step and
     after the last; `violations` [T, ...] are those that the step fed, or would have fed (0 for absent examples);
-    `stepped` [T] tells whether it took a dual step; `losses` [T] are mean losses at params[:-1].
+    `stepped` [T] is whether the step was a dual step; `losses` [T] are mean losses at params[:-1].
     """
 
     params: Array
@@ -58,29 +69,29 @@ class Path(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a walk stands: w and its trace [d], multipliers by name, the links' memories, and the penalty's."""
+    """The training state: w and its trace [d], multipliers by name, the dual transformations' states, the penalty."""
 
     w: Array
     trace: Array
     multipliers: dict[str, Array]
-    memories: list[Array]
+    dual_states: list[Array]
     penalty: float
-    worst: float | None = None  # at the dual step before
-    taken: int = 0  # dual steps
+    worst: float | None = None  # largest violation at the last dual step
+    taken: int = 0  # dual steps taken
 
 
-class Twin:
-    """Walks the rules, one batch a step; a batch is a list of one shard for each worker.
+class Reference:
+    """Trains on one batch per step; a batch is a list of one shard per worker.
 
-    `penalty` is a number, a schedule of the dual steps taken, or `Growing`; `dual` is a list of links. The state of a
-    link, too, stays for multipliers of examples that are not in the batch.
+    `penalty` is a number, a schedule of the dual steps taken, or `Growing`; `dual` is a list of transformations. For
+    examples that are not in the batch, neither multipliers nor the transformations' states change.
     """
 
     def __init__(
         self,
         loss: Loss,
         constraints: Mapping[str, Constraint],
-        dual: Sequence[Link] = (Sgd(0.1),),
+        dual: Sequence[Transformation] = (Sgd(0.1),),
         rate: float = 0.1,
         momentum: float = 0.0,
         order: str = 'alternating',
@@ -111,8 +122,8 @@ class Twin:
             gradient = gradient + np.tensordot(pull, one.jacobian, pull.ndim)
         return value, gradient
 
-    def walk(self, start: Array, batches: Sequence[Shards]) -> Path:
-        """From `start` [d] and multipliers 0, one step a batch."""
+    def train(self, start: Array, batches: Sequence[Shards]) -> Trajectory:
+        """From `start` [d] and multipliers of 0, one step per batch."""
         self.size = max(1 + int(index_of(shard).max(initial=-1)) for shards in batches for shard in shards)
         states, fed, losses = [self._begin(np.asarray(start, float), batches[0])], [], []
         stepped = [self._steps(t) for t in range(len(batches))]
@@ -120,10 +131,10 @@ class Twin:
             state = states[-1]
             sums = total([self.loss(state.w, shard) for shard in shards])[0]
             losses.append(sums / sum(weight_of(shard).sum() for shard in shards))
-            state, seen = getattr(self, '_' + self.order)(state, shards, on)
-            states.append(self._settled(state, seen) if on else state)
-            fed.append({name: one.value for name, one in seen.items()})
-        return Path(
+            state, entries = getattr(self, '_' + self.order)(state, shards, on)
+            states.append(self._with_penalty(state, entries) if on else state)
+            fed.append({name: one.value for name, one in entries.items()})
+        return Trajectory(
             np.array([state.w for state in states]),
             {name: np.array([state.multipliers[name] for state in states]) for name in self.constraints},
             {name: np.array([values[name] for values in fed]) for name in self.constraints},
@@ -134,8 +145,8 @@ class Twin:
 
     def _begin(self, w: Array, shards: Shards) -> State:
         zeros = {name: np.zeros(one.value.shape) for name, one in self.entries(w, shards, False).items()}
-        memory = np.zeros((2, sum(array.size for array in zeros.values())))
-        return State(w, np.zeros((2, len(w))), zeros, [memory] * len(self.dual), self._penalty_at(0))
+        dual_state = np.zeros((2, sum(array.size for array in zeros.values())))
+        return State(w, np.zeros((2, len(w))), zeros, [dual_state] * len(self.dual), self._penalty_at(0))
 
     def _penalty_at(self, taken: int) -> float:
         if isinstance(self.penalty, Growing):
@@ -145,58 +156,58 @@ class Twin:
     def _steps(self, t: int) -> bool:
         return (t + (self.order == 'primal_first')) % self.every == 0
 
-    # The orders: a state and a batch in; the next state, and the entries that fed the multipliers, out.
+    # The orders, each `(state, batch) -> (next state, the entries that fed the multipliers)`.
 
     def _alternating(self, state: State, shards: Shards, on: bool) -> tuple[State, dict[str, Entries]]:
-        seen = self.entries(state.w, shards, False)
-        ascended = self._ascend(state, seen, on)
-        return self._join(state, ascended, self._descend(state, state.w, ascended[0], shards)), seen
+        entries = self.entries(state.w, shards, False)
+        ascended = self._ascend(state, entries, on)
+        return self._join(state, ascended, self._descend(state, state.w, ascended[0], shards)), entries
 
     def _simultaneous(self, state: State, shards: Shards, on: bool) -> tuple[State, dict[str, Entries]]:
-        seen = self.entries(state.w, shards, False)
+        entries = self.entries(state.w, shards, False)
         descended = self._descend(state, state.w, state.multipliers, shards)
-        return self._join(state, self._ascend(state, seen, on), descended), seen
+        return self._join(state, self._ascend(state, entries, on), descended), entries
 
     def _primal_first(self, state: State, shards: Shards, on: bool) -> tuple[State, dict[str, Entries]]:
         descended = self._descend(state, state.w, state.multipliers, shards)
-        seen = self.entries(descended[0], shards, False)
-        return self._join(state, self._ascend(state, seen, on), descended), seen
+        entries = self.entries(descended[0], shards, False)
+        return self._join(state, self._ascend(state, entries, on), descended), entries
 
     def _extragradient(self, state: State, shards: Shards, on: bool) -> tuple[State, dict[str, Entries]]:
         ahead, _ = self._descend(state, state.w, state.multipliers, shards)
         multipliers, _ = self._ascend(state, self.entries(state.w, shards, False), on)
-        seen = self.entries(ahead, shards, False)
+        entries = self.entries(ahead, shards, False)
         descended = self._descend(state, ahead, multipliers, shards)
-        return self._join(state, self._ascend(state, seen, on), descended), seen
+        return self._join(state, self._ascend(state, entries, on), descended), entries
 
     def _join(self, state: State, ascended: tuple[dict[str, Array], list[Array]], descended: Pair) -> State:
-        (multipliers, memories), (w, trace) = ascended, descended
-        return state._replace(w=w, trace=trace, multipliers=multipliers, memories=memories)
+        (multipliers, dual_states), (w, trace) = ascended, descended
+        return state._replace(w=w, trace=trace, multipliers=multipliers, dual_states=dual_states)
 
     def _descend(self, state: State, at: Array, multipliers: Mapping[str, Array], shards: Shards) -> Pair:
         """The step from the state's w by the gradient at another point, and the optimiser's trace."""
         _, gradient = self.lagrangian(at, multipliers, state.penalty, shards)
-        seen = Seen(state.w, gradient, np.full(len(state.w), False), state.penalty)
-        move, trace = self.primal(gradient, state.trace, seen)
+        extra = Extra(state.w, gradient, np.full(len(state.w), False), state.penalty)
+        move, trace = self.primal(gradient, state.trace, extra)
         return state.w + move, trace
 
-    def _ascend(self, state: State, seen: Mapping[str, Entries], on: bool) -> tuple[dict[str, Array], list[Array]]:
-        """The multipliers and the links' memories after a dual step; absent examples keep theirs."""
+    def _ascend(self, state: State, entries: Mapping[str, Entries], on: bool) -> tuple[dict[str, Array], list[Array]]:
+        """The multipliers and the transformations' states after a dual step; both are unchanged for absent examples."""
         if not on:
-            return state.multipliers, state.memories
-        before, violations = self._flat(state.multipliers), self._flat({n: one.value for n, one in seen.items()})
-        kinds = {n: np.full(one.value.shape, self.constraints[n].kind == 'inequality') for n, one in seen.items()}
-        present = self._flat({n: one.present for n, one in seen.items()})
-        after, memories = ascended(
-            self.dual, state.memories, Seen(before, violations, self._flat(kinds), state.penalty)
+            return state.multipliers, state.dual_states
+        before, violations = self._flat(state.multipliers), self._flat({n: one.value for n, one in entries.items()})
+        kinds = {n: np.full(one.value.shape, self.constraints[n].kind == 'inequality') for n, one in entries.items()}
+        present = self._flat({n: one.present for n, one in entries.items()})
+        after, dual_states = ascended(
+            self.dual, state.dual_states, Extra(before, violations, self._flat(kinds), state.penalty)
         )
-        kept = [np.where(present, new, old) for new, old in zip(memories, state.memories, strict=True)]
+        kept = [np.where(present, new, old) for new, old in zip(dual_states, state.dual_states, strict=True)]
         return self._named(np.where(present, after, before), state.multipliers), kept
 
-    def _settled(self, state: State, seen: Mapping[str, Entries]) -> State:
-        """The state after a dual step's penalty is set for the steps to come."""
-        kinds = {name: self.constraints[name].kind for name in seen}
-        sizes = [np.abs(one.value) if kinds[n] == 'equality' else one.value for n, one in seen.items()]
+    def _with_penalty(self, state: State, entries: Mapping[str, Entries]) -> State:
+        """The state with the penalty after a dual step."""
+        kinds = {name: self.constraints[name].kind for name in entries}
+        sizes = [np.abs(one.value) if kinds[n] == 'equality' else one.value for n, one in entries.items()]
         worst = max(0.0, *(float(np.max(size, initial=0.0)) for size in sizes))
         if isinstance(self.penalty, Growing):
             penalty = self.penalty.after(state.penalty, worst, state.worst)

@@ -1,4 +1,4 @@
-"""The dual side of the NumPy twin of constrained training: links, projections and penalties.
+"""The dual part of the NumPy reference of constrained training: dual transformations, projections and penalties.
 
 From Sohrabi et al. 2024 (nuPI, arXiv 2406.04558), Stooke et al. 2020 (its derivative term, arXiv 2007.03964), Duchi
 et al. 2008 (the 1-norm ball) and Bertsekas 1996 (the method of multipliers).
@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy_measures import Array, Pair
 
-# The dual line: links that are fed with minus the violations, all multipliers in one vector [N].
+# The dual line: transformations that are fed with minus the violations, all multipliers in one vector [N].
 
 
-class Seen(NamedTuple):
-    """What a link sees beside its input: multipliers, violations, which are inequalities [N], and the penalty."""
+class Extra(NamedTuple):
+    """The extra arguments of a transformation: multipliers, violations, which are inequalities [N], and the penalty."""
 
     multipliers: Array
     violations: Array
@@ -22,10 +22,10 @@ class Seen(NamedTuple):
     penalty: float
 
 
-class Link(Protocol):
-    """`(updates [N], memory [k, N], seen) -> (updates [N], memory [k, N])`, with a memory of zeros at first."""
+class Transformation(Protocol):
+    """`(updates [N], state [k, N], extra) -> (updates [N], state [k, N])`; the initial state is zeros."""
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair: ...
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair: ...
 
 
 class Sgd(NamedTuple):
@@ -34,21 +34,21 @@ class Sgd(NamedTuple):
     rate: float
     momentum: float = 0.0
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair:
-        trace = updates + self.momentum * memory[0]
-        return -self.rate * trace, np.array([trace, memory[1]])
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair:
+        trace = updates + self.momentum * state[0]
+        return -self.rate * trace, np.array([trace, state[1]])
 
 
 class Nupi(NamedTuple):
-    """nuPI with a derivative term; the memory is xi_{t-1}, xi_{t-2}, zeros at first."""
+    """nuPI with a derivative term; the state is xi_{t-1} and xi_{t-2}."""
 
     ki: float
     kp: float
     nu: float = 0.0
     kd: float = 0.0
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair:
-        error, (last, older) = -updates, memory
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair:
+        error, (last, older) = -updates, state
         xi = self.nu * last + (1 - self.nu) * error
         move = self.ki * error + self.kp * (xi - last) + self.kd * (xi - 2 * last + older)
         return move, np.array([xi, last])
@@ -60,24 +60,24 @@ class Within(NamedTuple):
     most: float = np.inf
     radius: float = np.inf
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair:
-        least = np.where(seen.inequality, 0.0, -self.most)
-        clipped = np.clip(seen.multipliers + updates, least, self.most)
-        return onto_ball(clipped, self.radius) - seen.multipliers, memory
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair:
+        least = np.where(extra.inequality, 0.0, -self.most)
+        clipped = np.clip(extra.multipliers + updates, least, self.most)
+        return onto_ball(clipped, self.radius) - extra.multipliers, state
 
 
 class Restart(NamedTuple):
-    """An inequality that holds strictly gets multiplier 0 at once."""
+    """The multiplier of an inequality that holds strictly becomes 0 at once."""
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair:
-        return np.where(seen.inequality & (seen.violations < 0), -seen.multipliers, updates), memory
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair:
+        return np.where(extra.inequality & (extra.violations < 0), -extra.multipliers, updates), state
 
 
 class ScaleByPenalty(NamedTuple):
     """The update times the penalty: the method of multipliers."""
 
-    def __call__(self, updates: Array, memory: Array, seen: Seen) -> Pair:
-        return seen.penalty * updates, memory
+    def __call__(self, updates: Array, state: Array, extra: Extra) -> Pair:
+        return extra.penalty * updates, state
 
 
 def onto_ball(z: Array, radius: float) -> Array:
@@ -91,14 +91,14 @@ def onto_ball(z: Array, radius: float) -> Array:
     return np.sign(z) * np.maximum(size - theta, 0)
 
 
-def ascended(dual: Sequence[Link], memories: Sequence[Array], seen: Seen) -> tuple[Array, list[Array]]:
-    """The multipliers after a dual step, and the links' memories."""
-    updates, kept = -seen.violations, []
-    for link, memory in zip(dual, memories, strict=True):
-        updates, memory = link(updates, memory, seen)
-        kept.append(memory)
-    proposal = seen.multipliers + updates
-    return np.where(seen.inequality, np.maximum(proposal, 0), proposal), kept
+def ascended(dual: Sequence[Transformation], states: Sequence[Array], extra: Extra) -> tuple[Array, list[Array]]:
+    """The multipliers after a dual step, and the transformations' states."""
+    updates, new_states = -extra.violations, []
+    for transformation, state in zip(dual, states, strict=True):
+        updates, state = transformation(updates, state, extra)
+        new_states.append(state)
+    proposal = extra.multipliers + updates
+    return np.where(extra.inequality, np.maximum(proposal, 0), proposal), new_states
 
 
 class Growing(NamedTuple):
@@ -110,7 +110,7 @@ class Growing(NamedTuple):
     most: float
 
     def after(self, penalty: float, worst: float, before: float | None) -> float:
-        """The penalty after a dual step; `before` is the worst violation at the dual step before, if there was one."""
+        """The penalty after a dual step; `before` is the worst violation at the last one, if there was one."""
         if before is not None and worst > self.shrink * before:
             return min(self.factor * penalty, self.most)
         return penalty

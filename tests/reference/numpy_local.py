@@ -1,24 +1,24 @@
-"""NumPy twins of the algorithms that let workers walk alone: local SGD, SlowMo, DiLoCo and its kin, DES-LOC.
+"""Reference implementations in NumPy of local training: local SGD, SlowMo, DiLoCo and its variants, DES-LOC.
 
-Links as in `twin`. A link counts its calls, t = 1, 2, ...; "local" is where a worker stands after its own step,
-params + values. All workers have to start from the same params.
+Transformations as in `numpy_training`. Each counts its calls, t = 1, 2, ...; `local` are the parameters after the
+local step, params + values. All workers have to start from the same params.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy_training import Array, Exchange, Link
+from numpy_training import Array, Exchange, Transformation
 
 Schedule = Callable[[int], float]
 Sent = Callable[[Array], Array]
 
 
-# Outer optimisers: a pseudo-gradient [n] and the shared parameters [n] in, a move [n] out.
+# Outer optimisers: from a pseudo-gradient [n] and the anchor [n] to the outer updates [n].
 
 
 class Outer(Protocol):
-    """`step(gradient [n], params [n]) -> move [n]`, with state of its own."""
+    """`step(gradient [n], params [n]) -> updates [n]`; it has state."""
 
     def step(self, gradient: Array, params: Array) -> Array: ...
 
@@ -31,7 +31,7 @@ class OuterSgd:
         self.velocity = np.zeros(())
 
     def step(self, gradient: Array, params: Array) -> Array:
-        """The move."""
+        """The updates."""
         self.velocity = self.momentum * self.velocity + gradient
         ahead = gradient + self.momentum * self.velocity if self.nesterov else self.velocity
         return -self.rate * ahead
@@ -47,7 +47,7 @@ class OuterAdam:
         self.time = 0
 
     def step(self, gradient: Array, params: Array) -> Array:
-        """The move."""
+        """The updates."""
         self.time += 1
         self.first = self.b1 * self.first + (1 - self.b1) * gradient
         self.second = self.b2 * self.second + (1 - self.b2) * gradient**2
@@ -56,11 +56,11 @@ class OuterAdam:
         return -self.rate * first / (np.sqrt(second) + self.eps)
 
 
-# An exchange that sends little and remembers the rest.
+# Sparse communication with error feedback.
 
 
 def top_k(k: int, block: int) -> Sent:
-    """Keeps the k largest magnitudes of each block, of equals the earlier; the last block is padded with zeros."""
+    """Keeps the k largest magnitudes of each block, the first of equal ones; the last block is padded with zeros."""
 
     def sent(x: Array) -> Array:
         blocks = np.append(x, np.zeros(-len(x) % block)).reshape(-1, block)
@@ -72,8 +72,8 @@ def top_k(k: int, block: int) -> Sent:
     return sent
 
 
-class Forgetful:
-    """Error feedback with a memory that fades (SparseLoCo, arXiv 2508.15706): the mean of what is decoded."""
+class DecayingFeedback:
+    """Error feedback whose residual decays by `beta` (SparseLoCo, arXiv 2508.15706): the mean of decoded messages."""
 
     def __init__(self, sent: Sent, beta: float) -> None:
         self.sent, self.beta = sent, beta
@@ -87,11 +87,11 @@ class Forgetful:
         return messages.mean(0)
 
 
-# Links.
+# Transformations.
 
 
 class Average:
-    """Local SGD (arXiv 1805.09767) with a schedule: all meet `every(t - 1)` steps or more after the last meeting.
+    """Local SGD (arXiv 1805.09767) with a schedule: a round `every(t - 1)` steps or more after the last round.
 
     `every` is rounded to the nearest whole number (a half to the even one) and is at least 1.
     """
@@ -99,68 +99,68 @@ class Average:
     def __init__(self, every: Schedule, exchange: Exchange) -> None:
         self.every, self.exchange = every, exchange
         self.time = self.since = 0
-        self.met: Array | None = None
+        self.anchor: Array | None = None
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met = params[0]
+        if self.anchor is None:
+            self.anchor = params[0]
         period = max(1, round(float(self.every(self.time))))
         self.time += 1
         self.since += 1
         if self.since < period:
             return values
         self.since = 0
-        self.met = self.met + self.exchange.mean(params + values - self.met)
-        return self.met - params
+        self.anchor = self.anchor + self.exchange.mean(params + values - self.anchor)
+        return self.anchor - params
 
 
 class SlowMo:
     """Slow momentum over local SGD (Wang et al. 2020, arXiv 1910.00643 algorithm 1).
 
-    What is exchanged is how far each has come, x0 - local; `rate` is asked for the steps taken before this one.
+    The pseudo-gradients, x0 - local, are averaged; `rate` is evaluated at the number of steps taken before this one.
     """
 
     def __init__(self, every: int, alpha: float, beta: float, rate: Schedule, exchange: Exchange) -> None:
         self.every, self.alpha, self.beta, self.rate, self.exchange = every, alpha, beta, rate, exchange
         self.time = 0
         self.slow = np.zeros(())
-        self.met: Array | None = None
+        self.anchor: Array | None = None
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met = params[0]
+        if self.anchor is None:
+            self.anchor = params[0]
         self.time += 1
         if self.time % self.every:
             return values
         gamma = self.rate(self.time - 1)
-        self.slow = self.beta * self.slow + self.exchange.mean(self.met - params - values) / gamma
-        self.met = self.met - self.alpha * gamma * self.slow
-        return self.met - params
+        self.slow = self.beta * self.slow + self.exchange.mean(self.anchor - params - values) / gamma
+        self.anchor = self.anchor - self.alpha * gamma * self.slow
+        return self.anchor - params
 
 
 class DiLoCo:
-    """An outer optimiser steps on the mean of how far workers have come (Douillard et al. 2023, arXiv 2311.08105)."""
+    """An outer optimiser steps along the mean pseudo-gradient (Douillard et al. 2023, arXiv 2311.08105)."""
 
     def __init__(self, every: int, outer: Outer, exchange: Exchange) -> None:
         self.every, self.outer, self.exchange = every, outer, exchange
         self.time = 0
-        self.met: Array | None = None
+        self.anchor: Array | None = None
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met = params[0]
+        if self.anchor is None:
+            self.anchor = params[0]
         self.time += 1
         if self.time % self.every:
             return values
-        self.met = self.met + self.outer.step(self.exchange.mean(self.met - params - values), self.met)
-        return self.met - params
+        self.anchor = self.anchor + self.outer.step(self.exchange.mean(self.anchor - params - values), self.anchor)
+        return self.anchor - params
 
 
 class Streaming:
-    """Streaming DiLoCo (arXiv 2501.18512): fragments of the parameters meet in turn, while workers walk on.
+    """Streaming DiLoCo (arXiv 2501.18512): fragments are synchronised in turn, while local training continues.
 
-    Fragment p's pseudo-gradients are taken at its turn and arrive `overlap` steps later, when each worker keeps
-    `mixing` of where it then is. `exchange_of(p)` makes fragment p's exchange.
+    The pseudo-gradients of fragment p are taken at its turn and averaged `overlap` steps later; each worker then keeps
+    its own parameters with weight `mixing`. `exchange_of(p)` returns the exchange of fragment p.
     """
 
     def __init__(
@@ -177,71 +177,71 @@ class Streaming:
         self.every, self.outers, self.fragments, self.overlap, self.mixing = every, outers, fragments, overlap, mixing
         self.exchanges = [exchange_of(p) for p in range(len(fragments))]
         self.time = 0
-        self.met: Array | None = None
-        self.noted: dict[int, Array] = {}  # fragment: pseudo-gradients [W, its size] on their way
+        self.anchor: Array | None = None
+        self.in_flight: dict[int, Array] = {}  # fragment: pseudo-gradients [W, its size]
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met = params[0].copy()
+        if self.anchor is None:
+            self.anchor = params[0].copy()
         self.time += 1
-        local, moves = params + values, values.copy()
-        for p, here in enumerate(self.fragments):
+        local, updates = params + values, values.copy()
+        for p, fragment in enumerate(self.fragments):
             turn = p * self.every // len(self.fragments)
             if (self.time - turn) % self.every == 0:
-                self.noted[p] = self.met[here] - local[:, here]
-            if (self.time - turn - self.overlap) % self.every == 0 and p in self.noted:
-                mean = self.exchanges[p].mean(self.noted.pop(p))
-                self.met[here] += self.outers[p].step(mean, self.met[here])
-                mixed = self.mixing * local[:, here] + (1 - self.mixing) * self.met[here]
-                moves[:, here] = mixed - params[:, here]
-        return moves
+                self.in_flight[p] = self.anchor[fragment] - local[:, fragment]
+            if (self.time - turn - self.overlap) % self.every == 0 and p in self.in_flight:
+                mean = self.exchanges[p].mean(self.in_flight.pop(p))
+                self.anchor[fragment] += self.outers[p].step(mean, self.anchor[fragment])
+                mixed = self.mixing * local[:, fragment] + (1 - self.mixing) * self.anchor[fragment]
+                updates[:, fragment] = mixed - params[:, fragment]
+        return updates
 
 
 class Eager:
-    """DiLoCo with eager updates (Kale et al. 2025, arXiv 2502.12996): one's own news at once, others' a round late."""
+    """DiLoCo with eager updates (Kale et al. 2025, arXiv 2502.12996): pseudo-gradients of others come a round later."""
 
     def __init__(self, every: int, outers: Sequence[Outer], exchange: Exchange) -> None:
         self.every, self.outers, self.exchange = every, outers, exchange
         self.time = 0
-        self.met: Array | None = None  # [W, n], each worker's own
+        self.anchor: Array | None = None  # [W, n], one for each worker
         self.last = np.zeros(())  # [W, n], each worker's last pseudo-gradient
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met, self.last = params.copy(), np.zeros_like(params)
+        if self.anchor is None:
+            self.anchor, self.last = params.copy(), np.zeros_like(params)
         self.time += 1
         if self.time % self.every:
             return values
-        news = self.met - params - values
-        estimates = self.exchange.mean(self.last) + (news - self.last) / len(values)
-        steps = [outer.step(*pair) for outer, *pair in zip(self.outers, estimates, self.met, strict=True)]
-        self.met, self.last = self.met + np.array(steps), news
-        return self.met - params
+        new = self.anchor - params - values
+        estimates = self.exchange.mean(self.last) + (new - self.last) / len(values)
+        steps = [outer.step(*pair) for outer, *pair in zip(self.outers, estimates, self.anchor, strict=True)]
+        self.anchor, self.last = self.anchor + np.array(steps), new
+        return self.anchor - params
 
 
 class Desynced:
-    """DES-LOC (arXiv 2505.22549) for any optimiser: parameters and each of its moments have periods of their own.
+    """DES-LOC (arXiv 2505.22549) for any optimiser: parameters and each moment are averaged at separate periods.
 
-    `averages` names attributes [W, n] of `optimiser` and their periods: at the end of every so many steps all workers
-    take their exact mean. The moments are raw, so that an average does not touch the bias correction.
+    `averages` maps attributes [W, n] of `optimiser` to their periods: at the end of each period they are averaged
+    exactly over workers. The moments are raw, so an average does not affect the bias correction.
     """
 
-    def __init__(self, optimiser: Link, every: int, averages: Mapping[str, int]) -> None:
+    def __init__(self, optimiser: Transformation, every: int, averages: Mapping[str, int]) -> None:
         self.optimiser, self.every, self.averages = optimiser, every, averages
         self.time = 0
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
         self.time += 1
-        moves = self.optimiser(values, counts, params)
+        updates = self.optimiser(values, counts, params)
         for name, period in self.averages.items():
             if self.time % period == 0:
                 moment = getattr(self.optimiser, name)
                 setattr(self.optimiser, name, np.tile(moment.mean(0), (len(moment), 1)))
-        return moves if self.time % self.every else (params + moves).mean(0) - params
+        return updates if self.time % self.every else (params + updates).mean(0) - params
 
 
 class DesLoc(Desynced):
-    """DES-LOC with Adam (arXiv 2505.22549): `adam` is a `twin.AdamW`, `first` and `second` its moments' periods."""
+    """DES-LOC with Adam (arXiv 2505.22549): `adam` is an `AdamW`, `first` and `second` the periods of its moments."""
 
-    def __init__(self, adam: Link, every: int, first: int, second: int) -> None:
+    def __init__(self, adam: Transformation, every: int, first: int, second: int) -> None:
         super().__init__(adam, every, {'first': first, 'second': second})

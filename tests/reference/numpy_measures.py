@@ -1,6 +1,6 @@
-"""Constraints for the NumPy twin: measures reduced over workers in plain loops, and the augmented Lagrangian's terms.
+"""Constraints of the NumPy reference: reductions over workers in plain loops, and terms of the augmented Lagrangian.
 
-Parameters are one vector w [d]. What is differentiated by hand is a pair: a value [...] and its Jacobian [..., d].
+Parameters are one vector w [d]. Functions return their value [...] and their Jacobian [..., d], written by hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +10,19 @@ import numpy as np
 
 Array = np.ndarray
 Shard = Mapping[str, Array]
-"""One worker's examples: `x` [B, d] and others [B]; `weight` and `index` (which of the worker's examples) may lack."""
+"""One worker's examples: `x` [B, d] and others [B]; `weight` and `index` (the examples' numbers) are optional."""
 
 Pair = tuple[Array, Array]
 Loss = Callable[[Array, Shard], Pair]
 
 
 class Constraint(NamedTuple):
-    """`then(reduced measure) - bound`, which shall be <= 0 (`inequality`) or = 0 (`equality`).
+    """`then(reduced measure) - bound`, which must be <= 0 (`inequality`) or = 0 (`equality`).
 
-    `measure` gives pairs: of `(w)` for over='none'; else of `(w, shard)`: the worker's sum, a value [B, ...] for each
-    example ('mean', 'example'), or two pairs, numerator and denominator ('ratio'). Multipliers are fed with `measure`;
-    the gradient, and relu(l + c g) in it, are the `proxy`'s if there is one. `then` gives a pair too, with the
-    Jacobian [..., *reduced].
+    `measure` returns pairs: from `(w)` for over='none'; else from `(w, shard)`: the worker's sum, a value [B, ...] for
+    each example ('mean', 'example'), or two pairs, numerator and denominator ('ratio'). Multipliers are fed with
+    `measure`; the gradient, and relu(l + c g) in it, use the `proxy` if there is one. `then` returns a pair too, with
+    the Jacobian [..., *reduced].
     """
 
     measure: Callable[..., Any]
@@ -35,16 +35,16 @@ class Constraint(NamedTuple):
 
 
 def weight_of(shard: Shard) -> Array:
-    """How much each example counts, [B]."""
+    """The examples' weights, [B]; 1 by default."""
     return np.asarray(shard['weight'], float) if 'weight' in shard else np.ones(len(shard['x']))
 
 
 def index_of(shard: Shard) -> Array:
-    """Which of the worker's examples these are, [B]: the first B, if the shard does not say."""
+    """The examples' numbers within the worker's examples, [B]; 0 to B - 1 by default."""
     return np.asarray(shard['index']) if 'index' in shard else np.arange(len(shard['x']))
 
 
-# Reductions over a group of workers: the reduced measure, its Jacobian, and where there is evidence for it.
+# Reductions over a group of workers: the reduced measure, its Jacobian, and where examples determine it (`known`).
 
 Reduced = tuple[Array, Array, Array]
 
@@ -60,11 +60,11 @@ def total(pairs: Sequence[Pair]) -> Pair:
 def quotient(numerator: Pair, denominator: Pair) -> Reduced:
     """The quotient, and 0 where the denominator is 0."""
     over = np.broadcast_to(denominator[0], np.shape(numerator[0]))
-    evidence = over != 0
-    safe = np.where(evidence, over, 1.0)
-    value = np.where(evidence, numerator[0] / safe, 0.0)
+    known = over != 0
+    safe = np.where(known, over, 1.0)
+    value = np.where(known, numerator[0] / safe, 0.0)
     slope = (numerator[1] - value[..., None] * denominator[1]) / safe[..., None]
-    return value, np.where(evidence[..., None], slope, 0.0), evidence
+    return value, np.where(known[..., None], slope, 0.0), known
 
 
 def by_none(measure: Callable[..., Any], w: Array, group: Sequence[Shard]) -> Reduced:
@@ -100,18 +100,18 @@ REDUCTIONS = {'none': by_none, 'sum': by_sum, 'mean': by_mean, 'ratio': by_ratio
 
 
 def value_of(constraint: Constraint, measure: Callable[..., Any], w: Array, group: Sequence[Shard]) -> Pair:
-    """The value g and its Jacobian. With `then`, one denominator of 0 leaves no evidence for the whole value."""
-    value, jacobian, evidence = REDUCTIONS[constraint.over](measure, w, group)
+    """The value g and its Jacobian. With `then`, one denominator of 0 makes the whole value unknown."""
+    value, jacobian, known = REDUCTIONS[constraint.over](measure, w, group)
     if constraint.then is not None:
         inner = np.ndim(value)
         value, outer = constraint.then(value)
         jacobian = np.tensordot(outer, jacobian, inner)
-        evidence = np.full(np.shape(value), bool(np.all(evidence)))
-    return np.where(evidence, value - constraint.bound, 0.0), np.where(evidence[..., None], jacobian, 0.0)
+        known = np.full(np.shape(value), bool(np.all(known)))
+    return np.where(known, value - constraint.bound, 0.0), np.where(known[..., None], jacobian, 0.0)
 
 
 class Entries(NamedTuple):
-    """A constraint's values, Jacobians, shares in the Lagrangian, and which of them the batch tells of."""
+    """A constraint's values, Jacobians, shares in the Lagrangian, and which of them the batch has examples of."""
 
     value: Array
     jacobian: Array
@@ -122,7 +122,7 @@ class Entries(NamedTuple):
 def entries_of(
     constraint: Constraint, measure: Callable[..., Any], w: Array, shards: Sequence[Shard], size: int
 ) -> Entries:
-    """One entry for each multiplier; per_worker: a row a worker; example: [W, size]."""
+    """One entry per multiplier; with per_worker, a row per worker; for examples, [W, size]."""
     if constraint.over == 'example':
         return _examples(constraint, measure, w, shards, size)
     if constraint.per_worker:
@@ -151,27 +151,27 @@ def _examples(
 
 
 def term(kind: str, multiplier: Array, g: Array, c: float) -> Array:
-    """What an entry adds to the Lagrangian."""
+    """The term of an entry in the Lagrangian."""
     if kind == 'equality' or c == 0:
         return multiplier * g + c / 2 * g**2
     return (np.maximum(multiplier + c * g, 0) ** 2 - multiplier**2) / (2 * c)
 
 
 def effective(kind: str, multiplier: Array, g: Array, c: float) -> Array:
-    """The derivative of `term` in g: what multiplies g'."""
+    """The derivative of `term` by g: the factor of g' in the gradient."""
     if kind == 'equality' or c == 0:
         return multiplier + c * g
     return np.maximum(multiplier + c * g, 0)
 
 
-# For the other side: equal shares.
+# For the JAX program: equal shares.
 
 
 def pad(shards: Sequence[Shard]) -> dict[str, Array]:
-    """One batch [W * B, ...] of equal shares, the workers' in order: rows of ones with weight 0 fill the shorter ones.
+    """One batch [W * B, ...] of equal shares, in the workers' order; shorter shards are padded with rows of weight 0.
 
-    The rows are of ones so that a measure that forgets the weight is found out. `index`, where it is there, is filled
-    with the smallest numbers that the shard does not have.
+    The padding is ones, so that a measure that ignores the weight fails. An `index` is padded with the smallest numbers
+    that the shard does not have.
     """
     rows = max(len(shard['x']) for shard in shards)
     whole = [{**shard, 'weight': weight_of(shard)} for shard in shards]

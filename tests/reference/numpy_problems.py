@@ -1,8 +1,8 @@
-"""Small constrained problems, each written twice: by hand for the NumPy twin, and as plain functions for JAX.
+"""Small constrained problems in two forms: with derivatives by hand for the NumPy reference, and as functions for JAX.
 
-NumPy's parameters are w [d], JAX's {'w': [d]}. Each `Written` holds a constraint for the twin and the same measure,
-`then` and proxy for JAX; kind, bound, reduction and per_worker are the twin's. Run the file to see by how much the
-gradients differ from finite differences.
+NumPy's parameters are w [d], JAX's {'w': [d]}. Each `TwoForms` has a constraint of the reference, and the same measure,
+`then` and proxy for JAX; kind, bound, reduction and per_worker are those of the reference. Run the file to print the
+largest difference between the gradients and finite differences.
 """
 
 import sys
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_constraints import Shards, Twin
+from numpy_constraints import Reference, Shards
 from numpy_measures import Array, Constraint, Loss, Pair, Shard, weight_of
 
 Batch = Mapping[str, Any]
 Params = Mapping[str, Any]
 FEATURES = 4
-SOFT = 0.1  # how round the absolute value is at 0
-STEEP = 2.0  # of the sigmoid that stands for a threshold
+SOFT = 0.1  # smoothing of the absolute value at 0
+STEEP = 2.0  # slope of the sigmoid that replaces a threshold
 
 
 # Losses.
@@ -52,7 +52,7 @@ def jax_logistic(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str
 
 
 def jax_weight(batch: Batch) -> jax.Array:
-    """How much each example counts, [B]."""
+    """The examples' weights, [B]; 1 by default."""
     return batch['weight'] if 'weight' in batch else jnp.ones(len(batch['x']), batch['x'].dtype)
 
 
@@ -118,13 +118,13 @@ def jax_moments(params: Params, batch: Batch) -> jax.Array:
 
 
 def spent(w: Array, shard: Shard) -> Pair:
-    """How many examples are chosen, softly: the sum of sigmoid(x w)."""
+    """A smooth count of chosen examples: the sum of sigmoid(x w)."""
     chosen, weight = sigmoid(shard['x'] @ w), weight_of(shard)
     return np.sum(weight * chosen), (weight * chosen * (1 - chosen)) @ shard['x']
 
 
 def jax_spent(params: Params, batch: Batch) -> jax.Array:
-    """How many examples are chosen, softly: the sum of sigmoid(x w)."""
+    """A smooth count of chosen examples: the sum of sigmoid(x w)."""
     return jnp.sum(jax_weight(batch) * jax.nn.sigmoid(batch['x'] @ params['w']))
 
 
@@ -152,20 +152,20 @@ def jax_soft_rates(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def hard_rates(w: Array, shard: Shard) -> tuple[Pair, Pair]:
-    """How many of each group have x w > 0, and the group's size: [2] both; no slope."""
+    """The number of each group's examples with x w > 0, and the group's size: [2] both; the gradient is 0."""
     inside = members(shard)
     flat = np.zeros((2, len(w)))
     return (inside @ (shard['x'] @ w > 0), flat), (inside.sum(1), flat)
 
 
 def jax_hard_rates(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """How many of each group have x w > 0, and the group's size: [2] both; no slope."""
+    """The number of each group's examples with x w > 0, and the group's size: [2] both; the gradient is 0."""
     inside = jax_members(batch)
     return inside @ (batch['x'] @ params['w'] > 0).astype(inside.dtype), jnp.sum(inside, 1)
 
 
 def weighed(w: Array, shard: Shard) -> tuple[Pair, Pair]:
-    """The residuals' mean with weights of the model's own, exp(x_0 w_0 / 2): its denominator has a slope, too."""
+    """The residuals' mean with weights from the model, exp(x_0 w_0 / 2), so that the denominator has a gradient too."""
     own = weight_of(shard) * np.exp(0.5 * shard['x'][:, 0] * w[0])
     own_slope = np.zeros((len(own), len(w)))
     own_slope[:, 0] = 0.5 * shard['x'][:, 0] * own
@@ -174,18 +174,18 @@ def weighed(w: Array, shard: Shard) -> tuple[Pair, Pair]:
 
 
 def jax_weighed(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The residuals' mean with weights of the model's own, exp(x_0 w_0 / 2)."""
+    """The residuals' mean with weights from the model, exp(x_0 w_0 / 2)."""
     own = jax_weight(batch) * jnp.exp(0.5 * batch['x'][:, 0] * params['w'][0])
     return jnp.sum(own * jax_residual(params, batch)), jnp.sum(own)
 
 
 def gap(rates: Array) -> Pair:
-    """The first rate less the second."""
+    """The first rate minus the second."""
     return rates[0] - rates[1], np.array([1.0, -1.0])
 
 
 def jax_gap(rates: jax.Array) -> jax.Array:
-    """The first rate less the second."""
+    """The first rate minus the second."""
     return rates[0] - rates[1]
 
 
@@ -203,27 +203,27 @@ def jax_square_gap(rates: jax.Array) -> jax.Array:
 # Problems.
 
 
-class Written(NamedTuple):
-    """A constraint for the twin, and the same measure, `then` and proxy for JAX."""
+class TwoForms(NamedTuple):
+    """A constraint of the reference, and the same measure, `then` and proxy for JAX."""
 
-    twin: Constraint
+    reference: Constraint
     measure: Callable[..., Any]
     then: Callable[[Any], Any] | None = None
     proxy: Callable[..., Any] | None = None
 
 
 class Problem(NamedTuple):
-    """A loss and constraints, in both hands."""
+    """A loss and constraints, in both forms."""
 
-    constraints: Mapping[str, Written]
+    constraints: Mapping[str, TwoForms]
     loss: Loss = squares
     jax_loss: Callable[..., Any] = jax_squares
     start: Array = np.array([0.5, -0.25, 1.0, 0.1])
 
     @property
-    def twins(self) -> dict[str, Constraint]:
-        """The twin's constraints."""
-        return {name: one.twin for name, one in self.constraints.items()}
+    def references(self) -> dict[str, Constraint]:
+        """The constraints of the reference."""
+        return {name: one.reference for name, one in self.constraints.items()}
 
 
 GAP = Constraint(hard_rates, 'ratio', bound=-0.2871, then=gap, proxy=soft_rates)
@@ -233,17 +233,17 @@ BOX = Constraint(first_two, 'none', bound=np.array([0.6, 0.3]))
 MOMENTS = Constraint(moments, 'mean', 'equality', bound=np.array([0.02, -0.03]))
 EACH = Constraint(residual, 'mean', bound=0.25, per_worker=True)
 PROBLEMS = {
-    'norm ball': Problem({'norm': Written(Constraint(norm, 'none', bound=0.3), jax_norm)}),
-    'simplex': Problem({'sum': Written(Constraint(weights_sum, 'none', 'equality', 1.0), jax_weights_sum)}),
-    'rate gap': Problem({'gap': Written(GAP, jax_hard_rates, jax_gap, jax_soft_rates)}, logistic, jax_logistic),
-    'curved gap': Problem({'gap': Written(CURVED, jax_soft_rates, jax_square_gap)}, logistic, jax_logistic),
-    'mean residual': Problem({'residual': Written(Constraint(residual, 'mean', bound=0.25), jax_residual)}),
-    'own weights': Problem({'weighed': Written(Constraint(weighed, 'ratio', bound=0.4), jax_weighed)}),
-    'budget': Problem({'budget': Written(Constraint(spent, 'sum', bound=7.5), jax_spent)}),
-    'each worker': Problem({'residual': Written(EACH, jax_residual)}),
-    'each worker and group': Problem({'rates': Written(BY_GROUP, jax_soft_rates)}, logistic, jax_logistic),
-    'each example': Problem({'residual': Written(Constraint(residual, 'example', bound=0.35), jax_residual)}),
-    'two vectors': Problem({'box': Written(BOX, jax_first_two), 'moments': Written(MOMENTS, jax_moments)}),
+    'norm ball': Problem({'norm': TwoForms(Constraint(norm, 'none', bound=0.3), jax_norm)}),
+    'simplex': Problem({'sum': TwoForms(Constraint(weights_sum, 'none', 'equality', 1.0), jax_weights_sum)}),
+    'rate gap': Problem({'gap': TwoForms(GAP, jax_hard_rates, jax_gap, jax_soft_rates)}, logistic, jax_logistic),
+    'curved gap': Problem({'gap': TwoForms(CURVED, jax_soft_rates, jax_square_gap)}, logistic, jax_logistic),
+    'mean residual': Problem({'residual': TwoForms(Constraint(residual, 'mean', bound=0.25), jax_residual)}),
+    'own weights': Problem({'weighed': TwoForms(Constraint(weighed, 'ratio', bound=0.4), jax_weighed)}),
+    'budget': Problem({'budget': TwoForms(Constraint(spent, 'sum', bound=7.5), jax_spent)}),
+    'each worker': Problem({'residual': TwoForms(EACH, jax_residual)}),
+    'each worker and group': Problem({'rates': TwoForms(BY_GROUP, jax_soft_rates)}, logistic, jax_logistic),
+    'each example': Problem({'residual': TwoForms(Constraint(residual, 'example', bound=0.35), jax_residual)}),
+    'two vectors': Problem({'box': TwoForms(BOX, jax_first_two), 'moments': TwoForms(MOMENTS, jax_moments)}),
 }
 
 
@@ -251,21 +251,21 @@ PROBLEMS = {
 
 
 def shards(sizes: Sequence[int] = (7, 4, 6), seed: int = 0, weighted: bool = False) -> list[Shard]:
-    """A shard for each size; the last worker of several has nobody of group 1."""
+    """A shard for each size; the last of several workers has no example of group 1."""
     rng = np.random.default_rng(seed)
-    made: list[Shard] = []
+    parts: list[Shard] = []
     for worker, size in enumerate(sizes):
         x = rng.normal(size=(size, FEATURES))
         y = x @ np.array([1.0, 0.5, -0.5, 0.25]) + 0.5 * rng.normal(size=size)
-        alone = worker > 0 and worker == len(sizes) - 1
-        group = np.zeros(size, int) if alone else rng.integers(0, 2, size)
+        last = worker > 0 and worker == len(sizes) - 1
+        group = np.zeros(size, int) if last else rng.integers(0, 2, size)
         shard = {'x': x, 'y': y, 'group': group}
-        made.append({**shard, 'weight': rng.uniform(0.5, 2.0, size)} if weighted else shard)
-    return made
+        parts.append({**shard, 'weight': rng.uniform(0.5, 2.0, size)} if weighted else shard)
+    return parts
 
 
 def minibatches(whole: Shards, take: int, steps: int, seed: int = 0) -> list[list[Shard]]:
-    """For each step `take` examples of every worker (or all it has), and their `index` [B]."""
+    """For each step, `take` examples of every worker (all, if it has fewer), and their `index` [B]."""
     rng = np.random.default_rng(seed)
 
     def some(shard: Shard) -> Shard:
@@ -276,17 +276,17 @@ def minibatches(whole: Shards, take: int, steps: int, seed: int = 0) -> list[lis
 
 
 def error(problem: Problem, batch: Shards, penalty: float, seed: int = 0, step: float = 1e-6) -> float:
-    """By how much the Lagrangian's gradient differs from central differences, at most, at random multipliers >= 0."""
+    """The largest difference of the Lagrangian's gradient from central differences, at random multipliers >= 0."""
     rng = np.random.default_rng(seed)
-    twin = Twin(problem.loss, problem.twins)
+    reference = Reference(problem.loss, problem.references)
     w = problem.start + 0.3 * rng.normal(size=FEATURES)
-    multipliers = {name: rng.uniform(0, 2, one.value.shape) for name, one in twin.entries(w, batch, True).items()}
+    multipliers = {name: rng.uniform(0, 2, one.value.shape) for name, one in reference.entries(w, batch, True).items()}
 
     def value(at: Array) -> float:
-        return float(twin.lagrangian(at, multipliers, penalty, batch)[0])
+        return float(reference.lagrangian(at, multipliers, penalty, batch)[0])
 
     slopes = [(value(w + step * e) - value(w - step * e)) / (2 * step) for e in np.eye(FEATURES)]
-    return float(np.abs(twin.lagrangian(w, multipliers, penalty, batch)[1] - slopes).max())
+    return float(np.abs(reference.lagrangian(w, multipliers, penalty, batch)[1] - slopes).max())
 
 
 if __name__ == '__main__':

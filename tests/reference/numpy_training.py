@@ -1,7 +1,7 @@
-"""A NumPy twin of jaxdist: W separate workers in a plain loop, written from the papers, and without JAX.
+"""Reference implementation in NumPy: W separate workers in a plain loop, written from the papers and without JAX.
 
-A line is a list of links. A link sees the values of all workers, [W, n], where jaxdist's program sees one worker's.
-Numbers are float64, a model's parameters one vector of them; a codec's scales are float32, as on the wire.
+A line is a list of transformations. Each maps the values of all workers, [W, n], where jaxdist's program has those of
+one. Values are float64 and a model's parameters are one vector; a codec's scales are float32, as they are sent.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ def join(parts: Parts) -> Array:
 
 
 def split(vector: Array, shapes: Shapes) -> dict[str, Array]:
-    """The arrays that `join` made `vector` of."""
+    """The arrays that `join` has concatenated to `vector`."""
     parts, at = {}, 0
     for name in sorted(shapes):
         size = int(np.prod(shapes[name]))
@@ -31,7 +31,7 @@ def split(vector: Array, shapes: Shapes) -> dict[str, Array]:
     return parts
 
 
-# Models: the sum of the loss over a batch, and its gradient by hand.
+# Models: the sum of the loss over a batch, and its gradient written by hand.
 
 
 def plane(params: Parts, batch: Batch, weight: Array) -> tuple[float, dict[str, Array]]:
@@ -63,13 +63,13 @@ class Model(NamedTuple):
     shapes: Shapes
 
 
-# The wire.
+# Communication.
 
 
 class Int8:
     """Codes floor(x / scale + 1/2) with scale = max |x| / 127 for each block.
 
-    `margin` is how far, at least, a number was from one that gets another code.
+    `margin` is the smallest distance so far of a number from one with another code.
     """
 
     def __init__(self, block: int) -> None:
@@ -85,19 +85,19 @@ class Int8:
         if scale == 0:
             return np.zeros(len(x))
         position = x / scale
-        to_edge = np.abs(position - np.floor(position) - 0.5)
-        self.margin = min(self.margin, float(to_edge.min() * scale))
+        distance = np.abs(position - np.floor(position) - 0.5)
+        self.margin = min(self.margin, float(distance.min() * scale))
         return scale * np.floor(position + 0.5)
 
 
 class Exchange(Protocol):
-    """How workers find the mean of their vectors: [W, n] -> [n]."""
+    """How the mean of the workers' vectors is communicated: [W, n] -> [n]."""
 
     def mean(self, vectors: Array) -> Array: ...
 
 
 class Exact:
-    """Nothing is lost on the way."""
+    """The exact mean."""
 
     def mean(self, vectors: Array) -> Array:
         """The mean over workers."""
@@ -105,11 +105,11 @@ class Exact:
 
 
 class TwoPhases:
-    """Worker j decodes everybody's part j, takes the mean and sends it, encoded again, to all.
+    """Worker j decodes part j of all workers, takes the mean and sends it, encoded again, to all.
 
-    With feedback each worker adds what its earlier messages left out to the next ones (arXiv 1901.09847). The mean
-    divides by W, so what the second message left out weighs W-fold in the memory of the one worker that sent it. Its
-    own part it does not send, and so does not round.
+    With feedback each worker adds the compression error of its messages to the next ones (arXiv 1901.09847). The mean
+    divides by W, so the error of the second message counts W-fold in the residual of the one worker that sent it. A
+    worker does not send its own part to itself, so that part is not rounded in the first phase.
     """
 
     def __init__(self, codec: Int8, feedback: bool) -> None:
@@ -124,30 +124,30 @@ class TwoPhases:
         part = -(-size // (workers * self.codec.block)) * self.codec.block
         padding = np.zeros((workers, workers * part - size))
         parts = np.concatenate([whole, padding], 1).reshape(workers, workers, part)  # [from, to, part]
-        left, answers = parts.copy(), []
+        residual, means = parts.copy(), []
         for owner in range(workers):
             received = np.array([self.codec.sent(parts[worker, owner]) for worker in range(workers)])
             received[owner] = parts[owner, owner]
             mean = received.mean(0)
-            answers.append(self.codec.sent(mean))
-            left[:, owner] -= received
-            left[owner, owner] += workers * (mean - answers[owner])
+            means.append(self.codec.sent(mean))
+            residual[:, owner] -= received
+            residual[owner, owner] += workers * (mean - means[owner])
         if self.feedback:
-            self.residual = left.reshape(workers, -1)[:, :size]
-        return np.concatenate(answers)[:size]
+            self.residual = residual.reshape(workers, -1)[:, :size]
+        return np.concatenate(means)[:size]
 
 
-# Links: every worker's values, its count of examples and its parameters in; its values out.
+# Transformations of all workers' values, given their example counts and parameters.
 
 
-class Link(Protocol):
+class Transformation(Protocol):
     """`(values [W, n], counts [W], params [W, n]) -> values [W, n]`."""
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array: ...
 
 
 class Mean:
-    """All get the mean over all examples: each worker's value counts as often as it has examples."""
+    """The mean over all examples, for all workers: each worker's value is weighted by its number of examples."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -158,18 +158,18 @@ class Mean:
 
 
 class Delay:
-    """What goes in comes out `steps` steps later; zeros before (Zinkevich et al. 2009).
+    """Returns the values of `steps` steps before; zeros at first (Zinkevich et al. 2009).
 
     Counts are not delayed: before `Mean` they have to be the same at every step.
     """
 
     def __init__(self, steps: int) -> None:
-        self.waiting: deque[Array] = deque()
+        self.queue: deque[Array] = deque()
         self.steps = steps
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        self.waiting.append(values)
-        return self.waiting.popleft() if len(self.waiting) > self.steps else np.zeros_like(values)
+        self.queue.append(values)
+        return self.queue.popleft() if len(self.queue) > self.steps else np.zeros_like(values)
 
 
 class Sgd:
@@ -204,31 +204,31 @@ class AdamW:
 
 
 class Average:
-    """Local SGD (arXiv 1805.09767): alone for `every` - 1 steps, then all move to the mean of their parameters.
+    """Local SGD (arXiv 1805.09767): every `every` steps all workers move to the mean of their parameters.
 
-    What is exchanged is how far each has come since the last meeting, which is the same for an exact mean.
+    The displacements since the last round are averaged, which for an exact mean is the same.
     """
 
     def __init__(self, every: int, exchange: Exchange) -> None:
         self.every, self.exchange = every, exchange
         self.time = 0
-        self.met: Array | None = None
+        self.anchor: Array | None = None
 
     def __call__(self, values: Array, counts: Array, params: Array) -> Array:
-        if self.met is None:
-            self.met = params[0]
+        if self.anchor is None:
+            self.anchor = params[0]
         self.time += 1
         if self.time % self.every:
             return values
-        self.met = self.met + self.exchange.mean(params + values - self.met)
-        return self.met - params
+        self.anchor = self.anchor + self.exchange.mean(params + values - self.anchor)
+        return self.anchor - params
 
 
 # The loop.
 
 
 class Trajectory(NamedTuple):
-    """What happened: parameters after each step [T, W, n], sums of the loss [T, W] and counts [T, W] before it."""
+    """A run: parameters after each step [T, W, n], and sums of the loss [T, W] and counts [T, W] before it."""
 
     params: Array
     losses: Array
@@ -236,28 +236,30 @@ class Trajectory(NamedTuple):
 
 
 def examples_of(worker: int, workers: int, batch: Batch) -> Batch:
-    """A worker's examples: the batch is cut in W equal parts, in order."""
+    """A worker's examples: the batch is split into W equal parts, in order."""
     share = len(batch['x']) // workers
     return {name: array[worker * share : (worker + 1) * share] for name, array in batch.items()}
 
 
-def gradient(model: Model, params: Array, mine: Batch) -> tuple[Array, float, float]:
-    """One worker's gradient of the mean loss over its examples, the sum of the loss, and their count."""
-    weight = mine['weight'] if 'weight' in mine else np.ones(len(mine['x']))
-    loss, sums = model.loss(split(params, model.shapes), mine, weight)
+def gradient(model: Model, params: Array, batch: Batch) -> tuple[Array, float, float]:
+    """One worker's gradient of the mean loss over its part of the batch, the sum of the loss, and its count."""
+    weight = batch['weight'] if 'weight' in batch else np.ones(len(batch['x']))
+    loss, sums = model.loss(split(params, model.shapes), batch, weight)
     count = float(weight.sum())
     return join(sums) / count if count else np.zeros_like(params), loss, count
 
 
-def train(model: Model, start: Array, line: Sequence[Link], batches: Sequence[Batch], workers: int) -> Trajectory:
-    """Trains `workers` workers from the same `start` [n], one step a batch."""
+def train(
+    model: Model, start: Array, line: Sequence[Transformation], batches: Sequence[Batch], workers: int
+) -> Trajectory:
+    """Trains `workers` workers from the same `start` [n], one step for each batch."""
     params = np.tile(start, (workers, 1))
     steps = []
     for batch in batches:
         each = [gradient(model, params[i], examples_of(i, workers, batch)) for i in range(workers)]
         values, losses, counts = (np.array(column) for column in zip(*each, strict=True))
-        for link in line:
-            values = link(values, counts, params)
+        for transformation in line:
+            values = transformation(values, counts, params)
         params = params + values
         steps.append((params, losses, counts))
     return Trajectory(*(np.array(column) for column in zip(*steps, strict=True)))

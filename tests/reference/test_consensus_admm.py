@@ -1,4 +1,4 @@
-"""Consensus ADMM reaches what others reach, goes its published way, and stops where it should."""
+"""Consensus ADMM: its solutions, its published iterates and properties, its stopping rule and its messages."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,18 +17,18 @@ from jaxdist.codecs.int8 import int8
 from jaxdist.constraints.solvers.consensus_admm import Balance, ConsensusState, by_steps, consensus_admm, least_squares
 from jaxdist.constraints.solvers.iteration import Iteration, Outcome, Residuals, program, run
 from jaxdist.constraints.solvers.proximal import soft_threshold
-from jaxdist.core import mesh, workers
+from jaxdist.core import mesh
+from jaxdist.core.workers import Workers, on_mesh, simulated
 
 pytestmark = pytest.mark.slow
 
-FOUR = workers.simulated(4)
+FOUR, BALANCED = simulated(4), {'balance': Balance()}
 ALPHA, EXACT = 5.0, (1e-13, 0.0)
-BALANCED = {'balance': Balance()}
 OPTIMIZERS = [optax.sgd(0.5, momentum=0.5), pytest.param(optax.lbfgs(1.0, linesearch=None), marks=pytest.mark.slow)]
 
 
-def on_mesh(count: int) -> workers.Workers:
-    return workers.on_mesh(mesh.make({'workers': count}))
+def mesh_of(count: int) -> Workers:
+    return on_mesh(mesh.make({'workers': count}))
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
 (X, Y), N = diabetes(), 442
 
 
-def shared_out(parts: list[int]) -> dict[str, np.ndarray]:
-    """So many rows for each worker, each filled up with rows of weight 0, and of numbers that would be seen."""
+def split(parts: list[int]) -> dict[str, np.ndarray]:
+    """The given number of rows for each worker, padded with rows of weight 0 and of large numbers."""
     most, at = max(parts), np.cumsum([0, *parts])
     blocks = [range(a, b) for a, b in pairwise(at)]
     fill = lambda z: np.concatenate([np.concatenate([z[b], 1e3 + z[: most - len(b)]]) for b in blocks])  # noqa: E731
@@ -56,84 +56,84 @@ def shared_out(parts: list[int]) -> dict[str, np.ndarray]:
 
 
 def evenly(count: int) -> dict[str, np.ndarray]:
-    return shared_out([N // count + (i < N % count) for i in range(count)])
+    return split([N // count + (i < N % count) for i in range(count)])
 
 
-def lasso_admm(**how: Any) -> Iteration:
-    """What how does not say is exact."""
-    usual = {'rho': 0.2, 'prox': soft_threshold(ALPHA), 'tolerances': EXACT}
-    return consensus_admm(least_squares(1 / N), **{**usual, **how})
+def lasso_admm(**settings: Any) -> Iteration:
+    """Consensus ADMM on the lasso; by default to a tight tolerance."""
+    defaults = {'rho': 0.2, 'prox': soft_threshold(ALPHA), 'tolerances': EXACT}
+    return consensus_admm(least_squares(1 / N), **{**defaults, **settings})
 
 
-def solved(most: int = 1000, start: Any = None, data: Any = None, **how: Any) -> Outcome:
+def solved(most: int = 1000, start: Any = None, data: Any = None, **settings: Any) -> Outcome:
     """The lasso by four workers."""
     start, data = (np.zeros(10) if start is None else start), (evenly(4) if data is None else data)
-    return run(lasso_admm(**how), start, data, FOUR, most)
+    return run(lasso_admm(**settings), start, data, FOUR, most)
 
 
 def lasso() -> np.ndarray:
     return linear_model.Lasso(ALPHA, fit_intercept=False, tol=1e-14, max_iter=10**6).fit(X, Y).coef_
 
 
-def path(method: Iteration, start: Any, data: Any, where: workers.Workers, steps: int) -> list[tuple[Any, Residuals]]:
-    """The states and residuals of so many iterations."""
-    made, seen = program(method, start, data, where), []
-    state = made.init(start)
+def path(method: Iteration, start: Any, data: Any, workers: Workers, steps: int) -> list[tuple[Any, Residuals]]:
+    """The states and residuals of the first `steps` iterations."""
+    compiled, iterates = program(method, start, data, workers), []
+    state = compiled.init(start)
     for _ in range(steps):
-        state, told = made.step(state, data)
-        seen.append(jax.device_get((state, Residuals(*(x[0] for x in told)))))
-    return seen
+        state, residuals = compiled.step(state, data)
+        iterates.append(jax.device_get((state, Residuals(*(x[0] for x in residuals)))))
+    return iterates
 
 
-def near(seen: Any, promised: Any, tolerance: float) -> None:
-    np.testing.assert_allclose(seen, promised, rtol=0, atol=tolerance)
+def near(actual: Any, expected: Any, tolerance: float) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize('parts', [[111, 111, 110, 110], [200, 150, 91, 1]], ids=['even', 'uneven'])
 def test_the_lasso_is_scikit_learns(parts: list[int]) -> None:
-    """And the workers' multipliers add up to a subgradient of the 1-norm: alpha on the support, less beside it."""
-    outcome = solved(data=shared_out(parts))
-    state, there = outcome.state, lasso()
+    """The sum of the workers' multipliers is a subgradient of the 1-norm: alpha on the support, smaller elsewhere."""
+    outcome = solved(data=split(parts))
+    state, expected = outcome.state, lasso()
     assert outcome.converged
-    near(state.z, there, 1e-12)
-    near(state.x, np.tile(there, (4, 1)), 1e-11)
+    near(state.z, expected, 1e-12)
+    near(state.x, np.tile(expected, (4, 1)), 1e-11)
     total = np.asarray(state.rho * state.u.sum(0))
-    near(total[there != 0], ALPHA * np.sign(there[there != 0]), 1e-11)
-    assert np.abs(total[there == 0]).max() < ALPHA
-    assert 0 < (there == 0).sum() < 10
+    near(total[expected != 0], ALPHA * np.sign(expected[expected != 0]), 1e-11)
+    assert np.abs(total[expected == 0]).max() < ALPHA
+    assert 0 < (expected == 0).sum() < 10
 
 
 @pytest.mark.parametrize('count', [1, 2, 4, 8])
-def test_any_number_of_workers_reaches_the_same(count: int) -> None:
-    outcome = run(lasso_admm(tolerances=(1e-12, 0.0)), np.zeros(10), evenly(count), on_mesh(count))
+def test_any_number_of_workers_reaches_the_same_solution(count: int) -> None:
+    outcome = run(lasso_admm(tolerances=(1e-12, 0.0)), np.zeros(10), evenly(count), mesh_of(count))
     near(outcome.state.z, lasso(), 1e-10)
 
 
-def test_simulated_workers_go_the_way_of_a_mesh() -> None:
+def test_simulated_workers_have_the_iterates_of_a_mesh() -> None:
     for method in (lasso_admm(rho=2.0, relax=1.6, balance=Balance()), lasso_admm(prox=None)):
-        ways = [path(method, np.zeros(10), evenly(4), where, 12) for where in (FOUR, on_mesh(4))]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *ways)
+        both = [path(method, np.zeros(10), evenly(4), workers, 12) for workers in (FOUR, mesh_of(4))]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *both)
 
 
-@pytest.mark.parametrize('how', [{'relax': 1.6}, {'relax': 0.7}, BALANCED, {'rho': 0.01, 'relax': 1.6} | BALANCED])
-def test_relaxed_and_balanced_it_reaches_the_same(how: dict[str, Any]) -> None:
-    outcome = solved(**how)
+@pytest.mark.parametrize('settings', [{'relax': 1.6}, {'relax': 0.7}, BALANCED, {'rho': 0.01, 'relax': 1.6} | BALANCED])
+def test_relaxed_and_balanced_it_reaches_the_same_solution(settings: dict[str, Any]) -> None:
+    outcome = solved(**settings)
     assert outcome.converged
     near(outcome.state.z, lasso(), 1e-10)
 
 
-def test_relaxing_and_balancing_help() -> None:
-    """The latter from a rho that is far off."""
+def test_relaxation_and_balancing_save_iterations() -> None:
+    """Balancing does from a rho that is far too large."""
     assert len(solved(relax=1.6).history.small) < 0.75 * len(solved().history.small)
     assert not solved(500, rho=50.0).converged
-    there = solved(500, rho=50.0, balance=Balance())
-    assert there.converged
-    near(there.state.z, lasso(), 1e-10)
+    balanced = solved(500, rho=50.0, balance=Balance())
+    assert balanced.converged
+    near(balanced.state.z, lasso(), 1e-10)
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=['sgd', 'lbfgs'])
-def test_by_steps_of_an_optimiser_it_reaches_the_same(optimizer: optax.GradientTransformation) -> None:
-    """On a mesh, of parameters in several leaves: with an intercept, on targets that need one."""
+def test_with_optimiser_steps_it_reaches_the_same_solution(optimizer: optax.GradientTransformation) -> None:
+    """On a mesh, for parameters in several leaves: with an intercept, on targets that need one."""
     data = {'x': X[:40], 'y': Y[:40] + 7}
     plain = np.linalg.lstsq(np.c_[X[:40], np.ones(40)], data['y'], rcond=None)[0]
 
@@ -141,13 +141,13 @@ def test_by_steps_of_an_optimiser_it_reaches_the_same(optimizer: optax.GradientT
         return jnp.sum((part['x'] @ model['w'] + model['b'] - part['y']) ** 2) / 80
 
     method = consensus_admm(by_steps(objective, optimizer, 40), rho=0.3, relax=1.7, tolerances=(1e-9, 0.0))
-    z = run(method, {'w': np.zeros(10), 'b': np.zeros(())}, data, on_mesh(4), most=3000).state.z
+    z = run(method, {'w': np.zeros(10), 'b': np.zeros(())}, data, mesh_of(4), most=3000).state.z
     near(np.append(z['w'], z['b']), plain, 1e-5)
 
 
 @pytest.mark.parametrize('rows, weighted', [(3, False), (3, True), (12, False), (12, True)])
 def test_least_squares_solves_its_problem(rows: int, weighted: bool) -> None:
-    """Of fewer rows than columns, and of more; of several targets. The gradient there is 0."""
+    """With fewer rows than columns, and more; with several targets. The gradient at the solution is 0."""
     rng = np.random.default_rng(rows)
     part = {'x': rng.normal(size=(rows, 5)), 'y': rng.normal(size=(rows, 2))}
     weight = rng.uniform(size=rows) if weighted else np.ones(rows)
@@ -158,30 +158,30 @@ def test_least_squares_solves_its_problem(rows: int, weighted: bool) -> None:
 
 
 def by_hand(steps: int, rho: float, relax: float) -> list[tuple[Any, Residuals]]:
-    """The lasso on two workers with plain NumPy, from the formulas of Boyd et al.; tolerances 1e-4 and 1e-2."""
-    halves, z, seen = [slice(0, 221), slice(221, 442)], np.zeros(10), []
+    """The lasso on two workers in NumPy, from the formulas of Boyd et al.; tolerances 1e-4 and 1e-2."""
+    halves, z, iterates = [slice(0, 221), slice(221, 442)], np.zeros(10), []
     x, u = np.zeros((2, 10)), np.zeros((2, 10))
     for _ in range(steps):
         for i, h in enumerate(halves):
             x[i] = np.linalg.solve(X[h].T @ X[h] / N + rho * np.eye(10), X[h].T @ Y[h] / N + rho * (z - u[i]))
-        ahead, old = relax * x + (1 - relax) * z, z
-        mean = (ahead + u).mean(0)
+        relaxed, old = relax * x + (1 - relax) * z, z
+        mean = (relaxed + u).mean(0)
         z = np.sign(mean) * np.maximum(np.abs(mean) - ALPHA / (2 * rho), 0)
-        u = u + ahead - z
-        both = np.linalg.norm
-        primal, dual = both(x - z), rho * both(np.tile(z - old, (2, 1)))
-        limits = [20**0.5 * 1e-4 + 1e-2 * size for size in (max(both(x), both(np.tile(z, (2, 1)))), rho * both(u))]
-        seen.append(((x.copy(), u.copy(), z), Residuals(primal, dual, *limits)))
-    return seen
+        u = u + relaxed - z
+        norm = np.linalg.norm
+        primal, dual = norm(x - z), rho * norm(np.tile(z - old, (2, 1)))
+        limits = [20**0.5 * 1e-4 + 1e-2 * size for size in (max(norm(x), norm(np.tile(z, (2, 1)))), rho * norm(u))]
+        iterates.append(((x.copy(), u.copy(), z), Residuals(primal, dual, *limits)))
+    return iterates
 
 
 @pytest.mark.parametrize('relax', [1.0, 1.7])
-def test_it_goes_the_way_of_plain_numpy(relax: float) -> None:
-    ours = path(lasso_admm(rho=0.3, relax=relax, tolerances=(1e-4, 1e-2)), np.zeros(10), evenly(2), on_mesh(2), 8)
-    for (state, told), (there, promised) in zip(ours, by_hand(8, 0.3, relax), strict=True):
-        for seen, right in zip((state.x, state.u, state.z), there, strict=True):
-            near(seen, right, 1e-11)
-        np.testing.assert_allclose(told, promised, rtol=1e-10)
+def test_it_has_the_iterates_of_plain_numpy(relax: float) -> None:
+    ours = path(lasso_admm(rho=0.3, relax=relax, tolerances=(1e-4, 1e-2)), np.zeros(10), evenly(2), mesh_of(2), 8)
+    for (state, residuals), (variables, expected) in zip(ours, by_hand(8, 0.3, relax), strict=True):
+        for actual, right in zip((state.x, state.u, state.z), variables, strict=True):
+            near(actual, right, 1e-11)
+        np.testing.assert_allclose(residuals, expected, rtol=1e-10)
 
 
 def test_it_stops_at_the_first_iteration_within_the_tolerances_or_after_the_last() -> None:
@@ -192,8 +192,8 @@ def test_it_stops_at_the_first_iteration_within_the_tolerances_or_after_the_last
     assert (stopped.converged, len(stopped.history.small)) == (False, 3)
 
 
-def test_the_published_example_takes_some_fifteen_iterations() -> None:
-    """Boyd et al. section 11.1: 15, of random data, and so about as many of these; to the letter with one worker."""
+def test_the_published_example_takes_about_fifteen_iterations() -> None:
+    """Boyd et al. section 11.1 takes 15 on other random data of the same sizes, with one worker as here."""
     rng = np.random.default_rng(0)
     a = rng.normal(size=(1500, 5000))
     a /= np.linalg.norm(a, axis=0)
@@ -201,13 +201,13 @@ def test_the_published_example_takes_some_fifteen_iterations() -> None:
     sparse[rng.choice(5000, 100, replace=False)] = rng.normal(size=100)
     b = a @ sparse + np.sqrt(1e-3) * rng.normal(size=1500)
 
-    def solve(v: Any, rho: Any, part: Any, x: Any) -> Any:  # rho is 1, and the system factored once
+    def solve(v: Any, rho: Any, part: Any, x: Any) -> Any:  # rho is 1, and the system is factored once
         right = part['x'].T @ part['y'] + v
         return right - part['x'].T @ jax.scipy.linalg.cho_solve((part['factor'], True), part['x'] @ right)
 
     data = {'x': a, 'y': b, 'factor': np.linalg.cholesky(a @ a.T + np.eye(1500))}
     prox = soft_threshold(0.1 * np.abs(a.T @ b).max())
-    outcome = run(consensus_admm(solve, prox=prox), np.zeros(5000), data, workers.simulated(1))
+    outcome = run(consensus_admm(solve, prox=prox), np.zeros(5000), data, simulated(1))
     assert outcome.converged
     assert 10 <= len(outcome.history.small) <= 20
 
@@ -219,55 +219,55 @@ def lyapunov(state: ConsensusState, end: ConsensusState) -> float:
 
 
 @pytest.mark.parametrize('rho', [0.02, 0.2, 5.0])
-def test_its_lyapunov_value_never_rises(rho: float) -> None:
-    """Each time it falls by at least rho (|r|^2 + |B dz|^2)."""
+def test_the_lyapunov_function_never_rises(rho: float) -> None:
+    """In each iteration it falls by at least rho (|r|^2 + |B dz|^2)."""
     end = solved().state
     end = end._replace(u=end.u * end.rho / rho)
-    way = path(lasso_admm(rho=rho), np.zeros(10), evenly(4), FOUR, 60)
-    values = np.array([lyapunov(state, end) for state, _ in way])
-    least = np.array([rho * told.primal**2 + told.dual**2 / rho for _, told in way])
-    assert np.all(values[1:] <= values[:-1] - least[1:] + 1e-9 * values[0])
+    iterates = path(lasso_admm(rho=rho), np.zeros(10), evenly(4), FOUR, 60)
+    values = np.array([lyapunov(state, end) for state, _ in iterates])
+    decrease = np.array([rho * residuals.primal**2 + residuals.dual**2 / rho for _, residuals in iterates])
+    assert np.all(values[1:] <= values[:-1] - decrease[1:] + 1e-9 * values[0])
     assert values[-1] < 0.8 * values[0]
 
 
 def test_a_residual_may_rise() -> None:
-    """So that the last test is of more than that all shrinks."""
+    """The last test is not trivial: a residual is not monotone where the Lyapunov function is."""
     assert np.any(np.diff(solved(60, rho=5.0).history.primal) > 0.1)
 
 
 @pytest.mark.parametrize('relax', [1.0, 1.5])
-def test_without_a_regulariser_the_duals_sum_to_nothing(relax: float) -> None:
+def test_without_a_regulariser_the_multipliers_sum_to_0(relax: float) -> None:
     for state, _ in path(lasso_admm(prox=None, relax=relax), np.zeros(10), evenly(4), FOUR, 30):
         near(state.u.sum(0), 0, 1e-11)
         assert np.abs(state.u).max() > 1
 
 
 def test_a_change_of_rho_keeps_the_multipliers() -> None:
-    """Their sum is a subgradient of the regulariser at every iteration, whatever rho was and is."""
-    way = path(lasso_admm(rho=50.0, balance=Balance(until=3)), np.zeros(10), evenly(4), FOUR, 12)
-    rhos = [float(state.rho) for state, _ in way]
+    """Their sum is a subgradient of the regulariser in every iteration, while rho changes and after."""
+    iterates = path(lasso_admm(rho=50.0, balance=Balance(until=3)), np.zeros(10), evenly(4), FOUR, 12)
+    rhos = [float(state.rho) for state, _ in iterates]
     assert rhos == [25, 12.5, 6.25] + [6.25] * 9
-    for state, told in way:
+    for state, residuals in iterates:
         total = state.rho * state.u.sum(0)
         near(total[state.z != 0], ALPHA * np.sign(state.z[state.z != 0]), 1e-10)
         assert np.abs(total).max() <= ALPHA + 1e-10
-        assert np.isfinite(told).all()
+        assert np.isfinite(residuals).all()
 
 
-def test_one_model_and_three_scalars_cross() -> None:
+def test_one_model_and_three_scalars_are_sent() -> None:
     data = evenly(4)
-    made = program(lasso_admm(balance=Balance(), relax=1.5), jnp.zeros(10), data, on_mesh(4))
-    sent = ledger.totals(ledger.traced(made.run, {'workers': 4}, made.state, data))
+    compiled = program(lasso_admm(balance=Balance(), relax=1.5), jnp.zeros(10), data, mesh_of(4))
+    sent = ledger.totals(ledger.traced(compiled.run, {'workers': 4}, compiled.state, data))
     assert sum(sent.values()) == Fraction(2 * 3, 4) * 8 * (10 + 3)
 
 
-def test_through_eight_bits_that_send_changes_it_comes_near() -> None:
+def test_with_int8_and_ef21_it_comes_near_the_solution() -> None:
     outcome = solved(codec=int8(block=10), feedback='ef21', tolerances=(1e-4, 0.0))
     assert outcome.converged
     near(outcome.state.z, lasso(), 1e-2)
 
 
-def toy(solve: Any) -> Outcome:
+def small(solve: Any) -> Outcome:
     return run(consensus_admm(solve), np.zeros(2), np.zeros(4), FOUR)
 
 
@@ -277,8 +277,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     'balance': (lambda: lasso_admm(balance=Balance(factor=1.0)), 'factor above 1'),
     'tolerances': (lambda: lasso_admm(tolerances=(1e-4, -1.0)), 'must be two numbers, 0 or more'),
     'feedback': (lambda: solved(feedback=True), 'needs a codec'),
-    'structure': (lambda: toy(lambda v, rho, part, x: {'w': v}), "returns {'w': 'float64"),
-    'dtype': (lambda: toy(lambda v, rho, part, x: v.astype(jnp.float32)), r'float32\(2,\), and start is'),
+    'structure': (lambda: small(lambda v, rho, part, x: {'w': v}), "returns {'w': 'float64"),
+    'dtype': (lambda: small(lambda v, rho, part, x: v.astype(jnp.float32)), r'float32\(2,\), and start is'),
     'scale': (lambda: least_squares(0.0), 'scale=0.0 must be more than 0'),
     'steps': (lambda: by_steps(lambda x, part: x, optax.sgd(1.0), 0), 'steps=0 must be 1 or more'),
     'rows': (lambda: solved(data={'x': X, 'y': Y}), r"data\['x'\] has shape \(442, 10\), .* multiple of 4"),
@@ -288,13 +288,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize('fails, problem', REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused(fails: Callable[[], Any], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        fails()
+@pytest.mark.parametrize('call, message', REFUSED.values(), ids=REFUSED)
+def test_wrong_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
-def test_a_solver_that_fails_stops_it() -> None:
+def test_a_solver_that_returns_nan_stops_the_run() -> None:
     broken = lambda v, rho, part, x: v / (jnp.sum(part) - jnp.sum(part))  # noqa: E731
     with pytest.raises(FloatingPointError, match=r'iteration 1 of at most 1000 .*primal nan'):
         run(consensus_admm(broken), np.ones(2), np.ones(4), FOUR)

@@ -1,7 +1,7 @@
-"""Local training, delay and the parameter server walk the same way as their NumPy twins, simulated and on a mesh.
+"""Local training, delays and the parameter server match their reference implementations, simulated and on a mesh.
 
-The twins were written from the rules by somebody who had not seen the code. As in test_reference_training.py: float64 without codecs;
-with one, data on which no entry comes near to the edge between two codes.
+The reference implementations were written from the papers' rules by somebody who had not seen the code. As in
+test_reference_training.py: float64 without codecs; with one, data on which no entry is near the edge between two codes.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ import numpy_training
 import pytest
 from numpy_local import (
     Average,
+    DecayingFeedback,
     DesLoc,
     Desynced,
     DiLoCo,
     Eager,
-    Forgetful,
     OuterAdam,
     OuterSgd,
     SlowMo,
@@ -33,40 +33,40 @@ from jaxdist.training.step import make_step
 
 NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
 STRIDED = [np.r_[0:6, 39:57], np.r_[6:9], np.r_[9:39]]
-"""The entries of NETWORK's tensors in three fragments, the tensors dealt out in turn."""
+"""The entries of NETWORK's tensors in three fragments by the rule `strided`."""
 
 
 def nesterov() -> OuterSgd:
     return OuterSgd(0.7, 0.9, nesterov=True)
 
 
-def exactly() -> numpy_training.Mean:
+def exact_mean() -> numpy_training.Mean:
     return numpy_training.Mean(numpy_training.Exact())
 
 
-def eight_bits(block: int = 4, feedback: bool = False) -> numpy_training.TwoPhases:
+def int8_mean(block: int = 4, feedback: bool = False) -> numpy_training.TwoPhases:
     return numpy_training.TwoPhases(numpy_training.Int8(block), feedback)
 
 
 class Case(NamedTuple):
-    """A line, and the same in the twins' links; `{own}` in the line becomes a delay for each worker.
+    """A line and its reference implementation; `{delays}` in the line becomes a delay for each worker.
 
     Attributes:
-        line: as a user writes it.
-        links: makes the twin's line for a number of workers; its links have state.
-        model: the twin's model.
+        line: the update line.
+        reference: returns the reference's transformations, which have state, for a number of workers.
+        model: the reference's model.
         coded: whether a codec rounds, so that float32 is compared.
         weighted: whether examples have weights.
     """
 
     line: str
-    links: Callable[[int], list[numpy_training.Link]]
+    reference: Callable[[int], list[numpy_training.Transformation]]
     model: numpy_training.Model = NETWORK
     coded: bool = False
     weighted: bool = False
 
 
-def own(worker: int) -> int:
+def delay_of(worker: int) -> int:
     return (3, 0, 5, 1)[worker % 4]
 
 
@@ -93,13 +93,13 @@ CASES = {
     ),
     'diloco-int8': Case(
         f"sgd(0.1) | diloco(every=3, outer={NESTEROV}, codec=int8(block=4), exchange='two_phases', feedback=True)",
-        lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, nesterov(), eight_bits(feedback=True))],
+        lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, nesterov(), int8_mean(feedback=True))],
         PLANE,
         coded=True,
     ),
     'sparseloco': Case(
         "sgd(0.1) | diloco(every=2, outer=sgd(0.9), codec=top_k(k=2, block=8), exchange='gather', feedback=0.9)",
-        lambda w: [numpy_training.Sgd(0.1), DiLoCo(2, OuterSgd(0.9), Forgetful(top_k(2, 8), 0.9))],
+        lambda w: [numpy_training.Sgd(0.1), DiLoCo(2, OuterSgd(0.9), DecayingFeedback(top_k(2, 8), 0.9))],
         PLANE,
         coded=True,
     ),
@@ -136,22 +136,22 @@ CASES = {
     'delay-schedule': Case(
         'mean() | delay(steps=piecewise_constant_schedule(1, {3: 4, 8: 0}), longest=4) | sgd(0.1, momentum=0.5)',
         lambda w: [
-            exactly(),
+            exact_mean(),
             Arrivals(lambda worker, t: 1 if t < 3 else 4 if t < 8 else 0, 4, 0.0),
             numpy_training.Sgd(0.1, 0.5),
         ],
     ),
-    'delay-own': Case(
-        'delay(steps={own}, damping=0.5) | mean() | sgd(0.1)',
-        lambda w: [Arrivals(lambda worker, t: own(worker), 5, 0.5), exactly(), numpy_training.Sgd(0.1)],
+    'delay-per-worker': Case(
+        'delay(steps={delays}, damping=0.5) | mean() | sgd(0.1)',
+        lambda w: [Arrivals(lambda worker, t: delay_of(worker), 5, 0.5), exact_mean(), numpy_training.Sgd(0.1)],
     ),
     'dc-asgd': Case(
-        'dc_asgd(steps={own}, strength=0.3) | mean() | sgd(0.1)',
-        lambda w: [DcAsgd([own(i) for i in range(w)], 0.3, False), exactly(), numpy_training.Sgd(0.1)],
+        'dc_asgd(steps={delays}, strength=0.3) | mean() | sgd(0.1)',
+        lambda w: [DcAsgd([delay_of(i) for i in range(w)], 0.3, False), exact_mean(), numpy_training.Sgd(0.1)],
     ),
     'dc-asgd-adaptive': Case(
         'mean() | dc_asgd(steps=3, strength=0.3, adaptive=True, decay=0.9) | sgd(0.1)',
-        lambda w: [exactly(), DcAsgd([3] * w, 0.3, True, 0.9), numpy_training.Sgd(0.1)],
+        lambda w: [exact_mean(), DcAsgd([3] * w, 0.3, True, 0.9), numpy_training.Sgd(0.1)],
         weighted=True,
     ),
     'server': Case(
@@ -184,54 +184,62 @@ CASES = {
     ),
 }
 QUICK = ('diloco', 'streaming', 'dc-asgd', 'server-int8')
-SEATS = [
-    pytest.param(*seat, id='-'.join(map(str, seat)), marks=[pytest.mark.slow] * (seat[0] not in QUICK or seat[2] != 3))
+SETUPS = [
+    pytest.param(*each, id='-'.join(map(str, each)), marks=[pytest.mark.slow] * (each[0] not in QUICK or each[2] != 3))
     for name in CASES
-    for seat in ((name, 'simulated', 3), (name, 'mesh', 8), *([(name, 'mesh', 1)] if name in QUICK else []))
+    for each in ((name, 'simulated', 3), (name, 'mesh', 8), *([(name, 'mesh', 1)] if name in QUICK else []))
 ]
 
 
-class Way(NamedTuple):
-    """A start, the batches, and the twin's way from there."""
+class ReferenceRun(NamedTuple):
+    """A run of the reference.
+
+    Attributes:
+        start: the initial parameters.
+        batches: one for each step.
+        trajectory: parameters, losses and counts of all workers.
+        margin: the smallest distance of an entry from one with another code.
+    """
 
     start: dict[str, np.ndarray]
     batches: list[dict[str, np.ndarray]]
-    twin: numpy_training.Trajectory
+    trajectory: numpy_training.Trajectory
     margin: float
 
 
-def margin(thing: Any) -> float:
-    """How far, at least, an entry was from the edge between two codes, in any codec inside."""
-    if isinstance(thing, numpy_training.Int8):
-        return thing.margin
-    inside = thing if isinstance(thing, list) else list(vars(thing).values()) if hasattr(thing, '__dict__') else []
-    return min((margin(each) for each in inside if not isinstance(each, np.ndarray)), default=np.inf)
+def margin(reference: Any) -> float:
+    """The smallest distance of an entry from another code, in any codec inside."""
+    if isinstance(reference, numpy_training.Int8):
+        return reference.margin
+    attributes = list(vars(reference).values()) if hasattr(reference, '__dict__') else []
+    parts = reference if isinstance(reference, list) else attributes
+    return min((margin(each) for each in parts if not isinstance(each, np.ndarray)), default=np.inf)
 
 
-def walk(case: Case, count: int, seed: int) -> Way:
+def reference_run(case: Case, count: int, seed: int) -> ReferenceRun:
     start, batches, rng = normal_data(case.model, seed)
     for batch in batches if case.weighted else []:
         batch['weight'] = rng.choice([0.0, 0.5, 1.0, 3.0], EXAMPLES)
-    links = case.links(count)
-    way = numpy_training.train(case.model, numpy_training.join(start), links, batches, count)
-    return Way(start, batches, way, margin(links))
+    reference = case.reference(count)
+    trajectory = numpy_training.train(case.model, numpy_training.join(start), reference, batches, count)
+    return ReferenceRun(start, batches, trajectory, margin(reference))
 
 
 @cache
-def clear_way(name: str, count: int) -> Way:
-    """Of a few ways, the one on which entries keep farthest from the edges between codes."""
+def unambiguous_run(name: str, count: int) -> ReferenceRun:
+    """Of a few runs, the one whose entries stay farthest from the edges between codes."""
     seeds = range(16 if CASES[name].coded else 1)
-    return max((walk(CASES[name], count, seed) for seed in seeds), key=lambda way: way.margin)
+    return max((reference_run(CASES[name], count, seed) for seed in seeds), key=lambda run: run.margin)
 
 
-@pytest.mark.parametrize('name, place, count', SEATS)
-def test_same_way(name: str, place: str, count: int) -> None:
-    case, way = CASES[name], clear_way(name, count)
-    assert way.margin > EDGE
-    text = case.line.replace('{own}', str(tuple(own(i) for i in range(count))))
+@pytest.mark.parametrize('name, place, count', SETUPS)
+def test_matches_the_reference(name: str, place: str, count: int) -> None:
+    case, run = CASES[name], unambiguous_run(name, count)
+    assert run.margin > EDGE
+    text = case.line.replace('{delays}', str(tuple(delay_of(i) for i in range(count))))
     dtype, close = (np.float32, 2e-5) if case.coded else (np.float64, 1e-10)
     with jax.enable_x64(not case.coded):
-        start, *batches = jax.tree.map(lambda x: x.astype(dtype), [way.start, *way.batches])
+        start, *batches = jax.tree.map(lambda x: x.astype(dtype), [run.start, *run.batches])
         program = make_step(
             LOSSES[case.model.loss], lambda key: start, line.build(text), batches[0], PLACES[place](count)
         )
@@ -239,12 +247,12 @@ def test_same_way(name: str, place: str, count: int) -> None:
         for step, batch in enumerate(batches):
             state, _ = program.step(state, batch)
             params = rows(state.params, program.layout.params, count)
-            np.testing.assert_allclose(params, way.twin.params[step], close, close, err_msg=f'step {step}')
+            np.testing.assert_allclose(params, run.trajectory.params[step], close, close, err_msg=f'step {step}')
 
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'every' in case.line])
-def test_the_twins_workers_are_apart_on_the_way(name: str) -> None:
-    """Or the comparison would say little."""
-    params = clear_way(name, 3).twin.params
+def test_the_references_workers_diverge(name: str) -> None:
+    """Otherwise the comparison would show little."""
+    params = unambiguous_run(name, 3).trajectory.params
     assert np.ptp(params, axis=1).max(1).max() > 1e-2
     assert len(params) == STEPS

@@ -195,22 +195,22 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     [
         (
             lambda s: {**s, 'w': s['w'].astype('int8')},
-            r"state\['w'\]: float32\[3\] in .*, int8\[3\] asked for",
+            r"state\['w'\]: float32\[3\] in .*, int8\[3\] requested",
         ),
         (
             lambda s: {**s, 'w': jnp.zeros((3, 1))},
-            r"state\['w'\]: float32\[3\] in .*, float32\[3, 1\] asked for",
+            r"state\['w'\]: float32\[3\] in .*, float32\[3, 1\] requested",
         ),
         (
             lambda s: {**s, 'v': jnp.zeros(1)},
-            r"state\['v'\]: missing in the checkpoint, float32\[1\] asked for",
+            r"state\['v'\]: missing in the checkpoint, float32\[1\] requested",
         ),
-        (lambda s: {'w': s['w']}, r"state\['key'\]: key<fry>\[\] in the checkpoint, not asked for"),
+        (lambda s: {'w': s['w']}, r"state\['key'\]: key<fry>\[\] in the checkpoint, not requested"),
         (
             lambda s: {**s, 'key': jax.random.key(0, impl='rbg')},
             r"state\['key'\]: key<fry>\[\] in .*, key<rbg>",
         ),
-        (lambda s: {**s, 'key': jax.random.key_data(s['key'])}, r'key<fry>\[\] in .*, uint32\[2\] asked for'),
+        (lambda s: {**s, 'key': jax.random.key_data(s['key'])}, r'key<fry>\[\] in .*, uint32\[2\] requested'),
     ],
 )
 def test_another_state_is_refused(tmp_path: Path, change: Callable[[Any], Any], text: str) -> None:
@@ -225,8 +225,8 @@ def test_another_state_is_refused(tmp_path: Path, change: Callable[[Any], Any], 
 @pytest.mark.parametrize(
     'state, meta, error, text',
     [
-        ({'w': np.zeros(2)}, {}, TypeError, r"state\['w'\] is of type ndarray: a checkpoint holds only"),
-        ({'w': jnp.zeros(2, 'int4')}, {}, TypeError, r"state\['w'\] is int4: stored are bool, and integers"),
+        ({'w': np.zeros(2)}, {}, TypeError, r"state\['w'\] is of type ndarray: a checkpoint stores only"),
+        ({'w': jnp.zeros(2, 'int4')}, {}, TypeError, r"state\['w'\] is int4: a checkpoint stores bool, and integers"),
         ({'w': jnp.zeros(2, 'complex64')}, {}, TypeError, r"state\['w'\] is complex64"),
         ({'w': jnp.zeros(2)}, {'x': (1, 2)}, TypeError, 'lists for tuples'),
         ({'w': jnp.zeros(2)}, {'x': float('nan')}, TypeError, 'meta must be JSON'),
@@ -250,7 +250,7 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match='with a sharding'):
         Checkpoints(tmp_path).restore({'w': jax.ShapeDtypeStruct((2,), 'float32')})
     uneven = jax.NamedSharding(mesh_of(4, 2), jax.P('workers'))
-    with pytest.raises(ValueError, match=r"state\['w'\] cannot be laid out as asked"):
+    with pytest.raises(ValueError, match=r"state\['w'\] cannot be sharded as requested"):
         Checkpoints(tmp_path).restore({'w': jax.ShapeDtypeStruct((3,), 'float32', sharding=uneven)})
     donated = jnp.zeros(2)
     donated.delete()

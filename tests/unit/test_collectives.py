@@ -1,4 +1,4 @@
-"""Collectives on a mesh and simulated against NumPy: values, types and bytes; bytes and vectors round trip."""
+"""Collectives on a mesh and simulated, against NumPy: values, types and bytes sent; conversions to bytes and back."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ COUNTS = (1, 2, 3, 8)
 
 
 def on_mesh(fn: Callable[..., Any], count: int, axis: str = W) -> Callable[..., Any]:
-    """`fn` for each worker's row of [W, ...] arguments; rows come back as [W, ...]."""
+    """`fn` on a mesh, applied to each worker's row of [W, ...] arguments; results are [W, ...]."""
     mesh = jax.make_mesh((count,), (axis,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
 
     def code(*rows: Any) -> Any:
@@ -38,7 +38,7 @@ def simulated(fn: Callable[..., Any], count: int, axis: str = W) -> Callable[...
 
 
 @pytest.fixture(params=[on_mesh, simulated])
-def spread(request: pytest.FixtureRequest) -> Any:
+def run_on(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
@@ -46,13 +46,13 @@ def rows(count: int, *shape: int, dtype: str = 'float32') -> np.ndarray:
     return np.random.default_rng(count).integers(-9, 9, (count, *shape)).astype(dtype)
 
 
-def everyone(x: np.ndarray, count: int) -> np.ndarray:
-    """What all share, as a row for each worker."""
+def replicated(x: np.ndarray, count: int) -> np.ndarray:
+    """The same row for each worker."""
     return np.broadcast_to(x, (count, *x.shape))
 
 
 @pytest.mark.parametrize('count', COUNTS)
-def test_every_collective_is_what_numpy_makes_of_the_rows(spread: Any, count: int) -> None:
+def test_every_collective_matches_numpy(run_on: Any, count: int) -> None:
     x, ones, matrix = rows(count, 2, 3), rows(count, dtype='int32'), rows(count, count, 2)
 
     def code(x: Any, one: Any, matrix: Any) -> Any:
@@ -60,67 +60,66 @@ def test_every_collective_is_what_numpy_makes_of_the_rows(spread: Any, count: in
         return {
             'index': collectives.axis_index(),
             'size': jnp.int32(collectives.axis_size()),
-            'total': collectives.psum(tree),
-            'mean': collectives.pmean(x),
-            'gather': collectives.all_gather(x),
-            'exchange': collectives.all_to_all(matrix),
-            'per_worker': collectives.pvary(tree),
+            'psum': collectives.psum(tree),
+            'pmean': collectives.pmean(x),
+            'all_gather': collectives.all_gather(x),
+            'all_to_all': collectives.all_to_all(matrix),
+            'pvary': collectives.pvary(tree),
         }
 
-    got = spread(code, count)(x, ones, matrix)
-    want = {
+    actual = run_on(code, count)(x, ones, matrix)
+    expected = {
         'index': np.arange(count),
         'size': np.full(count, count),
-        'total': {'x': everyone(x.sum(0), count), 'one': everyone(ones.sum(0), count)},
-        'mean': everyone(x.mean(0), count),
-        'gather': everyone(x, count),
-        'exchange': matrix.swapaxes(0, 1),
-        'per_worker': {'x': x, 'one': ones},
+        'psum': {'x': replicated(x.sum(0), count), 'one': replicated(ones.sum(0), count)},
+        'pmean': replicated(x.mean(0), count),
+        'all_gather': replicated(x, count),
+        'all_to_all': matrix.swapaxes(0, 1),
+        'pvary': {'x': x, 'one': ones},
     }
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
 
 
-def test_another_axis_has_its_own_workers(spread: Any) -> None:
-    code = lambda x: (
-        collectives.psum(x, 'clients'),
-        collectives.axis_index('clients'),
-        collectives.all_gather(x, 'clients'),
-    )
-    total, index, gathered = spread(code, 3, 'clients')(np.float32([1, 2, 4]))
+def test_another_name_of_the_axis(run_on: Any) -> None:
+    def code(x: Any) -> Any:
+        axis = 'clients'
+        return collectives.psum(x, axis), collectives.axis_index(axis), collectives.all_gather(x, axis)
+
+    total, index, gathered = run_on(code, 3, 'clients')(np.float32([1, 2, 4]))
     assert (total.tolist(), index.tolist(), gathered[2].tolist()) == ([7, 7, 7], [0, 1, 2], [1, 2, 4])
 
 
-def test_what_all_share_counts_once_for_each_worker(spread: Any) -> None:
-    """A value that does not vary is still sent by all: its mean is itself and its total W times it."""
-    shared = jnp.float32(5)
-    code = lambda x: (collectives.pmean({'a': shared, 'b': x}), collectives.psum(shared))  # noqa: E731
-    mean, total = spread(code, 3)(np.float32([1, 2, 6]))
+def test_a_replicated_value_counts_once_for_each_worker(run_on: Any) -> None:
+    """All workers contribute it: its mean is itself, its sum is W times it."""
+    value = jnp.float32(5)
+    code = lambda x: (collectives.pmean({'a': value, 'b': x}), collectives.psum(value))  # noqa: E731
+    mean, total = run_on(code, 3)(np.float32([1, 2, 6]))
     assert (mean['a'].tolist(), mean['b'].tolist(), total.tolist()) == ([5] * 3, [3] * 3, [15] * 3)
 
 
 @pytest.mark.parametrize('typed', [False, True])
-def test_gather_of_what_all_share(spread: Any, typed: bool) -> None:
-    shared = jnp.arange(6.0).reshape(3, 2)
-    gathered = spread(lambda _: collectives.all_gather(collectives.pvary(shared) if typed else shared), 3)(np.zeros(3))
-    np.testing.assert_array_equal(gathered, np.broadcast_to(shared, (3, 3, 3, 2)))
+def test_all_gather_of_replicated_values(run_on: Any, typed: bool) -> None:
+    values = jnp.arange(6.0).reshape(3, 2)
+    gathered = run_on(lambda _: collectives.all_gather(collectives.pvary(values) if typed else values), 3)(np.zeros(3))
+    np.testing.assert_array_equal(gathered, np.broadcast_to(values, (3, 3, 3, 2)))
 
 
-def test_exchange_of_what_all_share_simulated() -> None:
-    exchange_shared(simulated)
+def test_all_to_all_of_replicated_values_simulated() -> None:
+    check_all_to_all(simulated)
 
 
-def test_exchange_of_what_all_share_on_a_mesh() -> None:
-    exchange_shared(on_mesh)
+def test_all_to_all_of_replicated_values_on_a_mesh() -> None:
+    check_all_to_all(on_mesh)
 
 
-def exchange_shared(spread: Any) -> None:
-    shared = jnp.arange(6.0).reshape(3, 2)
-    exchanged = spread(lambda _: collectives.all_to_all(shared), 3)(np.zeros(3))
-    np.testing.assert_array_equal(exchanged, np.repeat(shared[:, None], 3, axis=1))
+def check_all_to_all(run_on: Any) -> None:
+    values = jnp.arange(6.0).reshape(3, 2)
+    exchanged = run_on(lambda _: collectives.all_to_all(values), 3)(np.zeros(3))
+    np.testing.assert_array_equal(exchanged, np.repeat(values[:, None], 3, axis=1))
 
 
-def test_types_say_what_may_differ() -> None:
-    seen: dict[str, bool] = {}
+def test_types_of_results() -> None:
+    types: dict[str, bool] = {}
 
     def code(x: Any) -> Any:
         values = {
@@ -129,33 +128,33 @@ def test_types_say_what_may_differ() -> None:
             'typed': collectives.pvary(jnp.ones(4)),
             'typed twice': collectives.pvary(collectives.pvary(jnp.ones(4))),
             'index': collectives.axis_index(),
-            'total': collectives.psum(x),
-            'mean': collectives.pmean(x),
-            'gather': collectives.all_gather(x),
-            'exchange': collectives.all_to_all(x),
+            'psum': collectives.psum(x),
+            'pmean': collectives.pmean(x),
+            'all_gather': collectives.all_gather(x),
+            'all_to_all': collectives.all_to_all(x),
         }
-        seen.update({name: collectives.varies(value) for name, value in values.items()})
+        types.update({name: collectives.varies(value) for name, value in values.items()})
         return x
 
     on_mesh(code, 4)(np.ones((4, 4), np.float32))
-    assert {name for name, varies in seen.items() if varies} == {
-        'argument', 'typed', 'typed twice', 'index', 'exchange'
+    assert {name for name, varies in types.items() if varies} == {
+        'argument', 'typed', 'typed twice', 'index', 'all_to_all'
     }  # fmt: skip
 
 
-def test_where_an_axis_is_one_of_a_mesh() -> None:
-    seen = []
-    code = lambda x: seen.append((collectives.is_manual(), collectives.is_manual('other'))) or x  # noqa: E731
+def test_is_manual() -> None:
+    answers = []
+    code = lambda x: answers.append((collectives.is_manual(), collectives.is_manual('other'))) or x  # noqa: E731
     on_mesh(code, 2)(np.ones(2))
     simulated(code, 2)(np.ones(2))
-    assert seen == [(True, False), (False, False)]
+    assert answers == [(True, False), (False, False)]
 
 
-def test_the_gradient_of_per_worker_parameters_is_local(spread: Any) -> None:
-    """And of parameters that all share, JAX sums it over the workers of a mesh: the reason for `per_worker`."""
+def test_the_gradient_of_varying_parameters_is_local(run_on: Any) -> None:
+    """JAX sums the gradient of replicated parameters over the workers of a mesh: the reason for `pvary`."""
     x = np.float32([1, 2, 6])
     local = lambda x: jax.grad(lambda p: p * x)(collectives.pvary(jnp.float32(1)))  # noqa: E731
-    np.testing.assert_array_equal(spread(local, 3)(x), x)
+    np.testing.assert_array_equal(run_on(local, 3)(x), x)
     summed = lambda x: jax.grad(lambda p: p * x)(jnp.float32(1))  # noqa: E731
     assert on_mesh(summed, 3)(x).tolist() == [9, 9, 9]
 
@@ -176,7 +175,7 @@ def test_bytes_sent_are_those_of_the_docstring(collective: Any, share: Any, coun
     assert sum(entry.sent for entry in entries) == share(count) * 2 * 2 * count
 
 
-def test_a_tree_crosses_in_one_collective_a_dtype() -> None:
+def test_a_tree_is_sent_in_one_collective_for_each_dtype() -> None:
     tree = {'a': rows(8, 3), 'b': rows(8, 2, 2), 'c': rows(8), 'd': rows(8, 5, dtype='int32')}
     text = on_mesh(collectives.psum, 8).lower(tree).compile().as_text()
     assert len(re.findall(r' all-reduce(?:-start)?\(', text)) == 2
@@ -188,8 +187,8 @@ DTYPES = ['float32', 'float16', 'bfloat16', 'float8_e4m3fn', *(f'{s}int{n}' for 
 @pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from([(), (2, 3)]), st.integers(1, 2), st.data())
-def test_bytes_are_the_numbers_own_and_give_them_back(name: str, lead: tuple[int, ...], n: int, data: Any) -> None:
-    """Any bits, those of NaN among them; the little ends of all come first; all dims but the last stay."""
+def test_bytes_are_those_of_the_numbers_and_convert_back(name: str, lead: tuple[int, ...], n: int, data: Any) -> None:
+    """For any bits, those of NaN too; the lowest bytes of all numbers come first; leading dims do not change."""
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     size = int(np.prod((*lead, n))) * dtype.itemsize
     raw = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8).reshape(*lead, -1)
@@ -208,7 +207,7 @@ SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(SHAPES, st.sampled_from(['float32', 'bfloat16', 'int8']))
-def test_flatten_is_numpys_concatenate_and_unflatten_its_inverse(shapes: list[tuple[int, ...]], name: str) -> None:
+def test_flatten_matches_numpy_and_unflatten_inverts_it(shapes: list[tuple[int, ...]], name: str) -> None:
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     leaves = [(np.arange(np.prod(shape)) + 10 * i).astype(dtype).reshape(shape) for i, shape in enumerate(shapes)]
     vector = flatten([jnp.asarray(x) for x in leaves])

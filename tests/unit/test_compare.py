@@ -43,7 +43,7 @@ def test_names_tell_kinds_apart() -> None:
     ['mean() | sgd(0.1)', 'mean()|sgd(0.1)', 'mean(codec=None) | sgd(0.1)'],
 )
 def test_nobody_is_compared_with_itself_however_it_is_spelled(update: str) -> None:
-    with pytest.raises(ExperimentError, match='would be compared with itself: seeds are given with --seeds'):
+    with pytest.raises(ExperimentError, match='would be compared with itself: for more seeds use --seeds'):
         variants([small('sgd(0.2) | average(2)'), SMALL, dataclasses.replace(small(update), seed=3)])
 
 

@@ -1,4 +1,4 @@
-"""Constraints and dual lines that cannot be had are answered before anything is compiled."""
+"""Constraints and dual lines that do not fit raise errors before anything is compiled."""
 
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ from jaxdist.training.checkpoint import CheckpointError, Checkpoints
 
 
 @pytest.mark.parametrize(
-    'measure, how, message',
+    'measure, fields, message',
     [
         (lambda p, b: b['x'], {}, r"called as measure\(params\), for over='none', and cannot be; over='mean' calls it"),
         (lambda p: p['w'], {'over': 'mean'}, r'called as measure\(params, batch\)'),
         (
             lambda p, b: b['x'].sum(),
             {'over': 'mean'},
-            r'a value for each example, \[B, ...\] of 2 examples here .*gives \(\)',
+            r'a value for each example, \[B, ...\] of 2 examples here .*returns \(\)',
         ),
-        (lambda p, b: b['x'], {'over': 'example'}, r'a value for each example, \[B\] of 2 .* gives \(2, 3\)'),
-        (lambda p, b: b['x'].sum(), {'over': 'ratio'}, r'\(numerator, denominator\), two arrays .* gives \(\)'),
-        (lambda p, b: (b['x'].sum(), b['x'].sum(0)), {'over': 'ratio'}, r'of one shape, .* gives \(\), \(3,\)'),
+        (lambda p, b: b['x'], {'over': 'example'}, r'a value for each example, \[B\] of 2 .* returns \(2, 3\)'),
+        (lambda p, b: b['x'].sum(), {'over': 'ratio'}, r'\(numerator, denominator\), two arrays .* returns \(\)'),
+        (lambda p, b: (b['x'].sum(), b['x'].sum(0)), {'over': 'ratio'}, r'of one shape, .* returns \(\), \(3,\)'),
         (lambda p: 1j * p['w'], {}, 'complex numbers, which have no order'),
         (lambda p: p['w'], {'over': 'max'}, "over='max' of 'bad' must be one of none, sum, mean, ratio, example"),
-        (lambda p: p['w'], {'per_worker': True}, "each worker holds its own sum, mean or ratio; over='none' has none"),
+        (lambda p: p['w'], {'per_worker': True}, "bounds the sum, mean or ratio of each worker; over='none' has none"),
         (lambda p, b: b['y'], {'over': 'mean', 'rows': 3}, "rows are for over='example', not 'mean'"),
         (
             lambda p, b: b['y'],
@@ -37,48 +37,49 @@ from jaxdist.training.checkpoint import CheckpointError, Checkpoints
         ),
     ],
 )
-def test_a_measure_that_does_not_fit_is_refused(measure: Any, how: dict[str, Any], message: str) -> None:
+def test_a_measure_that_does_not_fit_is_refused(measure: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        program(inequality('bad', measure, **how))
+        program(inequality('bad', measure, **fields))
 
 
 @pytest.mark.parametrize(
-    'constraints, how, message',
+    'constraints, settings, message',
     [
-        ((BALL, BALL), {}, r"different names: \['ball'\] stand for several"),
+        ((BALL, BALL), {}, r"different names: \['ball'\] name several"),
         ((BALL,), {'dual': optax.scale(0.1)}, "lowers the multiplier of 'ball' when that is violated by 1"),
-        ((BALL,), {'made': {'order': 'both'}}, "order='both' must be one of alternating, simultaneous"),
-        ((BALL,), {'made': {'every': 0}}, 'every=0 must be 1 or more'),
-        ((BALL,), {'made': {'penalty': -1.0}}, r'penalty=-1.0 must be 0 or more'),
-        ((EVERY,), {'accumulate': 2}, "over='example' needs a batch taken whole, not accumulate=2"),
+        ((BALL,), {'ascent': {'order': 'both'}}, "order='both' must be one of alternating, simultaneous"),
+        ((BALL,), {'ascent': {'every': 0}}, 'every=0 must be 1 or more'),
+        ((BALL,), {'ascent': {'penalty': -1.0}}, r'penalty=-1.0 must be 0 or more'),
+        ((EVERY,), {'accumulate': 2}, "over='example' needs a batch processed whole, not accumulate=2"),
         (
             (BALL, SMALL_EACH),
             {'dual': optax.chain(optax.sgd(0.1), within(radius=1.0))},
-            "multiplier of 'ball', which all",
+            "multiplier of 'ball' must be replicated, and would vary over workers: a transformation",
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(constraints: Any, how: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(constraints: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        program(*constraints, **how)
+        program(*constraints, **settings)
 
 
-def test_workers_that_train_alone_are_refused() -> None:
-    alone = optax.chain(optax.sgd(0.1), average(every=2))
+def test_workers_that_diverge_are_refused() -> None:
+    local = optax.chain(optax.sgd(0.1), average(every=2))
     with pytest.raises(
-        ValueError, match=r'ball, small: constraints are evaluated at parameters that all workers share'
+        ValueError,
+        match=r'ball, small: constraints are evaluated at replicated parameters, .* this update lets workers diverge',
     ):
-        program(BALL, SMALL, update=alone)
+        program(BALL, SMALL, update=local)
 
 
-def test_no_constraints_and_names_that_are_none() -> None:
+def test_no_constraints_and_names_that_are_no_identifiers_are_refused() -> None:
     with pytest.raises(ValueError, match=r'different names: there are none'):
         LagrangianObjective(())
     with pytest.raises(ValueError, match=r"'a b' cannot name a constraint"):
         inequality('a b', lambda p: p)
 
 
-def test_what_is_no_tuple_no_transformation_no_number_or_not_finite_is_refused() -> None:
+def test_arguments_of_a_wrong_type_or_not_finite_are_refused() -> None:
     with pytest.raises(TypeError, match=r'constraints come in a tuple, as in LagrangianObjective\(\(ball,\)'):
         LagrangianObjective(BALL)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"dual='sgd\(0.1\)' must be an optax transformation"):

@@ -68,7 +68,7 @@ def test_epochs_seeds_and_workers_have_orders_of_their_own():
 @pytest.mark.parametrize('choose', [in_epochs, at_random])
 def test_workers_with_equal_parts_do_not_draw_alike(choose: Choose):
     draw = sampler(lambda workers: (np.arange(50), np.arange(50)), choose)
-    drawn = np.array([np.split(draw(0, step, 20, 2).numbers, 2) for step in range(10)])
+    drawn = np.array([np.split(draw(0, step, 20, 2).indices, 2) for step in range(10)])
     assert (drawn[:, 0] != drawn[:, 1]).mean() > 0.9
 
 
@@ -174,7 +174,7 @@ def test_without_unequal_parts_there_is_no_weight():
 @pytest.mark.parametrize(
     'division, workers, message',
     [
-        (ByLabel(), 60, r'cannot cut 100 examples into 60 x labels_each=2 shards'),
+        (ByLabel(), 60, r'cannot split 100 examples into 60 x labels_each=2 shards'),
         (ByLabel(0), 2, 'labels_each=0'),
         (Dirichlet(alpha=0.0), 2, 'alpha=0.0 .* above 0'),
         (Dirichlet(alpha=0.01), 90, 'a larger alpha or fewer workers'),

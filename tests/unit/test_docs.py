@@ -106,5 +106,5 @@ def test_the_lines_on_consensus_reach_the_lasso_of_all_rows() -> None:
     data = space['data']
     x, y = (data[name].astype(float) for name in 'xy')
     expected = linear_model.Lasso(alpha=0.1, fit_intercept=False, tol=1e-12).fit(x, y).coef_
-    assert space['found'].converged
-    np.testing.assert_allclose(space['found'].state.z, expected, atol=2e-3)
+    assert space['outcome'].converged
+    np.testing.assert_allclose(space['outcome'].state.z, expected, atol=2e-3)

@@ -73,14 +73,14 @@ def test_differences_are_there_if_and_only_if_something_else_is_trained(one: Exp
 
 def test_differences_name_fields_of_models_of_two_kinds() -> None:
     one, other = Experiment(model=Perceptron(hidden=(4,))), Experiment(model=Perceptron(hidden=(4, 8)))
-    assert differences(one, other) == ['model.hidden: [4] here, [4, 8] there']
+    assert differences(one, other) == ['model.hidden: [4] given, [4, 8] saved']
     assert differences(Experiment(), one) == [
-        'model.kind: Transformer here, Perceptron there',
-        'model.layers: 2 here, nothing there',
-        'model.width: 128 here, nothing there',
-        'model.heads: 4 here, nothing there',
-        'model.mlp: 4 here, nothing there',
-        'model.hidden: nothing here, [4] there',
+        'model.kind: Transformer given, Perceptron saved',
+        'model.layers: 2 given, nothing saved',
+        'model.width: 128 given, nothing saved',
+        'model.heads: 4 given, nothing saved',
+        'model.mlp: 4 given, nothing saved',
+        'model.hidden: nothing given, [4] saved',
     ]
 
 
@@ -179,8 +179,8 @@ def test_a_wrong_config_says_where(tmp_path: Path, text: str, message: str) -> N
     'name, text, message',
     [
         ('x.json', '{"steps": ', 'x.json is not JSON'),
-        ('x.json', '[]', 'x.json holds list, not an experiment'),
-        ('x.toml', '', 'x.toml is no Python file: its name must end in .py'),
+        ('x.json', '[]', 'x.json contains a list, not an experiment'),
+        ('x.toml', '', 'x.toml is not a Python file: its name must end in .py'),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Accumulation: the program has forward and backward once, for any number of parts, and gives the result of the whole."""
+"""Accumulation: the program has forward and backward once, for any number of parts, with the result of the whole."""
 
 from typing import Any
 

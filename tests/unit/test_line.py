@@ -1,4 +1,4 @@
-"""The update line: what it builds, and what each mistake is told."""
+"""The update line: what it builds, and the error message of each mistake."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +9,15 @@ import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from line_fixtures import SEEN, check_mistake, registered, seen
+from line_fixtures import CALLS, calls_of, check_mistake, registered
 
 from jaxdist.core.collectives import AXIS
 from jaxdist.line import LineError, build, build_codec
 
 
 @pytest.fixture(scope='module', autouse=True)
-def toys() -> Iterator[None]:
-    """The toys instead of what is registered, until the end of this module."""
+def fixtures_registered() -> Iterator[None]:
+    """The fixtures replace the registered functions until the end of this module."""
     with registered():
         yield
 
@@ -36,7 +36,7 @@ def run(update: optax.GradientTransformation, steps: int = 3) -> Any:
 
 
 @pytest.mark.parametrize(
-    'line, by_hand',
+    'line, in_python',
     [
         ('sgd(0.1)', optax.sgd(0.1)),
         ('optax.sgd(0.1, momentum=0.9)', optax.sgd(0.1, momentum=0.9)),
@@ -53,17 +53,17 @@ def run(update: optax.GradientTransformation, steps: int = 3) -> Any:
         ('MultiSteps(sgd(0.1), 2)', optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
     ],
 )  # fmt: skip
-def test_a_line_does_what_the_chain_by_hand_does(line: str, by_hand: optax.GradientTransformation) -> None:
+def test_a_line_equals_the_chain_of_optax(line: str, in_python: optax.GradientTransformation) -> None:
     built = build(line)
     assert isinstance(built, optax.GradientTransformationExtraArgs)
-    got, expected = run(built), run(by_hand)
+    got, expected = run(built), run(in_python)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_arguments_arrive_as_written() -> None:
+def test_arguments_are_passed_as_written() -> None:
     line = "keep((-1, +2.5e-3, [None, {'k': True}], 'a | b'))"
-    assert seen(f'{line} | halve(bytes8(64), feedback=True) | careful(other=3)') == [
+    assert calls_of(f'{line} | halve(bytes8(64), feedback=True) | careful(other=3)') == [
         ((-1, 0.0025, [None, {'k': True}], 'a | b'), (), AXIS),
         ((64, 'nearest', float('inf')), True, AXIS),
         (1, {'other': 3}),
@@ -71,17 +71,17 @@ def test_arguments_arrive_as_written() -> None:
 
 
 def test_the_axis_is_filled_in_unless_the_line_gives_it() -> None:
-    calls = seen("halve() | keep(1, inner=halve()) | halve(axis='pods')", axis='w')
+    calls = calls_of("halve() | keep(1, inner=halve()) | halve(axis='pods')", axis='w')
     assert [call[-1] for call in calls] == ['w', 'w', 'w', 'pods']
 
 
 def test_a_chain_may_be_an_argument() -> None:
-    ((inner, _, _),) = seen('keep(clip(1.0) | sgd(0.5))')
+    ((inner, _, _),) = calls_of('keep(clip(1.0) | sgd(0.5))')
     updates, _ = inner.update({'w': -5.0}, inner.init({'w': 0.0}))
     assert updates['w'] == 0.5
 
 
-def test_a_codec_is_built_alone() -> None:
+def test_a_codec_can_be_built_without_a_line() -> None:
     assert build_codec("bytes8(64, rounding='up')") == (64, 'up', float('inf'))
     check_mistake('«halve»()', 'not a codec', act=build_codec)
     check_mistake('«1»', 'not a codec', act=build_codec)
@@ -96,17 +96,18 @@ def test_a_codec_is_built_alone() -> None:
     'marked, words',
     [
         # Not a line.
-        ('halve( «|» sgd(0.1)', 'links are joined by |'),
-        ('halve() |«»', 'links are joined by |'),
-        ("halve('é') «s»gd(0.1)", 'links are joined by |'),
+        ('halve( «|» sgd(0.1)', 'transformations are joined by |'),
+        ('halve() |«»', 'transformations are joined by |'),
+        ("halve('é') «s»gd(0.1)", 'transformations are joined by |'),
         ('halve() «# | sgd(0.1)»', 'no comments'),
-        ('halve() «or» sgd(0.1)', "'or' does not join links: links are joined by |, as in mean() | adamw("),
-        ('(halve()) «+» sgd(0.1) | sgd(0.2)', "'+' does not join links"),
-        ('halve()«,» sgd(0.1)', "',' does not join links"),
-        ('halve() | sgd(0.1) «>» sgd(0.1)', "'>' does not join links"),
-        ('keep(halve() «and» halve())', "'and' does not join links"),
-        ('halve() | «5»', 'a link is a call'),
-        ('«lambda: halve()»', 'a link is a call'),
+        ('halve() «or» sgd(0.1)', "'or' does not join transformations: transformations are joined by "
+         '|, as in mean() | adamw('),
+        ('(halve()) «+» sgd(0.1) | sgd(0.2)', "'+' does not join transformations"),
+        ('halve()«,» sgd(0.1)', "',' does not join transformations"),
+        ('halve() | sgd(0.1) «>» sgd(0.1)', "'>' does not join transformations"),
+        ('keep(halve() «and» halve())', "'and' does not join transformations"),
+        ('halve() | «5»', 'a transformation is a call'),
+        ('«lambda: halve()»', 'a transformation is a call'),
         # Names.
         ('«adamww»(0.1)', "'adamww' is neither registered nor in optax: did you mean 'adamw' or "),
         ('halve() | «havle»()', "'havle' is neither registered nor in optax: did you mean 'halve'"),
@@ -154,22 +155,22 @@ def test_a_codec_is_built_alone() -> None:
         ('keep({**«halve»()})', 'a key of a dict'),
         ("keep({'a': 1, «'a'»: 2})", "key 'a' is given twice"),
         ('keep((1, {1: «2 + 3»}))', 'arithmetic'),
-        # Links that are none.
+        # Calls that are no transformations.
         ('«bytes8»() | adamw(0.1)', 'bytes8 is a codec: give it to an algorithm, as in mean(codec=bytes8())'),
         ('keep(halve() | «bytes8»())', 'bytes8 is a codec'),
-        ('«constant_schedule»(1.0)', 'gives a schedule, not an update; give it to an optimiser, as in '
+        ('«constant_schedule»(1.0)', 'this is a schedule, not a transformation; give it to an optimiser, as in '
          'adamw(learning_rate=constant_schedule(1.0))'),
-        ('halve() | «number»()', 'this gives int, not an update'),
+        ('halve() | «number»()', 'this is of type int, not a transformation'),
         # Calls that raise.
         ('halve() | «careful»(steps=0)', 'careful(...) raised ValueError: steps=0 must be 1 or more'),
         ('keep(«chain»(1.0))', 'chain(...) raised '),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_and_pointed_at(marked: str, words: str) -> None:
+def test_a_mistake_has_a_message_and_a_place(marked: str, words: str) -> None:
     check_mistake(marked, words)
 
 
-def test_a_mistake_of_a_function_keeps_its_cause() -> None:
+def test_an_error_of_a_function_is_the_cause() -> None:
     with pytest.raises(LineError) as caught:
         build('careful(steps=0)')
     assert isinstance(caught.value.__cause__, ValueError)
@@ -181,10 +182,10 @@ def test_an_empty_line(line: str) -> None:
         build(line)
 
 
-def test_nothing_is_called_before_the_whole_line_is_right() -> None:
-    SEEN.clear()
+def test_nothing_is_called_before_the_whole_line_is_checked() -> None:
+    CALLS.clear()
     check_mistake('halve() | «nothing»()', 'neither')
-    assert SEEN == []
+    assert CALLS == []
 
 
 PIECES = [*'()|,="\'[]{}.#\\\n é-*:0', 'halve()', 'keep(1)', 'sgd', 'value', '(1)']

@@ -1,4 +1,4 @@
-"""The update line: what comes of changing it, and of spelling it out."""
+"""The update line: settings that change it, and its normal form with all defaults."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from line_fixtures import check_mistake, registered, seen
+from line_fixtures import calls_of, check_mistake, registered
 
 from jaxdist.core.collectives import AXIS
 from jaxdist.line import override, spell
 
 
 @pytest.fixture(scope='module', autouse=True)
-def toys() -> Iterator[None]:
-    """The toys instead of what is registered, until the end of this module."""
+def fixtures_registered() -> Iterator[None]:
+    """The fixtures replace the registered functions until the end of this module."""
     with registered():
         yield
 
 
-# Changing a line.
+# Overriding keywords.
 
 LINE = 'halve(bytes8(64), feedback=True) | sgd(1e-1) | keep(sgd(learning_rate=2e-1, ), inner=contrib.muon(0.5))'
 
@@ -51,7 +51,7 @@ def test_a_setting_fills_an_empty_call() -> None:
     )
 
 
-def test_places_are_characters_and_not_bytes() -> None:
+def test_columns_are_characters_and_not_bytes() -> None:
     assert override("keep('ééé', inner='é') | sgd(0.1)", 'keep.inner=2') == "keep('ééé', inner=2) | sgd(0.1)"
 
 
@@ -78,11 +78,11 @@ def test_without_settings_the_line_is_checked() -> None:
         ('halve.codec=1 «# one»', 'no comments'),
     ],
 )
-def test_a_mistake_in_a_setting_is_pointed_at(marked: str, words: str) -> None:
+def test_a_mistake_in_a_setting_has_a_message_and_a_place(marked: str, words: str) -> None:
     check_mistake(marked, words, act=lambda setting: override(LINE, setting))
 
 
-def test_a_keyword_that_the_call_does_not_have_is_shown_in_the_new_line() -> None:
+def test_an_unknown_keyword_is_shown_in_the_new_line() -> None:
     check_mistake(
         'sgd(0.1, «momentun»=0.9)',
         "sgd has no keyword 'momentun': did you mean 'momentum'?",
@@ -99,12 +99,12 @@ VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(VALUES, VALUES)
-def test_what_is_set_is_what_arrives(first: Any, second: Any) -> None:
+def test_a_setting_arrives_as_written(first: Any, second: Any) -> None:
     line = override("keep('é') | halve()", f'keep.value={first!r}', f'halve.codec={second!r}')
-    assert seen(line) == [(first, (), AXIS), (second, False, AXIS)]
+    assert calls_of(line) == [(first, (), AXIS), (second, False, AXIS)]
 
 
-# Spelling a line out.
+# Writing out defaults.
 
 
 def test_defaults_of_registered_functions_are_spelled_out() -> None:
@@ -122,5 +122,5 @@ def test_an_axis_is_spelled_out_where_the_line_gives_it() -> None:
 @given(VALUES, st.none() | VALUES)
 def test_a_line_spelled_out_means_the_same(first: Any, second: Any) -> None:
     line = f'keep({first!r}, inner=bytes8(rounding={second!r})) | halve()'
-    assert seen(spell(line)) == seen(line)
+    assert calls_of(spell(line)) == calls_of(line)
     assert spell(spell(line)) == spell(line)

@@ -1,4 +1,4 @@
-"""Workers that train alone: silence between meetings, the guard, what identical data make of them, bad arguments."""
+"""Local training: no communication between rounds, rejected steps, identical data on all workers, bad arguments."""
 
 import re
 from typing import Any
@@ -31,61 +31,61 @@ LOCAL = (
 )
 
 
-def program(text: str, where: str = 'simulated', count: int = 4, guard: bool = True) -> Any:
-    return make_step(loss, init, line.build(text), batches(1)[0], place(where, count), guard=guard)
+def program(text: str, mode: str = 'simulated', count: int = 4, guard: bool = True) -> Any:
+    return make_step(loss, init, line.build(text), batches(1)[0], place(mode, count), guard=guard)
 
 
 @pytest.mark.parametrize('text', [pytest.param(text, marks=[SLOW] * (i > 3)) for i, text in enumerate(LOCAL)])
-def test_nothing_crosses_between_meetings(text: str) -> None:
-    """Read from the compiled program of the whole step: every collective stands in a branch that a meeting takes."""
-    where = place('mesh', 4)
-    found = sent(make_step(loss, init, line.build(text), batches(1)[0], where), batches(1)[0], where)
-    assert found
-    assert all(entry.branch for entry in found), found
+def test_nothing_is_sent_between_rounds(text: str) -> None:
+    """Every collective of the compiled step is in a conditional branch, which only a round takes."""
+    mesh_workers, (batch,) = place('mesh', 4), batches(1)
+    collectives = sent(make_step(loss, init, line.build(text), batch, mesh_workers), batch, mesh_workers)
+    assert collectives
+    assert all(each.branch for each in collectives), collectives
 
 
 @pytest.mark.parametrize('text', [pytest.param(text, marks=[SLOW] * (i > 1)) for i, text in enumerate(LOCAL[2:])])
-def test_a_worker_without_a_finite_gradient_sits_out(text: str) -> None:
-    """It does not move by itself, and its optimiser's state stays; the others notice nothing before they meet."""
-    made = program(text)
-    state, clean = made.init(jax.random.key(0)), made.init(jax.random.key(0))
+def test_a_worker_without_a_finite_gradient_skips_the_step(text: str) -> None:
+    """Its parameters and optimiser state stay as they are; other workers are not affected before the next round."""
+    train = program(text)
+    state, clean = train.init(jax.random.key(0)), train.init(jax.random.key(0))
     first, second, *rest = batches(10)
-    state, _ = made.step(state, first)
-    clean, _ = made.step(clean, first)
+    state, _ = train.step(state, first)
+    clean, _ = train.step(clean, first)
     before = jax.device_get((state.params, moments(state.opt_state)))
-    state, metrics = made.step(state, with_nan(second, 4, 1))
-    clean, _ = made.step(clean, second)
+    state, metrics = train.step(state, with_nan(second, 4, 1))
+    clean, _ = train.step(clean, second)
     after = jax.device_get((state.params, moments(state.opt_state)))
     others = np.array([0, 2, 3])
-    if 'fragments' not in text:  # there some of them have met
+    if 'fragments' not in text:  # one fragment has had a round by then
         assert jax.tree.all(jax.tree.map(lambda a, b: (a[1] == b[1]).all(), before[0], after[0]))
         alike = jax.tree.map(lambda a, b: np.allclose(a[others], b[others], 1e-6), after[0], dict(clean.params))
         assert jax.tree.all(alike)
         assert jax.tree.all(jax.tree.map(lambda a, b: (a[1] == b[1]).all(), before[1], after[1]))
     assert metrics['skipped'].tolist() == [0, 1, 0, 0]
     for batch in rest:
-        state, metrics = made.step(state, batch)
+        state, metrics = train.step(state, batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert not np.asarray(metrics['skipped']).any()
 
 
 def moments(opt_state: Any) -> list[Any]:
-    """Whatever the state has of Adam's moments."""
-    named = jax.tree_util.tree_flatten_with_path(opt_state)[0]
-    return [x for path, x in named if re.search(r'\.(mu|nu)\b', jax.tree_util.keystr(path))]
+    """Adam's moments in an optimiser state; none without Adam."""
+    leaves = jax.tree_util.tree_flatten_with_path(opt_state)[0]
+    return [x for path, x in leaves if re.search(r'\.(mu|nu)\b', jax.tree_util.keystr(path))]
 
 
 @pytest.mark.parametrize('text', [pytest.param(text, marks=SLOW) for text in LOCAL if 'eager' not in text])
-def test_identical_data_on_all_workers_is_one_worker(text: str) -> None:
-    """Of the exact lines: codecs with feedback round a mean twice, and one worker's once."""
+def test_identical_data_on_all_workers_equals_one_worker(text: str) -> None:
+    """Without codecs: these encode twice for the mean of several workers, and once for one worker."""
     text = re.sub(r', codec=int\d\(\)|, feedback=True', '', text)
     four, one = program(text), make_step(loss, init, line.build(text), batches(1)[0], place('simulated', 1))
-    state, alone = four.init(jax.random.key(0)), one.init(jax.random.key(0))
+    state, single = four.init(jax.random.key(0)), one.init(jax.random.key(0))
     for batch in batches(8, rows=60):
         state, _ = four.step(state, {name: np.tile(x, (4, *[1] * (x.ndim - 1))) for name, x in batch.items()})
-        alone, _ = one.step(alone, batch)
-    if 'easgd' not in text:  # a spring is beta / W strong
-        for name, p in alone.params.items():
+        single, _ = one.step(single, batch)
+    if 'easgd' not in text:  # its rate beta / W depends on the number of workers
+        for name, p in single.params.items():
             np.testing.assert_allclose(state.params[name], np.broadcast_to(p, (4, *p.shape[1:])), 1e-4, 1e-5)
     assert all(np.ptp(x, axis=0).max() < 1e-5 for x in jax.tree.leaves(state.params))
 
@@ -100,7 +100,7 @@ BAD = {
     'slowmo(every=3, beta=1.0)': r'slowmo: beta=1.0 must be 0 or more, and less than 1',
     'easgd(every=3, beta=0.0)': r'easgd: beta=0.0 must be more than 0',
     f'streaming_diloco(every=3, fragments=2, {OUTER}, overlap=3)': r'overlap=3 must be 0 or more, and less than every',
-    f'streaming_diloco(every=3, fragments=2, {OUTER}, mixing=1.0)': 'mixing=1.0 .* would never meet',
+    f'streaming_diloco(every=3, fragments=2, {OUTER}, mixing=1.0)': 'mixing=1.0 .* would never synchronise',
     f'streaming_diloco(every=linear_schedule(1, 9, 9), fragments=2, {OUTER})': 'take turns in a fixed number of steps',
     'des_loc(optimizer=3, every=2)': r'des_loc: optimizer is of type int',
     "des_loc(optimizer=sgd(0.1), every=2, moments={'mu': 0})": r"moments\['mu'\]=0 must be a whole number",
@@ -110,10 +110,10 @@ BAD = {
     'delay(steps=linear_schedule(0, 9, 9))': 'longest=... must say how long',
     'delay(steps=3, longest=9)': 'longest=9 is for a schedule',
     'delay(damping=-1.0)': 'damping=-1.0 must be 0 or more',
-    'dc_asgd(steps=linear_schedule(0, 9, 9))': 'two gradients could come at once',
+    'dc_asgd(steps=linear_schedule(0, 9, 9))': 'two gradients could be due at once',
     'dc_asgd(strength=-1.0)': 'strength=-1.0 must be 0 or more',
 }
-LATER = {
+BAD_FOR_THE_MODEL = {
     f'sgd(0.1) | diloco(every=3, {OUTER}, feedback=0.9)': 'needs a codec',
     f'sgd(0.1) | diloco(every=3, {OUTER}, codec=int8(), feedback=1.5)': 'a number between 0 and 1',
     f'sgd(0.1) | streaming_diloco(every=3, fragments=3, {OUTER})': 'fragments=3 is more than there are tensors, 2',
@@ -121,7 +121,7 @@ LATER = {
     "des_loc(optimizer=adam(0.1), every=2, moments={'v': 4})": r"nothing called 'v' to average; it has \['mu', 'nu'\]",
     'delay(steps=(0, 1, 2)) | mean() | sgd(0.1)': r'steps=\(0, 1, 2\) is for 3 workers, and there are 4',
 }
-"""What only the parameters or the number of workers tell."""
+"""Arguments that are wrong only for these parameters, or for this number of workers."""
 
 
 @pytest.mark.parametrize('text', BAD)
@@ -130,18 +130,18 @@ def test_a_bad_argument(text: str) -> None:
         line.build(text)
 
 
-@pytest.mark.parametrize('text', LATER)
+@pytest.mark.parametrize('text', BAD_FOR_THE_MODEL)
 def test_an_argument_that_does_not_fit(text: str) -> None:
-    with pytest.raises(ValueError, match=LATER[text]):
+    with pytest.raises(ValueError, match=BAD_FOR_THE_MODEL[text]):
         program(text)
 
 
 @pytest.mark.parametrize('text', [text.rpartition('| ')[2] for text in LOCAL])
-def test_parameters_are_asked_for(text: str) -> None:
+def test_an_update_without_parameters_is_an_error(text: str) -> None:
     update = line.build(text)
-    give = jax.vmap(lambda g: update.update([g, g], update.init([g, g]))[0], axis_name='workers')
+    without_params = jax.vmap(lambda g: update.update([g, g], update.init([g, g]))[0], axis_name='workers')
     with pytest.raises(ValueError, match='moves parameters, so update'):
-        give(jnp.ones((2, 3)))
+        without_params(jnp.ones((2, 3)))
 
 
 @settings(max_examples=50, deadline=None)
@@ -157,51 +157,52 @@ def test_every_tensor_is_in_one_fragment(sizes: list[int], data: st.DataObject) 
     whole = join([pick(tree, part) for part in parts])
     assert all((whole[name] == x).all() for name, x in tree.items())
     if rule == 'balanced':
-        held = [sum(sizes[i] for i in part) for part in parts]
-        assert max(held) - min(held) <= max(sizes)
+        totals = [sum(sizes[i] for i in part) for part in parts]
+        assert max(totals) - min(totals) <= max(sizes)
 
 
-def test_what_is_late_is_not_lost() -> None:
-    """Of what was put in, what has come out and what is still in the queue is the sum, whatever the delays."""
+def test_a_delay_queue_loses_nothing() -> None:
+    """The sum of the popped values and of those in the queue is the sum of the pushed values, whatever the delays."""
     rng = np.random.default_rng(0)
-    queue, came, put_in = delay_queue.init(jnp.zeros(3), 5), np.zeros(3), np.zeros(3)
+    queue, popped, pushed = delay_queue.init(jnp.zeros(3), 5), np.zeros(3), np.zeros(3)
     for _ in range(40):
         value = jnp.asarray(rng.normal(size=3), jnp.float32)
         out, queue = delay_queue.push_pop(value, queue, jnp.int32(rng.integers(0, 6)))
-        came, put_in = came + np.asarray(out), put_in + np.asarray(value)
-    np.testing.assert_allclose(came + np.asarray(queue.slots).sum(0), put_in, 0, 1e-5)
+        popped, pushed = popped + np.asarray(out), pushed + np.asarray(value)
+    np.testing.assert_allclose(popped + np.asarray(queue.slots).sum(0), pushed, 0, 1e-5)
 
 
-def test_a_choice_by_path_holds_in_every_fragment() -> None:
-    """Also in those that have no tensor of a rule."""
+def test_a_codec_by_path_applies_in_every_fragment() -> None:
+    """Also in a fragment without a tensor of some rule."""
     text = 'streaming_diloco(every=4, fragments=3, outer=sgd(1.0), overlap=0, mixing=0.0, codec={})'
     by_path = text.format("by_path(rules={'w': int8(), '.': None})")
     coded, exact = (laws.Trial(line.build(each), 3).path for each in (by_path, text.format(None)))
     for name in 'bs':
         assert (coded.params[name] == exact.params[name]).all()
-    off = np.abs(coded.params['w'] - exact.params['w']).max()
-    assert 0 < off < 0.05 * np.abs(exact.params['w']).max()
+    error = np.abs(coded.params['w'] - exact.params['w']).max()
+    assert 0 < error < 0.05 * np.abs(exact.params['w']).max()
 
 
-def test_one_worker_with_an_outer_rate_of_one_is_the_inner_optimiser_alone() -> None:
+def test_one_worker_with_an_outer_rate_of_one_equals_the_inner_optimiser() -> None:
     trial = laws.Trial(line.build('diloco(every=3, outer=sgd(1.0))'), 1)
     laws.equals('identity()').check(trial)
 
 
 def test_accumulation_and_momentum_are_those_of_optax() -> None:
-    """Late gradients, of two steps together, under momentum: what comes without delay, four steps later."""
+    """With delayed gradients, accumulated over two steps, under momentum: the undelayed run, four steps later."""
     inner = 'MultiSteps(sgd(0.1, momentum=0.9), every_k_schedule=2)'
-    late, prompt = (laws.Trial(line.build(f'{first}mean() | {inner}'), 3).path for first in ('delay(steps=4) | ', ''))
-    for name, p in late.params.items():
-        np.testing.assert_allclose(p[4:], prompt.params[name][:-4], 1e-5, 1e-6)
+    lines = f'delay(steps=4) | mean() | {inner}', f'mean() | {inner}'
+    delayed, undelayed = (laws.Trial(line.build(text), 3).path for text in lines)
+    for name, p in delayed.params.items():
+        np.testing.assert_allclose(p[4:], undelayed.params[name][:-4], 1e-5, 1e-6)
 
 
-def test_an_outer_optimiser_gets_where_it_stands() -> None:
-    """Weight decay in the outer step is of the anchor."""
+def test_an_outer_optimiser_gets_the_anchor_as_parameters() -> None:
+    """Weight decay in the outer step decays the anchor."""
     text = 'sgd(0.0) | diloco(every=1, outer=adamw(0.1, weight_decay=0.5))'
-    made = program(text)
-    state = made.init(jax.random.key(1))
+    train = program(text)
+    state = train.init(jax.random.key(1))
     before = jax.device_get(state.params['w'][0])
-    state, _ = made.step(state, batches(1)[0])
+    state, _ = train.step(state, batches(1)[0])
     np.testing.assert_allclose(state.params['w'][0], before * (1 - 0.1 * 0.5), 1e-5)
     assert isinstance(line.build(text), optax.GradientTransformationExtraArgs)

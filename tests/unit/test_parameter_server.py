@@ -1,4 +1,4 @@
-"""The sharded parameter server: what a device holds, whom it refuses, shards, and other numbers of workers."""
+"""The sharded parameter server: memory per device, refused optimisers, a model axis, another number of workers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from codec_fixtures import told_gradients, told_loss
+from codec_fixtures import linear_loss, random_gradients
 
 import jaxdist
 from jaxdist import ledger, line
@@ -22,24 +22,24 @@ ADAM = 'adamw(learning_rate=0.1, weight_decay=0.1)'
 SERVER = f'parameter_server(optimizer={ADAM})'
 
 
-def program(update: Any, count: int, model: int = 1, where: str = 'mesh') -> Any:
+def program(update: Any, count: int, model: int = 1, mode: str = 'mesh') -> Any:
     axes = {'workers': count} | ({'model': model} if model > 1 else {})
-    place = workers.simulated(count) if where == 'simulated' else workers.on_mesh(mesh.make(axes))
-    made = line.build(update) if isinstance(update, str) else update
+    place = workers.simulated(count) if mode == 'simulated' else workers.on_mesh(mesh.make(axes))
+    transformation = line.build(update) if isinstance(update, str) else update
     start = lambda key: {name: jnp.ones(shape) for name, shape in SHAPES.items()}  # noqa: E731
-    batch = told_gradients(1, count, SHAPES)[0]
-    return make_step(told_loss, start, made, batch, place, rules=RULES if model > 1 else ())
+    batch = random_gradients(1, count, SHAPES)[0]
+    return make_step(linear_loss, start, transformation, batch, place, rules=RULES if model > 1 else ())
 
 
-def trained(made: Any, count: int, steps: int, state: Any = None, seed: int = 0) -> Any:
+def trained(trainer: Any, count: int, steps: int, state: Any = None, seed: int = 0) -> Any:
     """The state after some steps, on gradients whose mean over workers does not depend on their number."""
-    state = made.init(jax.random.key(0)) if state is None else state
+    state = trainer.init(jax.random.key(0)) if state is None else state
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         each = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-        off = np.resize([0.5, -0.5], count) - np.resize([0.5, -0.5], count).mean()
-        batch = {name: np.float32(x + off.reshape(-1, *[1] * x.ndim)) for name, x in each.items()}
-        state, _ = made.step(state, batch)
+        offsets = np.resize([0.5, -0.5], count) - np.resize([0.5, -0.5], count).mean()
+        batch = {name: np.float32(x + offsets.reshape(-1, *[1] * x.ndim)) for name, x in each.items()}
+        state, _ = trainer.step(state, batch)
     return state
 
 
@@ -48,7 +48,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
         np.testing.assert_allclose(x, b[name], tolerance, tolerance, err_msg=name)
 
 
-def test_a_device_holds_its_part_of_the_optimisers_state() -> None:
+def test_a_device_stores_its_shard_of_the_optimisers_state() -> None:
     entries = sum(int(np.prod(shape)) for shape in SHAPES.values())
     for count in (1, 2, 4, 8):
         state = program(SERVER, count).state.opt_state
@@ -59,8 +59,8 @@ def test_a_device_holds_its_part_of_the_optimisers_state() -> None:
 
 @pytest.mark.parametrize('model', [1, pytest.param(2, marks=SLOW)])
 @pytest.mark.parametrize('optimizer', [ADAM, 'sgd(0.1, momentum=0.9)'], ids=['adamw', 'sgd'])
-def test_it_is_data_parallelism(optimizer: str, model: int) -> None:
-    """Of Adam alone this would not tell a mean from a sum."""
+def test_it_equals_data_parallelism(optimizer: str, model: int) -> None:
+    """With SGD too: Adam does not depend on the scale of gradients, so a sum for the mean would pass."""
     updates = f'parameter_server(optimizer={optimizer})', f'mean() | {optimizer}'
     served, plain = (program(update, 4, model) for update in updates)
     close(trained(served, 4, 6).params, trained(plain, 4, 6).params)
@@ -70,51 +70,51 @@ def test_it_is_data_parallelism(optimizer: str, model: int) -> None:
 def test_a_chain_works_entry_by_entry_too() -> None:
     chain = 'clip(0.5) | scale_by_adam() | scale_by_learning_rate(cosine_decay_schedule(0.1, 8))'
     served, plain = (
-        program(text, 3, where='simulated') for text in (f'parameter_server(optimizer={chain})', f'mean() | {chain}')
+        program(text, 3, mode='simulated') for text in (f'parameter_server(optimizer={chain})', f'mean() | {chain}')
     )
     close(trained(served, 3, 6).params, trained(plain, 3, 6).params)
 
 
 @SLOW
-def test_shards_stay_where_they_lie() -> None:
-    """On a model axis parts are of each shard, no byte more crosses that axis, and state is cut along it."""
+def test_a_model_axis_stays_sharded() -> None:
+    """Each shard is sharded again over workers; nothing more is sent over the model axis, and state is sharded too."""
     text = f'parameter_server(optimizer={ADAM}, push=int8(block=32), feedback=True, pull=int8(block=32))'
-    made, plain = program(text, 4, 2), program(f'mean() | {ADAM}', 4, 2)
-    batch = told_gradients(1, 4, SHAPES)[0]
+    served, plain = program(text, 4, 2), program(f'mean() | {ADAM}', 4, 2)
+    batch = random_gradients(1, 4, SHAPES)[0]
     over_model = []
-    for each in (made, plain):
-        found = ledger.compiled(each.step.lower(each.state, batch).compile(), mesh.make({'workers': 4, 'model': 2}))
-        over_model.append(ledger.totals(entry for entry in found if 'model' in entry.axes))
+    for each in (served, plain):
+        entries = ledger.compiled(each.step.lower(each.state, batch).compile(), mesh.make({'workers': 4, 'model': 2}))
+        over_model.append(ledger.totals(entry for entry in entries if 'model' in entry.axes))
     assert over_model[0] == over_model[1]
-    assert made.state.opt_state.optimizer[0].mu['w'].sharding.spec == jax.P('workers', 'model')
-    assert made.state.opt_state.optimizer[0].mu['w'].shape == (4, 2, 24 * 16 // 2 // 4)
-    close(trained(made, 4, 20).params, trained(plain, 4, 20).params, 0.3)  # eight bits on the way
+    assert served.state.opt_state.optimizer[0].mu['w'].sharding.spec == jax.P('workers', 'model')
+    assert served.state.opt_state.optimizer[0].mu['w'].shape == (4, 2, 24 * 16 // 2 // 4)
+    close(trained(served, 4, 20).params, trained(plain, 4, 20).params, 0.3)  # eight bits are sent
 
 
 @SLOW
-def test_what_a_pull_leaves_out_is_in_the_next() -> None:
-    """Gradients that end: the workers' parameters come to those that are served, though each pull has few bits."""
-    made = program('parameter_server(optimizer=sgd(0.1), pull=int2(block=64))', 2, where='simulated')
-    state = trained(made, 2, 5)
-    off = []
+def test_the_error_of_a_pull_is_part_of_the_next() -> None:
+    """With gradients of zero, the workers' parameters converge to the served ones, though each pull has few bits."""
+    server = program('parameter_server(optimizer=sgd(0.1), pull=int2(block=64))', 2, mode='simulated')
+    state = trained(server, 2, 5)
+    errors = []
     for _ in range(30):
-        state, _ = made.step(state, {name: np.zeros((2, *shape), np.float32) for name, shape in SHAPES.items()})
+        state, _ = server.step(state, {name: np.zeros((2, *shape), np.float32) for name, shape in SHAPES.items()})
         served = np.concatenate(list(np.asarray(state.opt_state.served['w'])), axis=-1).reshape(SHAPES['w'])
-        off.append(np.abs(state.params['w'] - served).max())
-    assert off[-1] < 0.05 * off[0]
+        errors.append(np.abs(state.params['w'] - served).max())
+    assert errors[-1] < 0.05 * errors[0]
 
 
 @pytest.mark.parametrize(
-    'counts, where',
+    'counts, mode',
     [pytest.param(*each, marks=SLOW) for each in (((4, 3), 'simulated'), ((3, 8), 'mesh'), ((4, 1), 'mesh'))],
 )
-def test_on_other_workers_nothing_changes(counts: tuple[int, int], where: str) -> None:
-    """The gradients' mean being the same, the run ends where data parallelism does that never changed."""
-    old, new = (program(SERVER, count, workers=where) for count in counts)
+def test_another_number_of_workers_changes_nothing(counts: tuple[int, int], mode: str) -> None:
+    """With the same mean gradients, a resized run ends like data parallelism with a fixed number of workers."""
+    old, new = (program(SERVER, count, mode=mode) for count in counts)
     state = trained(old, counts[0], 4)
-    there = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, saved_by(old.state, new))
-    state = trained(new, counts[1], 4, resized(there, new), seed=1)
-    plain = program(f'mean() | {ADAM}', 2, where='simulated')
+    loaded = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, saved_by(old.state, new))
+    state = trained(new, counts[1], 4, resized(loaded, new), seed=1)
+    plain = program(f'mean() | {ADAM}', 2, mode='simulated')
     close(state.params, trained(plain, 2, 4, trained(plain, 2, 4), seed=1).params)
 
 
@@ -122,21 +122,21 @@ REFUSED = {
     'lamb(0.1)': 'it has reduce_sum of float32',
     'adafactor(0.1)': 'does not work entry by entry',
     'contrib.muon(0.1)': 'does not work entry by entry',
-    'clip_by_global_norm(1.0) | sgd(0.1)': 'clip_by_global_norm, belongs before this link',
+    'clip_by_global_norm(1.0) | sgd(0.1)': 'clip_by_global_norm, belongs before this one',
 }
 
 
 @pytest.mark.parametrize('optimizer', REFUSED)
-def test_an_optimiser_that_looks_at_whole_tensors(optimizer: str) -> None:
+def test_an_optimiser_of_whole_tensors(optimizer: str) -> None:
     with pytest.raises(ValueError, match=REFUSED[optimizer]):
-        program(f'parameter_server(optimizer={optimizer})', 2, where='simulated')
+        program(f'parameter_server(optimizer={optimizer})', 2, mode='simulated')
 
 
 def test_an_optimiser_that_treats_tensors_by_their_shapes() -> None:
     mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     update = jaxdist.parameter_server(optax.chain(optax.add_decayed_weights(0.1, mask=mask), optax.sgd(0.1)))
     with pytest.raises(ValueError, match='treats tensors by their shapes'):
-        program(update, 2, where='simulated')
+        program(update, 2, mode='simulated')
 
 
 @pytest.mark.parametrize(

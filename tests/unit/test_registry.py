@@ -1,4 +1,4 @@
-"""The registry: what may be registered, and what a name stands for."""
+"""The registry: which functions can be registered, and which function a name refers to."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,13 +23,13 @@ def double() -> optax.GradientTransformation:
 
 
 def plain(block: int = 256) -> int:
-    """Sends what it is given."""
+    """Sends float32."""
     return block
 
 
 @pytest.fixture(autouse=True)
-def toys() -> Iterator[None]:
-    """Instead of what is registered: two algorithms and a codec, forgotten after the test."""
+def fixtures() -> Iterator[None]:
+    """Replaces the registry by two algorithms and a codec during a test."""
     with mock.patch.dict('jaxdist.core.registry._ENTRIES', clear=True):
         assert algorithm(paper='none', examples={'halve()': ('claim',)})(halve) is halve
         assert algorithm(paper='other', examples={'double()': ()})(double) is double
@@ -37,7 +37,7 @@ def toys() -> Iterator[None]:
         yield
 
 
-def test_a_registered_function_is_described() -> None:
+def test_the_entry_of_a_registered_function() -> None:
     entry = algorithms()['halve']
     assert (entry.name, entry.kind, entry.make, entry.paper) == ('halve', 'algorithm', halve, 'none')
     assert entry.examples == {'halve()': ('claim',)}
@@ -45,7 +45,7 @@ def test_a_registered_function_is_described() -> None:
     assert algorithms()['double'].summary == ''
 
 
-def test_algorithms_and_codecs_are_apart_and_sorted() -> None:
+def test_algorithms_and_codecs_are_separate_and_sorted() -> None:
     assert list(algorithms()) == ['double', 'halve']
     assert list(codecs()) == ['plain']
     assert names()[:3] == ['double', 'halve', 'plain']
@@ -74,9 +74,9 @@ def test_a_name_belongs_to_one_module_and_one_kind() -> None:
     assert codecs()['plain'].make is plain
 
 
-def test_parameters_must_be_ones_that_a_line_can_give() -> None:
-    def many(*links: Any) -> Any:
-        return links
+def test_parameters_that_a_line_cannot_give_are_refused() -> None:
+    def many(*parts: Any) -> Any:
+        return parts
 
     def nameless(x: int, /) -> Any:
         return x
@@ -85,7 +85,7 @@ def test_parameters_must_be_ones_that_a_line_can_give() -> None:
         return inner
 
     for function, problem in (
-        (many, r'many\(\*links.*\): .* needs a name'),
+        (many, r'many\(\*parts.*\): .* needs a name'),
         (nameless, r'nameless\(x.*\): .* needs a name'),
         (unwritable, r'unwritable\(inner=.*\): a line cannot write this default'),
     ):
@@ -94,7 +94,7 @@ def test_parameters_must_be_ones_that_a_line_can_give() -> None:
         assert function.__name__ not in algorithms()
 
 
-def test_names_are_found_in_the_registry_then_in_optax() -> None:
+def test_registered_names_hide_those_of_optax() -> None:
     def adamw() -> Any:
         return None
 
@@ -105,7 +105,7 @@ def test_names_are_found_in_the_registry_then_in_optax() -> None:
     assert names().count('adamw') == 1
 
 
-def test_contrib_is_reached_by_its_name() -> None:
+def test_names_of_contrib() -> None:
     assert find('contrib.muon') is optax.contrib.muon
     assert find('optax.contrib.muon') is optax.contrib.muon
 
@@ -113,7 +113,7 @@ def test_contrib_is_reached_by_its_name() -> None:
 @pytest.mark.parametrize(
     'name', ['', 'nothing', 'muon', 'contrib', 'losses', 'GradientTransformation', '__name__', 'jax.nn.relu']
 )
-def test_nothing_else_is_found(name: str) -> None:
+def test_other_names_are_not_found(name: str) -> None:
     assert find(name) is None
     assert name not in names()
 
@@ -122,9 +122,9 @@ def test_nothing_else_is_found(name: str) -> None:
     'name, first',
     [('muon', 'contrib.muon'), ('AdamW', 'adamw'), ('havle', 'halve'), ('cosine', 'cosine_decay_schedule')],
 )
-def test_the_nearest_name(name: str, first: str) -> None:
+def test_a_similar_name(name: str, first: str) -> None:
     assert nearest(name, names())[0] == first
 
 
-def test_nothing_is_near() -> None:
+def test_no_similar_name() -> None:
     assert nearest('zzzzzz', names()) == []

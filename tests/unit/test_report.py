@@ -148,8 +148,8 @@ def test_a_line_of_diverged_runs_has_no_loss():
         ([row('a', 0, 2.0, accuracy=71)], "'accuracy' should be between 0 and 1"),
         ([row('a', 0, 2.0, accuracy=0.5), row('a', 1, 2.0)], 'only 1 of 2 runs'),
         ([row('a', 0, 2.0), row('a', 0, 3.0)], r'rows\[1\]: seed 0 .* twice'),
-        ([row('a', 0, 2.0), row('a', 1, 2.0) | {'update': 'b()'}], 'one name of its own'),
-        ([row('a', 0, 2.0), row('a', 1, 2.0) | {'name': 'b'}], 'one name of its own'),
+        ([row('a', 0, 2.0), row('a', 1, 2.0) | {'update': 'b()'}], 'needs one unique name'),
+        ([row('a', 0, 2.0), row('a', 1, 2.0) | {'name': 'b'}], 'needs one unique name'),
         ([row('', 0, 2.0)], "'name' should be one line of text"),
     ],
 )
@@ -162,7 +162,7 @@ def test_bad_rows_are_named(rows, message):
 
 
 TABLE = r"""
-| line     | held-out loss |     less exact |      sent per worker |     memory per device |   time | seeds |
+| variant  | held-out loss |    minus exact |      sent per worker |   memory per device |   time | seeds |
 | -------- | ------------: | -------------: | -------------------: | ------------------: | -----: | ----: |
 | exact    |     3.0 ± 2.5 |              — |              4.00 MB |             2.00 kB | 10.0 s |     3 |
 | **a\|b** | **2.9 ± 2.5** | -0.090 ± 0.025 | 1.00 kB, x4000 fewer | 3.00 kB, x1.50 more | 11.0 s |     3 |
@@ -211,7 +211,7 @@ def test_the_first_line_is_never_bold():
 
 def test_columns_that_nobody_fills_are_left_out():
     header, rows = report.cells(report.summarise(rows_of(exact=[2.0])))
-    assert header == ['line', 'held-out loss', 'sent per worker', 'memory per device', 'time', 'seeds']
+    assert header == ['variant', 'held-out loss', 'sent per worker', 'memory per device', 'time', 'seeds']
     assert rows == [['exact', '2.000', '1.00 kB', '2.00 kB', '10.0 s', '1']]
 
 

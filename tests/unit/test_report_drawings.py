@@ -44,7 +44,7 @@ def test_the_loss_plot_shows_every_number(tmp_path):
     assert set(baseline.get_ydata()) == {4.5}
     assert list(missing.get_xdata()) == [6]
     assert legend(drawing)[1:] == [
-        'held out (last: 2.250)',
+        'held-out (last: 2.250)',
         'entropy: 4.500',
         'not finite: 1, first at step 6',
     ]

@@ -25,7 +25,7 @@ def test_the_front_is_what_nothing_beats(tmp_path_factory, points):
     lines = [line(f'{index}', sent, loss) for index, (sent, loss) in enumerate(points)]
     drawing = report.frontier_plot(lines, tmp_path_factory.getbasetemp() / 'frontier.svg')
     beaten = {(x, y) for x, y in points if any(u <= x and v <= y and (u, v) != (x, y) for u, v in points)}
-    shown = next(bars for bars in drawing.axes[0].containers if bars.get_label() == 'on the front')
+    shown = next(bars for bars in drawing.axes[0].containers if bars.get_label() == 'Pareto front')
     assert sorted(shown[0].get_ydata()) == sorted(y for x, y in points if (x, y) not in beaten)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from codec_fixtures import told_gradients, told_loss
+from codec_fixtures import random_gradients, linear_loss
 
 from jaxdist.core import mesh, workers
 from jaxdist.data import Digits
@@ -32,16 +32,16 @@ LINES = {
 
 def program(line: str, count: int, where: str) -> Any:
     place = workers.simulated(count) if where == 'simulated' else workers.on_mesh(mesh.make({'workers': count}))
-    batch = told_gradients(1, count, SHAPES)[0]
+    batch = random_gradients(1, count, SHAPES)[0]
     start = lambda key: {name: jnp.zeros(shape) for name, shape in SHAPES.items()}  # noqa: E731
-    return make_step(told_loss, start, build(line), batch, place)
+    return make_step(linear_loss, start, build(line), batch, place)
 
 
 def after(made: Any, count: int, steps: int, state: Any = None, seed: int = 0) -> tuple[Any, Any]:
     """The state after some steps, and the sum of the mean gradients put in."""
     state = made.init(jax.random.key(0)) if state is None else state
     put_in = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    for batch in told_gradients(steps, count, SHAPES, seed):
+    for batch in random_gradients(steps, count, SHAPES, seed):
         state, _ = made.step(state, batch)
         put_in = {name: x + batch[name].astype(np.float64).mean(0) for name, x in put_in.items()}
     return state, put_in
@@ -82,9 +82,9 @@ def test_ef21_knows_on_average_what_it_applies(count: int) -> None:
     old, new = (program(LINES['ef21'], n, 'simulated') for n in (4, count))
     before, _ = after(old, 4, 3)
     state, _ = after(new, count, 2, resized(before, new), seed=1)
-    memory = state.opt_state[0].memory
+    compression = state.opt_state[0].compression
     for key in SHAPES:
-        np.testing.assert_allclose(np.mean(memory.residual[key], 0), memory.estimate[key], 0, 1e-5)
+        np.testing.assert_allclose(np.mean(compression.residual[key], 0), compression.estimate[key], 0, 1e-5)
 
 
 def test_local_workers_meet_on_the_way() -> None:

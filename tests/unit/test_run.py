@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path: Pat
 
 def test_a_run_of_another_experiment_is_refused_with_the_fields(trained: Path) -> None:
     with pytest.raises(
-        ExperimentError, match=r'another experiment; they differ in\n  update: .*\n  seed: 5 here, 0 th'
+        ExperimentError, match=r'another experiment; they differ in\n  update: .*\n  seed: 5 given, 0 sa'
     ):
         finish(small('mean() | sgd(0.2)', seed=5), trained)
 
@@ -164,7 +164,7 @@ def test_an_edited_experiment_does_not_pass_for_the_one_that_was_trained(tmp_pat
     finish(small(SMALL.update, steps=2), tmp_path)
     edited = small('mean() | sgd(0.3)', steps=4)
     (tmp_path / 'experiment.json').write_text(json.dumps(to_json(edited)))
-    with pytest.raises(ExperimentError, match=r'update: mean\(\) \| sgd\(0.3\) here, mean\(\) \| sgd\(0.1\) there'):
+    with pytest.raises(ExperimentError, match=r'update: mean\(\) \| sgd\(0.3\) given, mean\(\) \| sgd\(0.1\) saved'):
         finish(edited, tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_a_full_disk_names_the_file_of_the_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize('guard, step', [(False, 1), (True, 2)])
 def test_a_learning_rate_past_all_bounds_diverges(tmp_path: Path, guard: bool, step: int) -> None:
     experiment = small('mean() | sgd(1e30)', guard=guard, log_every=2, evaluate_every=100, steps=9)
-    with pytest.raises(Diverged, match=rf'the loss is nan at step {2 * step}; it was never seen finite; .*guard'):
+    with pytest.raises(Diverged, match=rf'the loss is nan at step {2 * step}; it was never finite; .*guard'):
         finish(experiment, tmp_path)
     assert read_records(tmp_path)[-1]['loss'] is None
     assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
@@ -215,7 +215,7 @@ def test_one_bad_step_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_bad_records_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r'step 4; the training loss was last seen finite at step 2'):
+    with pytest.raises(Diverged, match=r'step 4; the training loss was last finite at step 2'):
         finish(small(SMALL.update, simulate=True, data=Poisoned(steps=(3, 4))), tmp_path)
 
 

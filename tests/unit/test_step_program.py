@@ -1,4 +1,4 @@
-"""The step as a program: one compile, donation, keys, what is told of bad input, and reading what it gives."""
+"""The training step as a program: one compilation, donation, random keys, messages for bad input, metrics."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ from step_fixtures import (
     host,
     init,
     loss,
+    make_program,
     place,
-    program,
     run,
     start,
     with_nan,
@@ -37,47 +37,47 @@ from jaxdist.training.step import State, check_batch, make_step, means, shared_p
 
 @pytest.fixture
 def compiles() -> Iterator[list[str]]:
-    """What was compiled since the test began."""
-    seen: list[str] = []
+    """The events of compilations since the test began."""
+    events: list[str] = []
 
     def listen(event: str, seconds: float, **more: Any) -> None:
         if event.endswith('backend_compile_duration'):
-            seen.append(event)
+            events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
+    yield events
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize('line, where', [(INT8, 'simulated'), (INT8, 'mesh'), (LOCAL_INT8, 'mesh')])
-def test_one_compile_donated_and_nothing_fetched(line: str, where: str, compiles: list[str]) -> None:
+def test_one_compilation_donation_and_no_transfers(line: str, where: str, compiles: list[str]) -> None:
     (batch,) = batches(1)
-    made = make_step(loss, init, build(line), batch, place(where, 4))
+    program = make_step(loss, init, build(line), batch, place(where, 4))
     mesh_of = place(where, 4).mesh
     batch = jax.device_put(batch, mesh_of and NamedSharding(mesh_of, jax.P('workers')))
-    state = made.init(jax.random.key(0))
+    state = program.init(jax.random.key(0))
     compiles.clear()
     with jax.transfer_guard('disallow'):
         for _ in range(4):
-            old, (state, _) = state, made.step(state, batch)
+            old, (state, _) = state, program.step(state, batch)
             assert all(x.is_deleted() for x in jax.tree.leaves(old))
     assert len(compiles) == 1
 
 
 @pytest.mark.parametrize('where', PLACES)
-def test_a_key_is_not_donated_away(where: str) -> None:
-    made, key = program(MEAN, where), jax.random.key(7)
-    made.step(made.init(key), batches(1)[0])
-    assert int(made.init(key).step) == 0
+def test_the_key_is_not_donated(where: str) -> None:
+    program, key = make_program(MEAN, where), jax.random.key(7)
+    program.step(program.init(key), batches(1)[0])
+    assert int(program.init(key).step) == 0
 
 
-def test_one_compile_for_parameters_made_from_python_numbers(compiles: list[str]) -> None:
+def test_one_compilation_for_weakly_typed_parameters(compiles: list[str]) -> None:
     (batch,) = batches(1)
     weak = lambda key: {'w': jnp.zeros(3), 'b': jnp.asarray(0.0)}  # noqa: E731
-    made = make_step(loss, weak, build(MEAN), batch, place('simulated', 4))
-    state = made.init(jax.random.key(0))
+    program = make_step(loss, weak, build(MEAN), batch, place('simulated', 4))
+    state = program.init(jax.random.key(0))
     compiles.clear()
-    run(made, [batch, batch], state)
+    run(program, [batch, batch], state)
     assert len(compiles) == 1
 
 
@@ -85,22 +85,24 @@ def test_one_compile_for_parameters_made_from_python_numbers(compiles: list[str]
 
 
 def drawn(p: Any, batch: Any, key: jax.Array) -> Any:
-    """A loss whose gradient is a random number, drawn from the key."""
+    """A loss whose gradient is a random number drawn from the key."""
     draw = jax.random.randint(key, (), -2047, 2048).astype(jnp.float32)  # sums of a few, and of squares, are exact
     return {'loss': p * draw, 'draw': draw, 'square': draw**2}, jnp.float32(len(batch['x']))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_every_worker_step_and_seed_draws_anew(accumulate: int) -> None:
+def test_keys_differ_between_workers_steps_and_seeds(accumulate: int) -> None:
     batch = {'x': np.zeros(8, np.float32)}
     draws = {}
     for where in PLACES:
-        made = make_step(drawn, lambda key: jnp.zeros(()), build(MEAN), batch, place(where, 4), accumulate=accumulate)
+        program = make_step(
+            drawn, lambda key: jnp.zeros(()), build(MEAN), batch, place(where, 4), accumulate=accumulate
+        )
         rows = []
         for seed in (0, 1):
-            state = made.init(jax.random.key(seed))
+            state = program.init(jax.random.key(seed))
             for _ in range(2):
-                state, metrics = made.step(state, batch)
+                state, metrics = program.step(state, batch)
                 rows.append(np.array(metrics['draw']))
                 if accumulate == 2:  # of equal parts, the square of the sum is twice the sum of squares
                     assert np.all(rows[-1] ** 2 < 1.999 * np.array(metrics['square']))
@@ -109,10 +111,10 @@ def test_every_worker_step_and_seed_draws_anew(accumulate: int) -> None:
     np.testing.assert_array_equal(draws['simulated'], draws['mesh'])
 
 
-# What is told of bad input.
+# Messages for bad input.
 
 
-def made_with(bad: Callable[..., Any]) -> Program:
+def program_of(bad: Callable[..., Any]) -> Program:
     return make_step(bad, init, build(MEAN), batches(1)[0], place('simulated', 4))
 
 
@@ -127,24 +129,24 @@ def made_with(bad: Callable[..., Any]) -> Program:
         lambda s: None,
     ],
 )
-def test_a_loss_that_returns_something_else(returned: Any) -> None:
+def test_a_loss_with_a_wrong_result(returned: Any) -> None:
     with pytest.raises(ValueError, match=r"must return \(sums, count\) with sums a dict that holds 'loss'"):
-        made_with(lambda p, b, key: returned(loss(p, b, key)[0]['loss']))
+        program_of(lambda p, b, key: returned(loss(p, b, key)[0]['loss']))
 
 
 def test_sums_and_counts_are_scalars() -> None:
     with pytest.raises(ValueError, match=r"must return scalars, .*'loss' has shape \(60,\)"):
-        made_with(lambda p, b, key: ({'loss': b['y'] * p['b']}, 60))
+        program_of(lambda p, b, key: ({'loss': b['y'] * p['b']}, 60))
     with pytest.raises(ValueError, match=r"'seen' has shape \(3,\)"):
-        made_with(lambda p, b, key: ({'loss': p['b'], 'seen': p['w']}, 60))
+        program_of(lambda p, b, key: ({'loss': p['b'], 'seen': p['w']}, 60))
     with pytest.raises(ValueError, match=r"'count' has shape \(60,\)"):
-        made_with(lambda p, b, key: ({'loss': p['b']}, b['y']))
+        program_of(lambda p, b, key: ({'loss': p['b']}, b['y']))
 
 
 @pytest.mark.parametrize('name', ['count', 'skipped'])
-def test_sums_under_the_names_of_the_steps_own_metrics(name: str) -> None:
+def test_sums_with_names_of_the_steps_metrics(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        made_with(lambda p, b, key: ({**loss(p, b, key)[0], name: jnp.float32(7)}, 60))
+        program_of(lambda p, b, key: ({**loss(p, b, key)[0], name: jnp.float32(7)}, 60))
 
 
 @pytest.mark.parametrize(
@@ -177,38 +179,38 @@ def test_an_accumulation_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize('where', PLACES)
-def test_means_are_those_of_all_examples(where: str) -> None:
-    made, (batch,) = program(MEAN, where, weighted=True), batches(1, weight=UNEVEN)
-    params = host(start(made).params)
-    _, metrics = run(made, [batch])
+def test_means_are_over_all_examples(where: str) -> None:
+    program, (batch,) = make_program(MEAN, where, weighted=True), batches(1, weight=UNEVEN)
+    params = host(start(program).params)
+    _, metrics = run(program, [batch])
     errors = batch['x'] @ params['w'] + params['b'] - batch['y']
-    want = (UNEVEN * 0.5 * errors**2).sum() / UNEVEN.sum()
-    assert means(metrics) == {'loss': pytest.approx(want, rel=1e-5), 'skipped': 0}
+    expected = (UNEVEN * 0.5 * errors**2).sum() / UNEVEN.sum()
+    assert means(metrics) == {'loss': pytest.approx(expected, rel=1e-5), 'skipped': 0}
     assert all(x.shape == (4,) for x in metrics.values())
 
 
-def test_one_set_of_parameters() -> None:
-    local, shared = program(LOCAL), program(MEAN)
+def test_shared_params_are_the_mean_over_workers() -> None:
+    local, replicated = make_program(LOCAL), make_program(MEAN)
     state, _ = run(local, batches(3))
-    got = jax.jit(lambda s: shared_params(s, local.layout))(state)
+    mean = jax.jit(lambda s: shared_params(s, local.layout))(state)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    jax.tree.map(close, host(got), jax.tree.map(lambda p: p.mean(0), host(state.params)))
-    state, _ = run(shared, batches(2))
-    assert shared_params(state, shared.layout) == state.params
+    jax.tree.map(close, host(mean), jax.tree.map(lambda p: p.mean(0), host(state.params)))
+    state, _ = run(replicated, batches(2))
+    assert shared_params(state, replicated.layout) == state.params
 
 
-def test_the_state_has_no_hidden_part() -> None:
+def test_a_run_is_a_function_of_its_state() -> None:
     assert State._fields == ('step', 'params', 'opt_state', 'key', 'skipped', 'objective')
-    made, batch = program(MEAN), with_nan(batches(1)[0], 4, 1)
-    a, b = (run(made, [batch])[0] for _ in range(2))
+    program, batch = make_program(MEAN), with_nan(batches(1)[0], 4, 1)
+    a, b = (run(program, [batch])[0] for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
 
 
-def test_a_mesh_of_one_device_and_a_model_of_one_array() -> None:
+def test_a_mesh_of_one_device_and_parameters_of_one_array() -> None:
     batch = {'x': np.arange(6, dtype=np.float32)}
     square = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2) / 2}, len(b['x']))  # noqa: E731
-    where = mesh.make({'workers': 1})
-    made = make_step(square, lambda key: jnp.zeros(()), build('mean() | sgd(1.0)'), batch, place('mesh', 1))
-    state, _ = run(made, [batch])
+    one_device = mesh.make({'workers': 1})
+    program = make_step(square, lambda key: jnp.zeros(()), build('mean() | sgd(1.0)'), batch, place('mesh', 1))
+    state, _ = run(program, [batch])
     assert float(state.params) == 2.5
-    assert state.params.sharding.device_set == set(where.devices.flat)
+    assert state.params.sharding.device_set == set(one_device.devices.flat)

@@ -1,7 +1,7 @@
-"""The house keeps its rules: floors, sizes, names, imports, docstrings, and no path of anybody's machine.
+"""Rules of the source tree: floors, cycles, imports, sizes, names, docstrings, and no paths of private machines.
 
-Each rule is a function from a project's folder to the list of what breaks it there. It is tried on this
-project, and on small good and bad ones.
+Each rule is a function from a project's folder to a list of problems. It is checked on this project, and tested on
+small good and bad projects.
 """
 
 import ast
@@ -36,7 +36,7 @@ Import = ast.Import | ast.ImportFrom
 
 
 def files(root: Path) -> Iterator[Path]:
-    """Every file of the project that .gitignore does not name, in order."""
+    """All files of the project that .gitignore does not exclude, in order."""
     lines = (root / '.gitignore').read_text().split()
     ignored = ['.git', *(line.strip('/') for line in lines)]
     for folder, folders, names in os.walk(root):
@@ -47,7 +47,7 @@ def files(root: Path) -> Iterator[Path]:
 
 
 def modules(root: Path) -> Iterator[tuple[Path, ast.Module]]:
-    """Every Python file of the package, relative to the package, with its tree."""
+    """All Python files of the package, as paths relative to the package, with their syntax trees."""
     package = root / 'jaxdist'
     for path in files(root):
         if path.suffix == '.py' and path.is_relative_to(package):
@@ -55,7 +55,7 @@ def modules(root: Path) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def dotted(path: Path) -> tuple[str, ...]:
-    """The module's name inside jaxdist: `('codecs', 'int8')`; of a package's `__init__`, the package's."""
+    """The module's name inside jaxdist, such as `('codecs', 'int8')`; for an `__init__`, the package's name."""
     parts = path.with_suffix('').parts
     return parts[:-1] if parts[-1] == '__init__' else parts
 
@@ -65,7 +65,7 @@ def imports(tree: ast.AST) -> Iterator[Import]:
 
 
 def names_of(node: Import, path: Path) -> Iterator[tuple[str, ...]]:
-    """The full names that an import statement asks for; a relative one is made absolute."""
+    """The absolute names that an import statement imports."""
     if isinstance(node, ast.Import):
         yield from (tuple(alias.name.split('.')) for alias in node.names)
         return
@@ -75,45 +75,47 @@ def names_of(node: Import, path: Path) -> Iterator[tuple[str, ...]]:
 
 
 def refusal(path: Path, name: tuple[str, ...]) -> str | None:
-    """Why the file at `path` may not import `name`, a name that begins with jaxdist."""
-    here, there = path.with_suffix('').parts[0], name[1] if len(name) > 1 else None
-    if there not in FLOORS:
+    """Why the file at `path` may not import `name`, which begins with jaxdist; None if it may."""
+    importer, imported = path.with_suffix('').parts[0], name[1] if len(name) > 1 else None
+    if imported not in FLOORS:
         return 'import it from the file that defines it, not from the top'
-    if here == there:
+    if importer == imported:
         helper = len(name) > 2 and name[2].startswith('_')
-        siblings = here == 'algorithms' and path.stem != '__init__' and not helper
+        siblings = importer == 'algorithms' and path.stem != '__init__' and not helper
         return 'algorithms do not import each other' if siblings else None
-    if FLOORS[there] < FLOORS[here]:
+    if FLOORS[imported] < FLOORS[importer]:
         return None
-    return f'{here} (floor {FLOORS[here]}) may import lower floors only; {there} is on floor {FLOORS[there]}'
+    return (
+        f'{importer} (floor {FLOORS[importer]}) may import lower floors only; {imported} is on floor {FLOORS[imported]}'
+    )
 
 
 def floors(root: Path) -> list[str]:
-    """A file imports from lower floors only."""
-    found = []
+    """Files import from lower floors only."""
+    problems = []
     for path, tree in modules(root):
         if path.parts == ('__init__.py',):
             continue
         if (name := dotted(path)[0]) not in FLOORS:
-            found.append(f'jaxdist/{path} has no floor: give {name!r} one in FLOORS of tests/unit/test_structure.py')
+            problems.append(f'jaxdist/{path} has no floor: give {name!r} one in FLOORS of tests/unit/test_structure.py')
             continue
         for node in imports(tree):
             ours = (name for name in names_of(node, path) if name[0] == 'jaxdist')
-            found += [
-                f'jaxdist/{path}:{node.lineno} imports {".".join(name)}: {why}'
+            problems += [
+                f'jaxdist/{path}:{node.lineno} imports {".".join(name)}: {reason}'
                 for name in ours
-                if (why := refusal(path, name))
+                if (reason := refusal(path, name))
             ]
-    return found
+    return problems
 
 
 def cycles(root: Path) -> list[str]:
-    """No files of the package import each other in a circle."""
+    """The imports between files of the package have no cycles."""
     trees = {dotted(path): (path, tree) for path, tree in modules(root) if path.parts != ('__init__.py',)}
 
     def imported(path: Path, tree: ast.Module) -> set[tuple[str, ...]]:
         names = [name[1:] for node in imports(tree) for name in names_of(node, path) if name[0] == 'jaxdist']
-        # `from package import name` asks for the file `name` of the package, or for the package itself.
+        # `from package import name` may import the file `name` of the package, or a name in the package.
         return {
             part
             for name in names
@@ -125,56 +127,56 @@ def cycles(root: Path) -> list[str]:
     try:
         list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
-        return ['files import each other in a circle: ' + ' -> '.join('.'.join(name) for name in error.args[1])]
+        return ['files import each other in a cycle: ' + ' -> '.join('.'.join(name) for name in error.args[1])]
     return []
 
 
 def late_imports(root: Path) -> list[str]:
-    """Imports stand at the top, save those of optional extras, which may not stand there."""
-    found = []
+    """Imports are at the top of a file; those of optional extras are inside functions."""
+    problems = []
     for path, tree in modules(root):
         inside = {n for f in ast.walk(tree) if isinstance(f, Function) for n in imports(f)}
         for node in imports(tree):
             for name in names_of(node, path):
                 if node in inside and name[0] not in EXTRAS:
-                    found.append(f'jaxdist/{path}:{node.lineno} imports {".".join(name)} inside a function')
+                    problems.append(f'jaxdist/{path}:{node.lineno} imports {".".join(name)} inside a function')
                 if node in tree.body and name[0] in EXTRAS:
-                    found.append(f'jaxdist/{path}:{node.lineno} imports {name[0]}, an extra, at the top')
-    return found
+                    problems.append(f'jaxdist/{path}:{node.lineno} imports {name[0]}, an extra, at the top')
+    return problems
 
 
 def sizes_and_names(root: Path) -> list[str]:
-    """No Python file is longer than a reader's patience, and none is called utils."""
-    found = []
+    """Python files have at most 300 lines, and none is called utils."""
+    problems = []
     for path in (path for path in files(root) if path.suffix == '.py'):
         lines = len(path.read_text().splitlines())
-        where = path.relative_to(root)
+        file = path.relative_to(root)
         if lines > LONGEST:
-            found.append(f'{where} has {lines} lines, the most is {LONGEST}: divide it by purpose')
-        if {'utils', 'util'} & set(where.with_suffix('').parts):
-            found.append(f'{where} is called utils: name it by its purpose')
-    return found
+            problems.append(f'{file} has {lines} lines, the most is {LONGEST}: divide it by purpose')
+        if {'utils', 'util'} & set(file.with_suffix('').parts):
+            problems.append(f'{file} is called utils: name it by its purpose')
+    return problems
 
 
 def machine_paths(root: Path) -> list[str]:
-    """No text file names a folder of somebody's machine."""
+    """No text file has a path of a private machine."""
     private = re.compile(r'(?<![\w.~$}-])/(?:tmp/|(?:root|home|work|Users)(?![\w.-]))')
-    found = []
+    problems = []
     for path in files(root):
         try:
             lines = path.read_text(encoding='utf-8').splitlines()
         except UnicodeDecodeError:
             continue
-        found += [
+        problems += [
             f'{path.relative_to(root)}:{number} names a path of one machine: {line.strip()[:80]}'
             for number, line in enumerate(lines, 1)
             if private.search(line)
         ]
-    return found
+    return problems
 
 
 def undocumented(path: Path, node: ast.stmt) -> str | None:
-    """What a public definition at the top of a module lacks."""
+    """The problem of a public definition at the top of a module; None if it has a docstring and an example."""
     if not isinstance(node, Function | ast.ClassDef) or node.name.startswith('_'):
         return None
     text = ast.get_docstring(node)
@@ -187,15 +189,16 @@ def undocumented(path: Path, node: ast.stmt) -> str | None:
 
 
 def docstrings(root: Path) -> list[str]:
-    """Modules, public functions and classes have docstrings; functions below the commands, an example."""
-    found = []
+    """Modules, public functions and classes have docstrings; functions below the command line also have an example."""
+    problems = []
     for path, tree in modules(root):
         if tree.body and ast.get_docstring(tree) is None:
-            found.append(f'jaxdist/{path}:1 has no docstring')
+            problems.append(f'jaxdist/{path}:1 has no docstring')
         if any(part.startswith('_') for part in dotted(path)):
             continue
-        found += [f'jaxdist/{path}:{node.lineno} {lack}' for node in tree.body if (lack := undocumented(path, node))]
-    return found
+        lacks = ((node, undocumented(path, node)) for node in tree.body)
+        problems += [f'jaxdist/{path}:{node.lineno} {lack}' for node, lack in lacks if lack]
+    return problems
 
 
 RULES: tuple[Rule, ...] = (floors, cycles, late_imports, sizes_and_names, machine_paths, docstrings)
@@ -203,14 +206,19 @@ RULES: tuple[Rule, ...] = (floors, cycles, late_imports, sizes_and_names, machin
 
 @pytest.mark.parametrize('rule', RULES)
 def test_this_project(rule: Rule) -> None:
-    found = rule(ROOT)
-    assert not found, '\n'.join(['', *found])
+    problems = rule(ROOT)
+    assert not problems, '\n'.join(['', *problems])
 
 
-def test_the_files_of_this_project_are_seen() -> None:
-    seen = {str(path.relative_to(ROOT)) for path in files(ROOT)}
-    assert {'pyproject.toml', 'scripts/setup.sh', 'jaxdist/core/collectives.py', 'tests/unit/test_structure.py'} <= seen
-    assert not any(path.startswith(('.git/', '.venv/')) for path in seen)
+def test_the_files_of_this_project_are_found() -> None:
+    paths = {str(path.relative_to(ROOT)) for path in files(ROOT)}
+    assert {
+        'pyproject.toml',
+        'scripts/setup.sh',
+        'jaxdist/core/collectives.py',
+        'tests/unit/test_structure.py',
+    } <= paths
+    assert not any(path.startswith(('.git/', '.venv/')) for path in paths)
 
 
 BAD: tuple[tuple[Rule, str, str, str], ...] = (
@@ -260,8 +268,8 @@ GOOD: tuple[tuple[Rule, str, str], ...] = (
 )
 
 
-def plant(root: Path, file: str, text: str) -> Path:
-    """A project of one file, which begins with a docstring."""
+def project(root: Path, file: str, text: str) -> Path:
+    """The folder of a project, with one more file, which begins with a docstring."""
     (root / '.gitignore').write_text('runs/\n*.pyc\n')
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,22 +279,22 @@ def plant(root: Path, file: str, text: str) -> Path:
 
 @pytest.mark.parametrize(('rule', 'file', 'text', 'message'), BAD)
 def test_a_bad_project(tmp_path: Path, rule: Rule, file: str, text: str, message: str) -> None:
-    (found,) = rule(plant(tmp_path, file, text))
-    assert re.search(message, found)
+    (problem,) = rule(project(tmp_path, file, text))
+    assert re.search(message, problem)
 
 
 @pytest.mark.parametrize(('rule', 'file', 'text'), GOOD)
 def test_a_good_project(tmp_path: Path, rule: Rule, file: str, text: str) -> None:
-    assert rule(plant(tmp_path, file, text)) == []
+    assert rule(project(tmp_path, file, text)) == []
 
 
-def test_a_circle_of_imports_is_found(tmp_path: Path) -> None:
-    plant(tmp_path, 'jaxdist/core/a.py', 'from jaxdist.core import b')
-    assert cycles(plant(tmp_path, 'jaxdist/core/b.py', 'import jax')) == []
-    (found,) = cycles(plant(tmp_path, 'jaxdist/core/b.py', 'from jaxdist.core.a import x'))
-    assert 'core.a -> core.b' in found or 'core.b -> core.a' in found
+def test_a_cycle_of_imports_is_found(tmp_path: Path) -> None:
+    project(tmp_path, 'jaxdist/core/a.py', 'from jaxdist.core import b')
+    assert cycles(project(tmp_path, 'jaxdist/core/b.py', 'import jax')) == []
+    (problem,) = cycles(project(tmp_path, 'jaxdist/core/b.py', 'from jaxdist.core.a import x'))
+    assert 'core.a -> core.b' in problem or 'core.b -> core.a' in problem
 
 
-def test_ignored_files_are_not_read(tmp_path: Path) -> None:
-    plant(tmp_path, 'runs/utils.py', '')
+def test_ignored_files_are_not_checked(tmp_path: Path) -> None:
+    project(tmp_path, 'runs/utils.py', '')
     assert sizes_and_names(tmp_path) == []

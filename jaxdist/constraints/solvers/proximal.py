@@ -1,4 +1,7 @@
-"""Proximal operators: argmin over x of step g(x) + 1/2 |x - v|^2 (Parikh and Boyd 2014, Proximal Algorithms)."""
+"""Proximal operators: argmin over x of step g(x) + 1/2 |x - v|^2 (Parikh and Boyd 2014, Proximal Algorithms).
+
+Each function returns the operator of the function or set that its first line names.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,25 +11,28 @@ import jax
 import jax.numpy as jnp
 from optax import projections
 
+from jaxdist.constraints.solvers.iteration import Data
 from jaxdist.core.errors import InputError
+from jaxdist.core.types import Params
 
-Prox = Callable[[Any, Any], Any]
-"""`(v, step) -> x`, of a function g of what all workers share; v and x are pytrees."""
+Prox = Callable[[Params, Any], Params]
+"""`(v, step) -> x`, of a function g of replicated variables; v and x are pytrees."""
 
-PartProx = Callable[[Any, Any, Any], Any]
-"""`(v, step, part) -> z`, of a function of this worker's block of A x, and of its part of the data."""
+PartProx = Callable[[Any, Any, Data], Any]
+"""`(v, step, part) -> z`, of a function g of this worker's block of A x and its part of the data."""
 
 
-def soft_threshold(weight: Any) -> Prox:
-    """Of weight |x|_1: what lies within step * weight of 0 becomes 0, the rest comes as much closer.
+def soft_threshold(weight: jax.typing.ArrayLike) -> Prox:
+    """For g = weight |x|_1: entries within step * weight of 0 become 0, the others move towards 0 by as much.
 
     Args:
-        weight: 0 or more; a number, or an array that goes with every leaf.
+        weight: 0 or more; a number, or an array that broadcasts against every leaf.
 
     Raises:
         InputError: a weight below 0.
 
-    >>> soft_threshold(1.0)(jnp.array([-3.0, 0.5, 2.0]), 1.0)
+    >>> import numpy as np
+    >>> soft_threshold(1.0)(np.array([-3.0, 0.5, 2.0]), 1.0)
     Array([-2.,  0.,  1.], dtype=float32)
     """
     _check_weight('soft_threshold', weight)
@@ -34,16 +40,17 @@ def soft_threshold(weight: Any) -> Prox:
 
 
 def group_shrinkage(weight: float, dim: int = -1) -> Prox:
-    """Of weight times the sum of groups' 2-norms: every group comes closer to 0 by step * weight, at most to 0.
+    """For g = weight times the sum of the groups' 2-norms: each group's norm shrinks by step * weight, at most to 0.
 
     Args:
         weight: 0 or more.
-        dim: the entries along this dim of a leaf are one group; each scalar is one of its own.
+        dim: the dim of a leaf along which the entries of a group lie; a scalar leaf is a group by itself.
 
     Raises:
         InputError: a weight below 0.
 
-    >>> group_shrinkage(1.0)(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 2.5)
+    >>> import numpy as np
+    >>> group_shrinkage(1.0)(np.array([[3.0, 4.0], [0.3, 0.4]], np.float32), 2.5)
     Array([[1.5, 2. ],
            [0. , 0. ]], dtype=float32)
     """
@@ -58,39 +65,45 @@ def group_shrinkage(weight: float, dim: int = -1) -> Prox:
 
 
 def box(low: Any = -math.inf, high: Any = math.inf) -> Prox:
-    """Of the set low <= x <= high: the nearest point in it.
+    """The projection onto the set low <= x <= high.
 
     Args:
-        low: a number, or a pytree like x.
-        high: likewise.
+        low: the lower bound, a number or a pytree like x.
+        high: the upper bound, likewise.
 
-    >>> box(0.0, 1.0)(jnp.array([-1.0, 0.5, 3.0]), 1.0)
+    >>> import numpy as np
+    >>> box(0.0, 1.0)(np.array([-1.0, 0.5, 3.0]), 1.0)
     Array([0. , 0.5, 1. ], dtype=float32)
     """
 
-    def nearest(v: Any, step: Any) -> Any:
+    def project(v: Params, step: Any) -> Params:
         del step
         return projections.projection_box(v, _like(v, low), _like(v, high))
 
-    return nearest
+    return project
 
 
 def non_negative() -> Prox:
-    """Of the set x >= 0: the nearest point in it.
+    """The projection onto the set x >= 0.
 
-    >>> non_negative()(jnp.array([-1.0, 2.0]), 1.0)
+    >>> import numpy as np
+    >>> non_negative()(np.array([-1.0, 2.0]), 1.0)
     Array([0., 2.], dtype=float32)
     """
     return lambda v, step: projections.projection_non_negative(v)
 
 
 def ball(radius: float) -> Prox:
-    """Of the set |x|_2 <= radius, all leaves together: the nearest point in it.
+    """The projection onto the set |x|_2 <= radius; the norm is over all leaves together.
+
+    Args:
+        radius: above 0.
 
     Raises:
         InputError: a radius that is not above 0.
 
-    >>> ball(1.0)(jnp.array([3.0, 4.0]), 1.0)
+    >>> import numpy as np
+    >>> ball(1.0)(np.array([3.0, 4.0]), 1.0)
     Array([0.6, 0.8], dtype=float32)
     """
     if not radius > 0:
@@ -99,29 +112,30 @@ def ball(radius: float) -> Prox:
 
 
 def squared_error(scale: float = 1.0) -> PartProx:
-    """Of scale/2 sum weight (z - y)^2, with `y` and, if it is there, `weight` [B] of this worker's part of the data.
+    """For g = scale/2 sum weight (z - y)^2, with `y` and the optional `weight` [B] of this worker's part of the data.
 
     Args:
-        scale: above 0; 1 / n makes of a sum over n examples a mean.
+        scale: above 0; 1 / n turns a sum over n examples into a mean.
 
     Raises:
         InputError: a scale that is not above 0.
 
-    >>> squared_error()(jnp.array([0.0, 0.0]), 1.0, {'y': jnp.array([2.0, 4.0])})
-    Array([1., 2.], dtype=float32)
+    >>> import numpy as np
+    >>> squared_error()(np.array([0.0, 0.0]), 1.0, {'y': np.array([2.0, 4.0])})
+    array([1., 2.])
     """
     if not scale > 0:
         raise InputError(f'squared_error: scale={scale} must be more than 0')
 
-    def prox(v: Any, step: Any, part: Any) -> Any:
-        pull = step * scale * part.get('weight', 1.0)
-        return (v + pull * part['y']) / (1 + pull)
+    def prox(v: jax.Array, step: Any, part: Data) -> jax.Array:
+        scaled = step * scale * part.get('weight', 1.0)
+        return (v + scaled * part['y']) / (1 + scaled)
 
     return prox
 
 
 def _like(v: Any, bound: Any) -> Any:
-    """A number as the bound of every leaf; a pytree as it is."""
+    """A number broadcast to every leaf of `v`; a pytree unchanged."""
     return jax.tree.map(lambda x: bound, v) if isinstance(bound, int | float) else bound
 
 

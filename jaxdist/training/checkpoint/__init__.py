@@ -1,8 +1,8 @@
-"""Checkpoints that are written beside the training, checked on loading, and never lost in silence.
+"""Checkpoints: saved in the background, verified on loading, damaged ones set aside.
 
-Orbax writes and reads the arrays. It keeps no checksum of their data and casts a wrong dtype without a word,
-so a manifest beside them names every leaf with shape, dtype and digest, and every file with its sha256.
-A folder holds `<step>/arrays/`, `<step>/manifest.json`, and what was found damaged as `damaged-<step>-<n>/`.
+Orbax writes and reads the arrays. It stores no checksum of their data and casts a wrong dtype silently, so a manifest
+beside them lists the shape, dtype and digest of every leaf, and the sha256 of every file. A folder contains
+`<step>/arrays/`, `<step>/manifest.json`, and damaged checkpoints as `damaged-<step>-<n>/`.
 """
 
 from jaxdist.training.checkpoint.digests import digest

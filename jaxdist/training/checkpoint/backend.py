@@ -1,4 +1,4 @@
-"""Orbax, which writes and reads the arrays: the only file here that imports it."""
+"""Writes and reads arrays with Orbax; no other file imports it."""
 
 import logging
 import os
@@ -12,16 +12,16 @@ import orbax.checkpoint as ocp
 from etils import epath  # type: ignore[import-untyped]
 
 from jaxdist.training.checkpoint import manifest
-from jaxdist.training.checkpoint.errors import CheckpointError, why
+from jaxdist.training.checkpoint.errors import CheckpointError, reason
 
 TEMPORARY = '.orbax-checkpoint-tmp'
 
-# Orbax logs each failure with several stack traces; here every failure reaches the caller as an exception.
+# Orbax logs each failure with several stack traces; here the caller gets every failure as an exception.
 logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
 
 
 class _Handler(ocp.CompositeCheckpointHandler):
-    """Adds the manifest when the arrays are complete, before the folder gets its name; in process 0 alone."""
+    """Writes the manifest once the arrays are complete, before the folder gets its final name; in process 0 only."""
 
     def __init__(self) -> None:
         super().__init__(**{manifest.ARRAYS: ocp.PyTreeCheckpointHandler()})
@@ -38,43 +38,43 @@ class _Args(ocp.args.Composite):
 
 
 class Saver:
-    """Writes checkpoints in the background, one at a time; errors of one come out of the next call."""
+    """Writes checkpoints in the background, one at a time; the error of a save is raised by the next call."""
 
     def __init__(self) -> None:
         self._handler = _Handler()
-        # The folder is made before `save` returns, so one that cannot be made is known at once.
+        # The folder is created before `save` returns, so that a failure is raised there and not by the next save.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._saver = ocp.AsyncCheckpointer(self._handler, async_options=options)
 
     def save(self, folder: Path, arrays: Mapping[str, jax.Array], description: dict[str, Any]) -> None:
-        """Begins to write `arrays`, once they are copied to the host, and the manifest."""
+        """Starts writing `arrays` and the manifest, and returns once the arrays are copied to the host."""
         self.wait()
         self._handler.description = description
-        full = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses arrays without elements
+        full = {name: x for name, x in arrays.items() if x.size}  # Orbax rejects arrays without elements
         self._saver.save(folder, args=_Args(**{manifest.ARRAYS: ocp.args.PyTreeSave(full)}))
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Waits for the running save."""
         self._saver.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends the threads."""
+        """Waits for the running save, and ends Orbax's threads."""
         self._saver.close()
 
 
 def read_arrays(folder: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Returns the arrays of the checkpoint in `folder` by name, laid out as `structs` say, unverified.
+    """Returns the arrays of the checkpoint in `folder` by name, sharded as in `structs`, without verifying them.
 
     >>> read_arrays(Path('nowhere'), {})
     Traceback (most recent call last):
-    jaxdist.training.checkpoint.errors.CheckpointError: cannot read nowhere, although its files are whole: ...
+    jaxdist.training.checkpoint.errors.CheckpointError: cannot read nowhere, although its files are intact: ...
     """
     full = {name: struct for name, struct in structs.items() if struct.size}
-    wanted = ocp.args.PyTreeRestore(full, restore_args=ocp.checkpoint_utils.construct_restore_args(full))
+    arguments = ocp.args.PyTreeRestore(full, restore_args=ocp.checkpoint_utils.construct_restore_args(full))
     try:
-        arrays = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / manifest.ARRAYS), args=wanted)
+        arrays = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / manifest.ARRAYS), args=arguments)
     except Exception as error:
-        raise CheckpointError(f'cannot read {folder}, although its files are whole: {why(error)}') from error
+        raise CheckpointError(f'cannot read {folder}, although its files are intact: {reason(error)}') from error
     return {name: arrays[name] if name in full else _empty(struct) for name, struct in structs.items()}
 
 

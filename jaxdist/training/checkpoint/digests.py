@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where the arrays lie and the same for every sharding of them."""
+"""Checksums of arrays, computed on the devices that store them; independent of the sharding."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ _GOLDEN = 0x9E3779B9
 def digest(x: jax.Array) -> jax.Array:
     """Returns a checksum [2] uint32 of the bits of `x` [...]: bool, or integers or floats of 8 to 64 bits.
 
-    The bits of each element are mixed with its flat index by a bijection (the finaliser of MurmurHash3, by
-    Austin Appleby) and summed modulo 2^32. So a change within 32 bits of one element is seen for certain, any
-    other change but for a chance of about 2^-64. Beyond 2^32 elements the indices repeat.
+    The bits of each element are mixed with its flat index by a bijection (the finaliser of MurmurHash3, by Austin
+    Appleby) and summed modulo 2^32. A change within 32 bits of one element always changes the checksum; any other
+    change goes undetected with a probability of about 2^-64. Beyond 2^32 elements the indices repeat.
 
     >>> x = jnp.arange(6.0)
     >>> bool((digest(x) == digest(x + 0)).all()), bool((digest(x) == digest(x[::-1])).any())
@@ -29,8 +29,8 @@ def digest(x: jax.Array) -> jax.Array:
 def digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """Returns the digest of each array as 16 hexadecimal digits; every process of a run gets the same.
 
-    The devices do not talk: each sums what it holds, and the host adds these sums. (Many small programs with
-    collectives at once can block each other on emulated devices.)
+    No collective runs: each device sums its shards, and the host adds the sums. On emulated devices many small
+    programs with collectives can deadlock when they run at the same time.
 
     >>> digests({'w': jnp.zeros(3)}) == digests({'w': jnp.zeros(3).at[0].set(-0.0)})
     False
@@ -44,12 +44,12 @@ def digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
 
 
 def _parts(x: jax.Array) -> list[jax.Array]:
-    """The sums, each [2], over the shards of `x` that this process holds, without the copies of a shard."""
+    """The sums [2] over each shard of `x` on this process's devices; a shard that is replicated counts once."""
     if not isinstance(x.sharding, jax.NamedSharding):
         return [_compiled(None)(x)]
-    holders = {shard.device for shard in x.addressable_shards if shard.replica_id == 0}
+    devices = {shard.device for shard in x.addressable_shards if shard.replica_id == 0}
     sums = _compiled(x.sharding)(x)  # [devices * 2]
-    return [shard.data for shard in sums.addressable_shards if shard.device in holders]
+    return [shard.data for shard in sums.addressable_shards if shard.device in devices]
 
 
 @functools.cache
@@ -61,8 +61,8 @@ def _compiled(sharding: jax.NamedSharding | None) -> Callable[[jax.Array], jax.A
     def whole(x: jax.Array) -> jax.Array:
         def local(block: jax.Array) -> jax.Array:
             axes = [*spec, *[None] * (x.ndim - len(spec))]
-            places = [lax.axis_index(a) if a else 0 for a in axes]
-            starts = [jnp.uint32(p) * jnp.uint32(n) for p, n in zip(places, block.shape, strict=True)]
+            positions = [lax.axis_index(a) if a else 0 for a in axes]
+            starts = [jnp.uint32(p) * jnp.uint32(n) for p, n in zip(positions, block.shape, strict=True)]
             return _sums(block, starts, x.shape)
 
         return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=jax.P(mesh.axis_names))(x)
@@ -71,17 +71,17 @@ def _compiled(sharding: jax.NamedSharding | None) -> Callable[[jax.Array], jax.A
 
 
 def _sums(block: jax.Array, starts: Sequence[jax.Array], shape: tuple[int, ...]) -> jax.Array:
-    """The two sums [2] over a block of an array of this shape; `starts` is where the block begins in it."""
+    """The two sums [2] over a block of an array of this shape; the block's first index is `starts`."""
     index = jnp.zeros(block.shape, jnp.uint32)
     for dim, (start, size) in enumerate(zip(starts, shape, strict=True)):
         index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, block.shape, dim) + start
     words = _words(block)
     sums = jnp.zeros(2, jnp.uint32)
     for k, word in enumerate(words):
-        place = _mix(index * jnp.uint32(len(words)) + jnp.uint32(_GOLDEN + k))
-        first = _mix(word ^ place)
+        position = _mix(index * jnp.uint32(len(words)) + jnp.uint32(_GOLDEN + k))
+        first = _mix(word ^ position)
         second = _mix(first + jnp.uint32(_GOLDEN))
-        # Both in one pass over the data, which takes an eighth of the time of two.
+        # One reduction of both: a single pass over the data takes an eighth of the time of two.
         zero, dims = jnp.uint32(0), tuple(range(block.ndim))
         sums += jnp.stack(lax.reduce((first, second), (zero, zero), _add, dims))
     return sums
@@ -103,6 +103,7 @@ def _words(x: jax.Array) -> list[jax.Array]:
 
 
 def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint."""
+"""Errors of checkpoints."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from jaxdist.core.errors import JaxdistError
 
 
 class CheckpointError(JaxdistError):
-    """A checkpoint could not be written or read; the text says which, where and why."""
+    """A checkpoint cannot be written or read; the message names it, the folder and the reason."""
 
     exit_code = 1
 
 
 class MismatchError(CheckpointError):
-    """A sound checkpoint does not fit the state that is asked for: it belongs to another experiment."""
+    """An intact checkpoint has other leaves than the requested state: it belongs to another experiment."""
 
 
 class InUseError(CheckpointError):
@@ -21,15 +21,15 @@ class InUseError(CheckpointError):
 
 
 class DamageError(CheckpointError):
-    """One checkpoint is unreadable or altered; the text is the reason."""
+    """One checkpoint is unreadable or altered; the message is the reason."""
 
 
-def why(error: Exception) -> str:
-    """Returns what the system says of `error`, or else its kind and the first line of its text, cut to size.
+def reason(error: Exception) -> str:
+    """Returns the operating system's message for `error`, or else its type and the first line of its text, shortened.
 
-    >>> why(ValueError("RESOURCE_EXHAUSTED: Failed to write ... [os_error_code='28']"))
+    >>> reason(ValueError("RESOURCE_EXHAUSTED: Failed to write ... [os_error_code='28']"))
     'No space left on device'
-    >>> why(ValueError('bad header\\nlong trace'))
+    >>> reason(ValueError('bad header\\nlong trace'))
     'ValueError: bad header'
     """
     if code := re.search(r"os_error_code='(\d+)'", str(error)):

@@ -1,4 +1,4 @@
-"""Loads one checkpoint and verifies it; the processes of a run all come to the same verdict."""
+"""Loads and verifies one checkpoint; either all processes of a run accept it, or all reject it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,26 +20,31 @@ def load(folder: Path, step: int, target: Mapping[str, jax.ShapeDtypeStruct]) ->
     """Returns the meta and the leaves, in the order of `target`, of the checkpoint in `folder`.
 
     Raises:
-        DamageError: some of it is missing or altered.
-        MismatchError: it is not what `target` asks for.
+        DamageError: a file is missing, or files or data are altered.
+        MismatchError: the leaves differ from `target` in name, shape or dtype.
 
     >>> load(Path('nowhere'), 3, {})
     Traceback (most recent call last):
     jaxdist.training.checkpoint.errors.DamageError: the manifest is missing
     """
-    saved = _together(lambda: manifest.read(folder, step))
+    saved = _on_all_processes(lambda: manifest.read(folder, step))
     manifest.check_fit(saved.kinds, {name: manifest.kind_of(leaf) for name, leaf in target.items()}, folder)
     structs = {name: _stored_struct(leaf) for name, leaf in target.items()}
-    _together(lambda: manifest.check_files(folder, saved.files if jax.process_index() == 0 else {}))
+    _on_all_processes(lambda: manifest.check_files(folder, saved.files if jax.process_index() == 0 else {}))
     arrays = backend.read_arrays(folder, structs)
-    found = digests(arrays)
-    if wrong := [name for name in target if found[name] != saved.digests[name]]:
-        raise DamageError(f'the data is not what was saved, in {", ".join(wrong[:5])}')
+    actual = digests(arrays)
+    if wrong := [name for name in target if actual[name] != saved.digests[name]]:
+        raise DamageError(f'the data differs from what was saved, in {", ".join(wrong[:5])}')
     return saved.meta, [_typed(arrays[name], leaf) for name, leaf in target.items()]
 
 
 def checked(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the leaves of `target` by name, after a look at whether arrays can be laid out as they say.
+    """Returns the leaves of `target` by name, once arrays of their dtypes and shardings are known to be possible.
+
+    Raises:
+        TypeError: a leaf has no dtype or no sharding.
+        CheckpointError: a leaf has 64 bits, and `jax_enable_x64` is off.
+        InputError: a sharding does not divide its leaf.
 
     >>> checked({'w': jax.ShapeDtypeStruct((3,), 'float32')})
     Traceback (most recent call last):
@@ -54,12 +59,12 @@ def checked(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
         try:
             leaf.sharding.shard_shape(leaf.shape)
         except ValueError as error:
-            raise InputError(f'target: {name} cannot be laid out as asked: {error}') from None
+            raise InputError(f'target: {name} cannot be sharded as requested: {error}') from None
     return leaves
 
 
 def from_first(value: int) -> int:
-    """Returns the `value` of process 0.
+    """Returns process 0's `value`, on every process.
 
     >>> from_first(7)
     7
@@ -67,8 +72,8 @@ def from_first(value: int) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _together(read: Callable[[], _T]) -> _T:
-    """What `read` returns; damage that one process meets is damage for all."""
+def _on_all_processes(read: Callable[[], _T]) -> _T:
+    """Returns what `read` returns; damage in one process is raised in all of them."""
     problem = None
     try:
         result = read()
@@ -89,9 +94,9 @@ def _stored_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _typed(array: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """`array`, or the typed keys of which it is the data."""
+    """`array`, or where `leaf` has a key dtype the typed keys with this data."""
     if not manifest.is_key(leaf):
         return array
-    impls: list[Any] = []  # only an array knows its generator, so ask inside a trace
+    impls: list[Any] = []  # `key_impl` takes arrays only, so it is called inside a trace
     jax.eval_shape(lambda keys: impls.append(jax.random.key_impl(keys)), leaf)
     return jax.jit(lambda data: jax.random.wrap_key_data(data, impl=impls[0]), out_shardings=leaf.sharding)(array)

@@ -1,4 +1,4 @@
-"""One user at a time for a folder."""
+"""A lock on a folder, for one process at a time."""
 
 import fcntl
 import os
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxdist.training.checkpoint.errors import CheckpointError, InUseError, why
+from jaxdist.training.checkpoint.errors import CheckpointError, InUseError, reason
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` (made if it is not there) until the block or the process ends, however it ends.
+    """Locks `folder`, created if missing, until the block ends or the process does, killed or not.
 
     In a run of several processes only process 0 locks.
 
     Raises:
-        InUseError: somebody else holds it; the text has their process id.
+        InUseError: another process has locked it; the message has its process id.
         CheckpointError: the folder cannot be written.
 
     >>> import tempfile
@@ -33,7 +33,7 @@ def lock(folder: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open('a+')
     except OSError as error:
-        raise CheckpointError(f'cannot write in the folder {folder}: {why(error)}') from error
+        raise CheckpointError(f'cannot write in the folder {folder}: {reason(error)}') from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: shape, dtype and digest of each leaf, the sha256 of each file, the meta."""
+"""The manifest of a checkpoint: shape, dtype and digest of each leaf, the sha256 of each file, and the meta."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint.digests import digests
-from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, MismatchError, why
+from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, MismatchError, reason
 
 FORMAT = 1
 FILE = 'manifest.json'
@@ -20,7 +20,7 @@ ARRAYS = 'arrays'
 
 
 class Kind(NamedTuple):
-    """What a leaf is: its shape, and the name of its dtype (which for typed keys says the generator)."""
+    """A leaf's shape and the name of its dtype, which for typed keys includes the generator."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -30,7 +30,14 @@ class Kind(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """A manifest that was read and found whole."""
+    """A verified manifest.
+
+    Attributes:
+        meta: the JSON data that was saved with the state.
+        kinds: the shape and dtype of each leaf, by name.
+        digests: the digest of each leaf's data, by name.
+        files: the sha256 of each file, by its path in the folder of arrays.
+    """
 
     meta: dict[str, Any]
     kinds: dict[str, Kind]
@@ -39,7 +46,10 @@ class Manifest(NamedTuple):
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of `tree` by name.
+    """Returns the leaves of `tree` by name, which is their path.
+
+    Raises:
+        InputError: two leaves have the same path.
 
     >>> named({'w': 1.0, 'layers': [2.0, None]})
     {"state['layers'][0]": 2.0, "state['w']": 1.0}
@@ -70,34 +80,44 @@ def kind_of(leaf: Any) -> Kind:
 
 
 def stored(name: str, leaf: Any) -> jax.Array:
-    """Returns the array that is written for `leaf`: typed keys as their data, all else as it is.
+    """Returns the array to write for `leaf`: of typed keys their data, else `leaf` itself.
+
+    Raises:
+        TypeError: `leaf` is no `jax.Array`, or has a dtype that cannot be stored.
+        InputError: its buffer was donated.
 
     >>> stored('state', jax.random.key(7)).tolist()
     [0, 7]
     """
     if not isinstance(leaf, jax.Array):
-        raise TypeError(f'{name} is of type {type(leaf).__name__}: a checkpoint holds only arrays of JAX')
+        raise TypeError(f'{name} is of type {type(leaf).__name__}: a checkpoint stores only JAX arrays')
     if leaf.is_deleted():
-        raise InputError(f'{name} was donated to a computation: save what that returned')
+        raise InputError(f'{name} was donated to a computation: save the result of that computation')
     if is_key(leaf):
         return jax.random.key_data(leaf)
     if _bits(leaf.dtype) not in (8, 16, 32, 64):
-        raise TypeError(f'{name} is {leaf.dtype}: stored are bool, and integers and floats of 8 to 64 bits')
+        raise TypeError(f'{name} is {leaf.dtype}: a checkpoint stores bool, and integers and floats of 8 to 64 bits')
     return leaf
 
 
 def describe(
     step: int, meta: dict[str, Any], state: Mapping[str, Any], arrays: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
-    """Returns what the manifest will say of `state`, whose leaves are stored as `arrays`.
+    """Returns the manifest's content, save for the files: step, meta, and the shape, dtype and digest of each leaf.
+
+    Args:
+        step: the checkpoint's step.
+        meta: JSON data.
+        state: the leaves by name.
+        arrays: the arrays that are written for them, from `stored`.
 
     >>> x = {'state': jnp.zeros(2)}
     >>> sorted(describe(3, {}, x, x))
     ['format', 'leaves', 'meta', 'step']
     """
     _check_meta(meta)
-    found = digests(arrays)
-    leaves = {name: {**kind_of(leaf)._asdict(), 'digest': found[name]} for name, leaf in state.items()}
+    digest_of = digests(arrays)
+    leaves = {name: {**kind_of(leaf)._asdict(), 'digest': digest_of[name]} for name, leaf in state.items()}
     return {'format': FORMAT, 'step': step, 'meta': meta, 'leaves': leaves}
 
 
@@ -117,7 +137,11 @@ def write(folder: Path, description: dict[str, Any]) -> None:
 
 
 def read(folder: Path, step: int) -> Manifest:
-    """Returns the manifest of the checkpoint in `folder`; raises DamageError if it is not whole.
+    """Returns the manifest of the checkpoint in `folder`.
+
+    Raises:
+        DamageError: it is missing, unreadable or altered, or of another step.
+        CheckpointError: its format is another, or the folder may not be read.
 
     >>> read(Path('nowhere'), 3)
     Traceback (most recent call last):
@@ -128,9 +152,9 @@ def read(folder: Path, step: int) -> Manifest:
     except FileNotFoundError:
         raise DamageError('the manifest is missing') from None
     except PermissionError as error:
-        raise CheckpointError(f'cannot read {folder}: {why(error)}') from error
+        raise CheckpointError(f'cannot read {folder}: {reason(error)}') from error
     except (OSError, ValueError) as error:
-        raise DamageError(f'the manifest is unreadable: {why(error)}') from error
+        raise DamageError(f'the manifest is unreadable: {reason(error)}') from error
     if not isinstance(body, dict) or body.pop('sha256', None) != _sha256(body):
         raise DamageError('the manifest was altered: its sha256 is wrong')
     if body['format'] != FORMAT:
@@ -143,7 +167,11 @@ def read(folder: Path, step: int) -> Manifest:
 
 
 def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Raises DamageError if a file of the arrays in `folder` is missing or not what was written.
+    """Checks the files of the arrays in `folder` against their sha256.
+
+    Raises:
+        DamageError: a file is missing, unreadable or altered.
+        CheckpointError: the folder may not be read.
 
     >>> check_files(Path('nowhere'), {'d/0': '00'})
     Traceback (most recent call last):
@@ -153,32 +181,35 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
     if lost := [path for path in paths if not (folder / path).is_file()]:
         raise DamageError(f'{lost[0]} is missing')
     try:
-        found = _file_digests(folder / path for path in paths)
+        actual = _file_digests(folder / path for path in paths)
     except PermissionError as error:
-        raise CheckpointError(f'cannot read {folder}: {why(error)}') from error
+        raise CheckpointError(f'cannot read {folder}: {reason(error)}') from error
     except OSError as error:
-        raise DamageError(f'a file is unreadable: {why(error)}') from error
-    if wrong := [path for path, digest in zip(paths, found, strict=True) if digest != paths[path]]:
+        raise DamageError(f'a file is unreadable: {reason(error)}') from error
+    if wrong := [path for path, digest in zip(paths, actual, strict=True) if digest != paths[path]]:
         raise DamageError(f'{wrong[0]} was altered')
 
 
-def check_fit(kinds: Mapping[str, Kind], target: Mapping[str, Kind], where: Path) -> None:
-    """Raises MismatchError with every leaf in which the checkpoint at `where` differs from the target.
+def check_fit(kinds: Mapping[str, Kind], target: Mapping[str, Kind], folder: Path) -> None:
+    """Checks that the leaves of the checkpoint in `folder` are those of the target.
+
+    Raises:
+        MismatchError: they are not; the message lists every leaf that differs, up to twenty.
 
     >>> check_fit({'state': Kind((2,), 'int8')}, {'state': Kind((2,), 'int16')}, Path('runs/5'))
     Traceback (most recent call last):
-    jaxdist.training.checkpoint.errors.MismatchError: the checkpoint runs/5 is of another state:
-      state: int8[2] in the checkpoint, int16[2] asked for
+    jaxdist.training.checkpoint.errors.MismatchError: the checkpoint runs/5 has another state:
+      state: int8[2] in the checkpoint, int16[2] requested
     """
     pairs = {name: (kinds.get(name), target.get(name)) for name in {**target, **kinds}}
     lines = [
-        f'  {name}: {saved or "missing"} in the checkpoint, {wanted or "not"} asked for'
-        for name, (saved, wanted) in pairs.items()
-        if saved != wanted
+        f'  {name}: {saved or "missing"} in the checkpoint, {requested or "not"} requested'
+        for name, (saved, requested) in pairs.items()
+        if saved != requested
     ]
     if lines:
         more = [f'  and {len(lines) - 20} more'] if len(lines) > 20 else []
-        raise MismatchError('\n'.join([f'the checkpoint {where} is of another state:', *lines[:20], *more]))
+        raise MismatchError('\n'.join([f'the checkpoint {folder} has another state:', *lines[:20], *more]))
 
 
 def _bits(dtype: Any) -> int:
@@ -195,7 +226,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise TypeError(f'meta must be JSON: {error}') from error
     if not same:
-        raise TypeError('meta would not come back the same from JSON: use str keys, and lists for tuples')
+        raise TypeError('meta changes when it is written as JSON and read: use str keys, and lists for tuples')
 
 
 def _file_digests(paths: Iterable[Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The checkpoints of one folder: saved in the background, verified and if need be set aside on loading."""
+"""The checkpoints of one folder: saved in the background, verified on loading; damaged ones are set aside."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,13 +11,17 @@ import jax
 from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import loading, manifest
 from jaxdist.training.checkpoint.backend import TEMPORARY, Saver
-from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, why
+from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, reason
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found.
+    """A restored checkpoint.
 
-    `damaged` has a pair (folder in which it now lies, reason) for each newer checkpoint that was set aside.
+    Attributes:
+        step: the checkpoint's step.
+        state: the state, verified.
+        meta: the JSON data that was saved with it.
+        damaged: for each newer checkpoint, which was damaged and set aside, its folder now and the reason.
     """
 
     step: int
@@ -29,28 +33,28 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder, as a context manager: leaving it waits for the last save.
 
-    Entering makes the folder and removes what a killed save left there, so hold `lock` meanwhile. Reading
-    (`steps`, `meta`, `restore`) works without entering. In a run of several processes every process makes the
-    same calls, on a folder that all of them see; process 0 alone renames and removes.
+    Entering creates the folder and removes incomplete saves of killed processes, so the caller must have `lock`ed the
+    folder. Reading (`steps`, `meta`, `restore`) works without entering. In a run of several processes every process
+    makes the same calls, on a shared folder; only process 0 renames and removes.
 
     Args:
-        folder: where the checkpoints lie, one folder a step.
-        keep: how many of the newest stay; older ones are removed after a good save. With 1 there is nothing
-            to go back to when that one is damaged.
+        folder: the folder of the checkpoints, which has one folder per step.
+        keep: how many of the newest checkpoints are kept; older ones are removed after a successful save. With 1 there
+            is no earlier checkpoint to restore if that one is damaged.
 
     >>> import tempfile
     >>> state = {'w': jax.numpy.arange(3.0)}
     >>> target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder)) as checkpoints:
     ...     checkpoints.save(10, state, {'lr': 0.1})
-    ...     found = checkpoints.restore(target)
-    >>> found.step, found.state['w'].tolist(), found.meta, found.damaged
+    ...     restored = checkpoints.restore(target)
+    >>> restored.step, restored.state['w'].tolist(), restored.meta, restored.damaged
     (10, [0.0, 1.0, 2.0], {'lr': 0.1}, [])
     """
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         if keep < 1:
-            raise InputError(f'keep={keep}: at least 1 checkpoint must stay')
+            raise InputError(f'keep={keep}: at least 1 checkpoint must be kept')
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._saver: Saver | None = None
@@ -60,7 +64,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f'cannot make the folder {self.folder}: {why(error)}') from error
+            raise CheckpointError(f'cannot make the folder {self.folder}: {reason(error)}') from error
         self._clean()
         self._saver = Saver()
         return self
@@ -70,52 +74,56 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError as late:
+        except CheckpointError as failure:
             if error is None:
                 raise
-            error.add_note(str(late))
+            error.add_note(str(failure))  # must not hide the error that ended the block
         finally:
             if self._saver is not None:
                 self._saver.close()
             self._saver = None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Begins to write `state`, a pytree of arrays, and returns; its buffers may be donated at once.
+        """Starts saving `state`, a pytree of arrays, and returns; its buffers may be donated at once.
 
-        Waits for the save before, if that still runs. Arrays and manifest appear together, by one rename.
+        Waits for the previous save first. Arrays and manifest appear together, by one rename.
 
         Raises:
-            CheckpointError: the save before failed (this one was not begun, and can be tried again), this one
-                cannot begin, or `step` is not above the newest checkpoint.
-            TypeError: a leaf is no array that can be stored, or `meta` would come back changed from JSON.
+            CheckpointError: the previous save failed (this one was not started, and can be retried), this one cannot
+                start, or `step` is not above the newest checkpoint.
+            TypeError: a leaf is no array that can be stored, or `meta` changes when it is written as JSON and read.
         """
         if self._saver is None:
-            raise RuntimeError('save needs an opened folder: with Checkpoints(folder) as checkpoints: ...')
+            raise RuntimeError('save must be called inside the context: with Checkpoints(folder) as checkpoints: ...')
         self.wait()
         newest = max(self.steps(), default=-1)
         if step <= newest:
             raise CheckpointError(f'cannot save step {step} in {self.folder}: step {newest} is there already')
-        with jax.transfer_guard('allow'):  # a training loop forbids transfers that nobody asked for
+        with jax.transfer_guard('allow'):  # a training loop forbids implicit transfers
             self._begin(step, manifest.named(state), meta)
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more; raises CheckpointError if the last save failed."""
+        """Waits for the running save.
+
+        Raises:
+            CheckpointError: it failed.
+        """
         if self._pending is not None:
             self._attempt(self._pending, lambda saver: saver.wait())
             self._pending = None
             self._prune()
 
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints, ascending, without one that is being written."""
+        """Returns the steps of the complete checkpoints, ascending; one that is being written does not count."""
         if not self.folder.is_dir():
             return []
         return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdecimal())
 
     def meta(self, step: int | None = None) -> dict[str, Any] | None:
-        """Returns the meta of `step`, or of the newest readable checkpoint; None where there is none at all.
+        """Returns the meta of `step`, or of the newest readable checkpoint; None if there are no checkpoints.
 
         Raises:
-            CheckpointError: none of the manifests can be read.
+            CheckpointError: no manifest can be read.
         """
         reasons = []
         for each in reversed(self.steps()) if step is None else [step]:
@@ -128,13 +136,13 @@ class Checkpoints:
         return None
 
     def restore(self, target: Any) -> Restored | None:
-        """Returns the newest good checkpoint, laid out as `target` says; None if the folder never had one.
+        """Returns the newest intact checkpoint, sharded as in `target`; None if the folder never had one.
 
-        A damaged one is renamed to `damaged-<step>-<n>`, and the one before is tried.
+        A damaged checkpoint is renamed to `damaged-<step>-<n>`, and the previous one is tried.
 
         Args:
             target: the state as a pytree of `jax.ShapeDtypeStruct` with shardings (or arrays), on any mesh; or a
-                function that makes it from the meta of the checkpoint that is tried.
+                function from the meta of the checkpoint to this pytree.
 
         Raises:
             MismatchError: leaves differ from the checkpoint's in name, shape or dtype. Nothing is set aside.
@@ -142,19 +150,19 @@ class Checkpoints:
         """
         self.wait()
         if not callable(target):
-            loading.checked(target)  # before any checkpoint is looked at
+            loading.checked(target)  # an impossible target must not set checkpoints aside
         damaged: list[tuple[Path, str]] = []
         while (step := loading.from_first(max(self.steps(), default=-1))) >= 0:
             try:
                 folder = self.folder / str(step)
-                wanted = target(manifest.read(folder, step).meta) if callable(target) else target
+                shapes = target(manifest.read(folder, step).meta) if callable(target) else target
                 with jax.transfer_guard('allow'):
-                    meta, values = loading.load(folder, step, loading.checked(wanted))
+                    meta, values = loading.load(folder, step, loading.checked(shapes))
             except DamageError as damage:
                 damaged.append((self._set_aside(step), str(damage)))
                 continue
-            return Restored(step, jax.tree.unflatten(jax.tree.structure(wanted), values), meta, damaged)
-        self._refuse_to_start_afresh(dict(damaged))
+            return Restored(step, jax.tree.unflatten(jax.tree.structure(shapes), values), meta, damaged)
+        self._refuse_restart(dict(damaged))
         return None
 
     def _begin(self, step: int, leaves: Mapping[str, Any], meta: dict[str, Any]) -> None:
@@ -170,19 +178,19 @@ class Checkpoints:
         except Exception as error:
             self._pending = None
             self._clean()
-            raise CheckpointError(f'step {step} was not saved in {self.folder}: {why(error)}') from error
+            raise CheckpointError(f'step {step} was not saved in {self.folder}: {reason(error)}') from error
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
             for step in self.steps()[: -self.keep]:
-                # Renamed first: a removal that is cut short must not look like a checkpoint.
+                # Renamed first: an interrupted removal must not look like a checkpoint.
                 old = (self.folder / str(step)).rename(self.folder / f'{step}{TEMPORARY}')
                 shutil.rmtree(old, ignore_errors=True)
 
     def _clean(self) -> None:
         if jax.process_index() == 0:
-            for left in self.folder.glob(f'*{TEMPORARY}*'):
-                shutil.rmtree(left, ignore_errors=True)
+            for incomplete in self.folder.glob(f'*{TEMPORARY}*'):
+                shutil.rmtree(incomplete, ignore_errors=True)
 
     def _set_aside(self, step: int) -> Path:
         n = 0
@@ -193,10 +201,11 @@ class Checkpoints:
             (self.folder / str(step)).rename(aside)
         return aside
 
-    def _refuse_to_start_afresh(self, reasons: Mapping[Path, str]) -> None:
-        lost = sorted(self.folder.glob('damaged-*'))
-        if lost:
-            each = '; '.join(f'{path.name}: {reasons.get(path, "set aside before")}' for path in lost)
+    def _refuse_restart(self, reasons: Mapping[Path, str]) -> None:
+        """Raises CheckpointError if there are damaged checkpoints: training from step 0 would lose them silently."""
+        damaged = sorted(self.folder.glob('damaged-*'))
+        if damaged:
+            each = '; '.join(f'{path.name}: {reasons.get(path, "set aside earlier")}' for path in damaged)
             raise CheckpointError(
-                f'every checkpoint in {self.folder} is damaged ({each}); to start afresh, remove them'
+                f'every checkpoint in {self.folder} is damaged ({each}); to start from step 0, remove them'
             )

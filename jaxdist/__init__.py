@@ -1,6 +1,6 @@
 """jaxdist: distributed algorithms as optax transformations that run inside a worker axis of a JAX mesh.
 
-First what every user needs; then each algorithm and codec by its name, as they are found in their folders.
+The names here are those that every user needs, and all registered algorithms and codecs.
 """
 
 from importlib import metadata
@@ -26,8 +26,10 @@ from jaxdist.training.step import means as means
 __version__ = metadata.version('jaxdist')
 
 deprecation.install(MOVED)
-_found: dict[str, Any] = {name: entry.make for name, entry in {**registry.algorithms(), **registry.codecs()}.items()}
-globals().update(_found)
+_registered: dict[str, Any] = {
+    name: entry.make for name, entry in {**registry.algorithms(), **registry.codecs()}.items()
+}
+globals().update(_registered)
 
 __all__ = [
     'Experiment',
@@ -41,10 +43,10 @@ __all__ = [
     'means',
     'on_mesh',
     'simulated',
-    *sorted(_found),
+    *sorted(_registered),
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Tells a type checker that there are more names: algorithms and codecs."""
+    """Raises AttributeError. Type checkers read it as a declaration of further names: algorithms and codecs."""
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

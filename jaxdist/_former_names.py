@@ -1,8 +1,23 @@
-"""Where the modules of version 0.1.0 are now, and their names; importable for one more release."""
+"""Former names of version 0.1.0 and the present ones. The former names still work for one release.
 
-from collections.abc import Mapping
+This file has data only, so that every other file may import it.
+"""
 
-from jaxdist.core.deprecation import Moved
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Moved(NamedTuple):
+    """The present place of a former module's names.
+
+    Attributes:
+        modules: present modules; a name is taken from the first that has it.
+        names: former name -> present name, for names that changed.
+    """
+
+    modules: Sequence[str]
+    names: Mapping[str, str] = {}
+
 
 _COLLECTIVES = {
     'total': 'psum',
@@ -37,3 +52,28 @@ MOVED: Mapping[str, Moved] = {
     'jaxdist.script': Moved(['jaxdist.training.user_code']),
     'jaxdist.checkpoint': Moved(['jaxdist.training.checkpoint']),
 }
+"""Former module -> the present place of its names."""
+
+LAWS: Mapping[str, str] = {
+    'Verdict': 'LawResult',
+    'draws_anew': 'fresh_keys',
+    'judge': 'check_law',
+    'loses_nothing': 'conserves_feedback',
+    'meets': 'synchronises',
+    'meets_at': 'synchronises_at',
+    'meets_in_turn': 'synchronises_in_turn',
+    'near_meeting': 'synchronises_near',
+    'one_when_alike': 'alike_equals_one',
+    'own_noise': 'independent_noise',
+    'walks': 'matches_reference',
+}
+"""Former name -> present name in `jaxdist.laws`."""
+
+ALGORITHM_ARGUMENTS: Mapping[str, str] = {'meets': 'syncs'}
+"""Former argument -> present argument of `jaxdist.core.registry.algorithm`."""
+
+DUAL_ARGUMENTS: Mapping[str, str] = {'settles': 'final'}
+"""Former argument -> present argument of `jaxdist.core.registry.dual`."""
+
+STATE_PROPERTIES: Mapping[str, str] = {'workers_diverge': 'works_locally', 'sharded_fields': 'owned'}
+"""Present property -> former property of an algorithm's state; see `jaxdist.core.protocol`."""

@@ -1,4 +1,4 @@
-"""Two network namespaces of this machine, joined by one link whose speed can be set. Nothing outside them changes."""
+"""Two network namespaces on this machine, with one link between them whose speed can be limited."""
 
 import os
 import shutil
@@ -12,17 +12,17 @@ from pathlib import Path
 
 NAMES = ('jaxdist-link-0', 'jaxdist-link-1')
 ADDRESSES = ('10.99.0.1', '10.99.0.2')
-"""Inside the namespaces; they mean nothing outside."""
+"""Addresses inside the namespaces; outside they are not used."""
 DEVICE = 'eth0'
 MBIT = 100
 BURST = '4kb'
-"""What may pass at once after a pause: little, or a message of 64 kB would pay nothing."""
+"""The token bucket's size: small, or a message of 64 kB would not be slowed at all."""
 HOSTS = Path('/etc/netns')
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LinkError(RuntimeError):
-    """The link cannot be had here; the text says what it needs."""
+    """The link cannot be made; the message names what it needs."""
 
 
 NEEDS = (
@@ -32,10 +32,10 @@ NEEDS = (
 
 
 def refuse() -> None:
-    """Says why there can be no link here, or that there is one already.
+    """Checks that the link can be made.
 
     Raises:
-        LinkError: so it is.
+        LinkError: it cannot be made on this system, or it exists already.
     """
     lacks = []
     if sys.platform != 'linux':
@@ -46,10 +46,10 @@ def refuse() -> None:
     if lacks:
         raise LinkError(f'no link can be made: {", ".join(lacks)}. {NEEDS}')
     listed = {line.split()[0] for line in _call('ip', 'netns', 'list').splitlines() if line}
-    if there := [name for name in NAMES if name in listed or (HOSTS / name).exists()]:
+    if existing := [name for name in NAMES if name in listed or (HOSTS / name).exists()]:
         raise LinkError(
-            f'there already: {" and ".join(there)}, of a run that is under way or was killed. If no run is, remove '
-            f'with: for n in {" ".join(there)}; do ip netns del $n; rm -r {HOSTS}/$n; done'
+            f'{" and ".join(existing)} exist already, from another run, running or killed. If none is running, remove '
+            f'them with: for n in {" ".join(existing)}; do ip netns del $n; rm -r {HOSTS}/$n; done'
         )
 
 
@@ -61,10 +61,11 @@ class Link:
         self._made_hosts = False
 
     def make(self) -> None:
-        """Makes them, unslowed. Each gets an answer of its own to this machine's name: gloo listens where that leads.
+        """Creates the namespaces and an unslowed link. Each namespace has a hosts file in which this machine's name has
+        its address, since gloo listens at the address of that name.
 
         Raises:
-            LinkError: the system does not let us; `remove` removes what was made.
+            LinkError: the system does not allow it; `remove` removes what was created.
         """
         with _undisturbed():
             self._made_hosts = not HOSTS.exists()
@@ -81,18 +82,18 @@ class Link:
                 _call('ip', '-n', name, 'link', 'set', 'lo', 'up')
 
     def slow(self) -> None:
-        """From now on each direction carries `MBIT` million bits a second, headers included."""
+        """Limits each direction to `MBIT` million bits per second, headers included."""
         limit = ['tbf', 'rate', f'{MBIT}mbit', 'burst', BURST, 'latency', '50ms']
         for name in NAMES:
             _call('tc', '-n', name, 'qdisc', 'replace', 'dev', DEVICE, 'root', *limit)
 
     def free(self) -> None:
-        """From now on the link is as fast as the machine."""
+        """Removes the limit."""
         for name in NAMES:
             _call('tc', '-n', name, 'qdisc', 'del', 'dev', DEVICE, 'root')
 
     def remove(self) -> None:
-        """Removes what `make` made, and nothing else; can be called again."""
+        """Removes what `make` created, and nothing else; can be called again."""
         with _undisturbed():
             for name in self._made:
                 with suppress(LinkError):
@@ -106,7 +107,7 @@ class Link:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals wait, so that what was made is known and what is to go goes."""
+    """Blocks signals, so that creating and removing are not interrupted halfway."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -115,9 +116,9 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _call(*command: str) -> str:
-    """What a program of iproute2 prints."""
+    """Runs a program of iproute2, and returns its output."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip() or f'status {done.returncode}'
-        raise LinkError(f'no link can be made: `{" ".join(command)}` says: {said}. {NEEDS}')
+        error = done.stderr.strip() or f'status {done.returncode}'
+        raise LinkError(f'no link can be made: `{" ".join(command)}` failed: {error}. {NEEDS}')
     return done.stdout

@@ -1,8 +1,9 @@
-"""The time of a training step between two processes, over a link of 100 Mbit/s, and over what its bytes alone take.
+"""Measures the time of a training step between two processes over a link of 100 Mbit/s, and its ratio to the time of its
+bytes alone.
 
-    python experiments/link/measure.py      (as root: it makes two network namespaces, and removes them)
+    python experiments/link/measure.py      (as root: it creates two network namespaces, and removes them)
 
-All lines take their turns in every round, first on the slowed link and then on the unslowed one.
+All lines take turns in every round, first on the slowed link and then on the unslowed one.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pair import Pair, WorkerError
 HERE = Path(__file__).parent
 DENSE = 'mean() | sgd(0.1)'
 STEPS = 3
-"""Steps a turn."""
+"""Steps per turn."""
 COLUMNS = (
     'line',
     'bytes sent',
@@ -36,13 +37,13 @@ COLUMNS = (
     '(step - unslowed) / their time',
 )
 VISIBLE = 10
-"""Milliseconds that the bytes must take for what is left of a step without computing to be more than noise."""
+"""Milliseconds that the bytes must take for the step time without computation to be above the noise."""
 PLAIN = [(size, ways) for size in (64_000, 4_000_000) for ways in (1, 2)]
-"""Transfers by a plain socket, as (bytes, ways)."""
+"""Transfers by a plain socket, as (bytes, directions)."""
 
 
 def mean(codec: str, feedback: bool, exchange: str | None = None) -> str:
-    """The line of a mean through this codec."""
+    """The update line of a mean with this codec."""
     more = [', feedback=True'] * feedback + [f", exchange='{exchange}'"] * (exchange is not None)
     return f'mean(codec={codec}{"".join(more)}) | sgd(0.1)'
 
@@ -59,7 +60,7 @@ EXCHANGES = {
 }
 """Codecs, and the exchanges that each is measured with; None is the default one."""
 
-LINES = [DENSE, *(mean(codec, codec != 'bf16()', way) for codec, ways in EXCHANGES.items() for way in ways)]
+LINES = [DENSE, *(mean(codec, codec != 'bf16()', name) for codec, names in EXCHANGES.items() for name in names)]
 
 
 def main() -> None:
@@ -93,24 +94,24 @@ def main() -> None:
 
 
 def measured(link: Link, pair: Pair, lines: list[str], rounds: int) -> dict[str, Any]:
-    """All that is measured, in the units of the table."""
+    """Runs all measurements; the results in the units of the table."""
     pair.start()
-    versions = pair.tell('join')[0]
+    versions = pair.call('join')[0]
     sent = []
     for i, update in enumerate(lines):
-        built = pair.tell('build', update)[0]
+        built = pair.call('build', update)[0]
         sent.append(built['sent'])
-        pair.tell('take', i, STEPS)
+        pair.call('take', i, STEPS)
         print(f'built {i + 1}/{len(lines)}  {update}', file=sys.stderr)
     slow: list[list[float]] = [[] for _ in lines]
     free: list[list[float]] = [[] for _ in lines]
     busy: list[list[float]] = [[] for _ in lines]
     plain: list[list[float]] = [[] for _ in PLAIN]
-    for turn in range(-1, rounds):  # the first is for warming up
+    for turn in range(-1, rounds):  # the first round is a warm-up
         at = turn % len(lines)
         order = [*range(at, len(lines)), *range(at)]
         link.slow()
-        took = {i: pair.timed('take', i, STEPS) for i in order}
+        slowed = {i: pair.timed('take', i, STEPS) for i in order}
         bare = [pair.timed('plain', *transfer)[0] for transfer in PLAIN]
         link.free()
         unslowed = {i: pair.timed('take', i, STEPS)[0] for i in order}
@@ -118,8 +119,8 @@ def measured(link: Link, pair: Pair, lines: list[str], rounds: int) -> dict[str,
         if turn < 0:
             continue
         for i in order:
-            slow[i].append(took[i][0] / STEPS)
-            busy[i].append(took[i][1] / STEPS)
+            slow[i].append(slowed[i][0] / STEPS)
+            busy[i].append(slowed[i][1] / STEPS)
             free[i].append(unslowed[i] / STEPS)
         for j, seconds in enumerate(bare):
             plain[j].append(seconds / wire_time(PLAIN[j][0]))
@@ -155,20 +156,20 @@ def measured(link: Link, pair: Pair, lines: list[str], rounds: int) -> dict[str,
 
 
 def wire_time(size: int) -> float:
-    """Seconds that so many bytes take, one direction of the link, nothing added."""
+    """Seconds that so many bytes take in one direction of the slowed link, without overhead."""
     return size * 8 / (MBIT * 1e6)
 
 
 def middle(values: Iterable[float]) -> list[float]:
-    """The quartiles: the median between the ends of the middle half."""
+    """The quartiles, of which the second is the median."""
     return [float(f'{x:.4g}') for x in statistics.quantiles(values, n=4)]
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the table, in the form of the README's."""
+    """Prints the README's table."""
     for row in result['plain']:
-        way = 'one way' if row['ways'] == 1 else 'both ways at once'
-        print(f'plain socket, {row["bytes"]:,} bytes {way}: {spread(row["over_bytes"])} x the time of the bytes')
+        directions = 'one way' if row['ways'] == 1 else 'both ways at once'
+        print(f'plain socket, {row["bytes"]:,} bytes {directions}: {spread(row["over_bytes"])} x the time of the bytes')
     print('|', ' | '.join(COLUMNS), '|')
     print('|---' * len(COLUMNS) + '|')
     for row in result['lines']:
@@ -187,13 +188,13 @@ def show(result: dict[str, Any]) -> None:
 
 
 def spread(quartiles: list[float]) -> str:
-    """As in `1.04 (1.03 to 1.06)`."""
+    """Quartiles as text, such as `1.04 (1.03 to 1.06)`."""
     low, median, high = quartiles
     return f'{median:.2f} ({low:.2f} to {high:.2f})'
 
 
 def as_json(result: dict[str, Any]) -> str:
-    """JSON with a row of a table on a line."""
+    """JSON with one line per row of a table."""
     parts = []
     for name, value in result.items():
         rows = isinstance(value, list)

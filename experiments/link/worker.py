@@ -1,6 +1,4 @@
-"""One of the two workers of `measure.py`, which starts it inside its namespace and tells it what to do, a line of JSON
-each; it answers each with another.
-"""
+"""One of the two workers of `measure.py`, which starts it in a network namespace; requests and answers are lines of JSON."""
 
 import json
 import os
@@ -22,13 +20,13 @@ from jaxdist.models import Perceptron
 from jaxdist.training.step import make_step
 
 ROWS = 8
-"""Examples a worker: few, so that computing takes little."""
+"""Examples per worker: few, so that computation is short."""
 MODEL, TASK = Perceptron((1000, 924)), Task('classes', (64,), 10)
 PORTS = {'jax': 9911, 'plain': 9912}
 
 
 class Worker:
-    """What the worker holds between two orders."""
+    """The worker's state between requests; each method is one request."""
 
     def __init__(self, me: int, address: str) -> None:
         self.me, self.address = me, address
@@ -38,7 +36,7 @@ class Worker:
         self.batch: Any = None
 
     def join(self) -> dict[str, Any]:
-        """Syncs the other worker, and makes the batch: random, the same in every run."""
+        """Joins the other worker, and makes a random batch, the same in every run."""
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', 1)
         join(Cluster(f'{self.address}:{PORTS["jax"]}', 2, self.me))
@@ -53,7 +51,7 @@ class Worker:
         return {'jax': jax.__version__, 'python': sys.version.split()[0]}
 
     def build(self, update: str) -> dict[str, int]:
-        """Compiles the step of an update line; answers with what a worker sends in it, read from that program."""
+        """Compiles the step of an update line; answers with the bytes that a worker sends in the compiled program."""
         model = MODEL.build(TASK)
         program = make_step(model.loss, model.init, line.build(update), self.batch, workers.on_mesh(self.mesh))
         state = program.init(jax.random.key(0))
@@ -64,8 +62,8 @@ class Worker:
         return {'sent': round(sent), 'parameters': sum(x.size for x in jax.tree.leaves(state.params))}
 
     def take(self, which: int, steps: int) -> dict[str, float]:
-        """Takes steps with one line and waits for each; answers with the clock, which both workers share, and with the
-        time that this worker's threads had a processor.
+        """Takes steps of one line and waits for each; answers with the times of begin and end by the monotonic clock,
+        the same for both processes, and with the processor time of this one.
         """
         busy, begin = time.process_time(), time.monotonic()
         for _ in range(steps):
@@ -76,7 +74,7 @@ class Worker:
         return {'begin': begin, 'end': end, 'busy': busy, 'skipped': skipped}
 
     def plain(self, size: int, ways: int) -> dict[str, float]:
-        """Sends bytes through a plain socket: from worker 0 to worker 1, or both ways at once."""
+        """Sends bytes through a plain socket: from worker 0 to worker 1, or in both directions at once."""
         if self.socket is None:
             self.socket = self._connect()
         sends, receives = ways == 2 or self.me == 0, ways == 2 or self.me == 1
@@ -105,12 +103,12 @@ class Worker:
 
 def main() -> None:
     me, address = sys.argv[1:]
-    # Libraries print too: what they print goes to stderr, and answers alone go where answers are read.
+    # Libraries print to stdout too, so stdout is redirected to stderr, and answers go to a copy of it.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     worker = Worker(int(me), address)
-    for order in sys.stdin:
-        name, *args = json.loads(order)
+    for request in sys.stdin:
+        name, *args = json.loads(request)
         print(json.dumps(getattr(worker, name)(*args)), file=answers, flush=True)
 
 

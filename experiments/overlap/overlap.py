@@ -1,9 +1,9 @@
-"""The time of a training step over the larger of its computation and its communication, each alone, between two
+"""Measures the time of a training step over the larger of the times of computation and communication alone, between two
 processes over a link of 100 Mbit/s.
 
-    python experiments/overlap/overlap.py      (as root: it makes two network namespaces, and removes them)
+    python experiments/overlap/overlap.py      (as root: it creates two network namespaces, and removes them)
 
-All ways take their turns in every round.
+All variants take turns in every round.
 """
 
 import argparse
@@ -24,23 +24,23 @@ from link import BURST, MBIT, SIGNALS, Link, LinkError, refuse  # noqa: E402
 from measure import as_json, middle, spread, wire_time  # noqa: E402
 
 PLAIN = 'mean() | sgd(0.1)'
-LATE = 'delay(steps=1) | mean() | sgd(0.1)'
+DELAYED = 'delay(steps=1) | mean() | sgd(0.1)'
 ALONE = ('computation', 'communication')
-WAYS = {
+VARIANTS = {
     'computation': 'computation alone (the gradient)',
     'communication': 'communication alone (the mean)',
     PLAIN: f'one program: `{PLAIN}`',
-    LATE: f'one program: `{LATE}`',
+    DELAYED: f'one program: `{DELAYED}`',
     'in_turn': 'two programs on two devices, one after the other',
     'together': 'two programs on two devices, together',
 }
-"""What is measured, and how the table calls it."""
+"""The variants that are measured, and their labels in the table."""
 EXAMPLES = (1536, 3072, 4608)
-"""Examples a worker: the gradient takes about a third of the time of its mean, two thirds, and all of it."""
+"""Examples per worker, so that the gradient takes about a third of the time of its mean, two thirds, and all of it."""
 STEPS = 2
-"""Steps a turn."""
+"""Steps per turn."""
 CHECKED = 5
-"""Steps after which the two programs' parameters are compared to those of the one."""
+"""Steps after which the parameters of the two programs are compared to those of the single program."""
 COLUMNS = (
     'examples',
     '',
@@ -80,28 +80,28 @@ def main() -> None:
 
 
 def measured(link: Link, pair: pairs.Pair, rounds: int) -> dict[str, Any]:
-    """All that is measured."""
+    """Runs all measurements."""
     pair.start()
-    joined = pair.tell('join')[0]
+    facts = pair.call('join')[0]
     agreed: list[dict[str, float]] = []
     rows: list[dict[str, Any]] = []
     for examples in EXAMPLES:
-        pair.tell('load', examples)
-        for update in (PLAIN, LATE):
-            pair.tell('build', update)
-        agreed += pair.tell('agree', CHECKED)
-        for way in WAYS:
-            pair.tell('restart', way)
-            pair.tell('take', way, 1)
+        pair.call('load', examples)
+        for update in (PLAIN, DELAYED):
+            pair.call('build', update)
+        agreed += pair.call('agree', CHECKED)
+        for variant in VARIANTS:
+            pair.call('restart', variant)
+            pair.call('take', variant, 1)
         link.slow()
-        turns = [turn(pair, number) for number in range(-1, rounds)][1:]  # the first is for warming up
+        turns = [turn(pair, number) for number in range(-1, rounds)][1:]  # the first round is a warm-up
         link.free()
-        rows += [{'examples': examples, **summary(way, turns)} for way in WAYS]
+        rows += [{'examples': examples, **summary(variant, turns)} for variant in VARIANTS]
     return {
-        **joined,
+        **facts,
         'cores': os.cpu_count(),
         'link': f'{MBIT} Mbit/s, burst {BURST}',
-        'bytes_ms': round(1e3 * wire_time(4 * joined['parameters']), 1),
+        'bytes_ms': round(1e3 * wire_time(4 * facts['parameters']), 1),
         'rounds': rounds,
         'steps_a_turn': STEPS,
         'agreement': {
@@ -113,30 +113,30 @@ def measured(link: Link, pair: pairs.Pair, rounds: int) -> dict[str, Any]:
     }
 
 
-def summary(way: str, turns: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
-    """The quartiles of one way; ratios are within a round."""
-    alone = [[took[one][0] for one in ALONE] for took in turns]
-    times = [took[way][0] for took in turns]
+def summary(variant: str, turns: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+    """The quartiles over rounds of one variant's times, and of their ratios within a round."""
+    alone = [[times_of[one][0] for one in ALONE] for times_of in turns]
+    times = [times_of[variant][0] for times_of in turns]
     return {
-        'way': WAYS[way],
+        'way': VARIANTS[variant],
         'step_ms': middle(1e3 * t for t in times),
         'over_larger': middle(t / max(a) for t, a in zip(times, alone, strict=True)),
         'over_sum': middle(t / sum(a) for t, a in zip(times, alone, strict=True)),
-        'processor_ms': middle(1e3 * took[way][1] for took in turns),
+        'processor_ms': middle(1e3 * times_of[variant][1] for times_of in turns),
     }
 
 
 def turn(pair: pairs.Pair, number: int) -> dict[str, tuple[float, float]]:
-    """Seconds a step, and of a worker's processors, in every way; each round begins with another one."""
-    at = number % len(WAYS)
-    order = [*WAYS][at:] + [*WAYS][:at]
-    took = {way: pair.timed('take', way, STEPS) for way in order}
-    print(f'round {number + 1}', *(f'{way} {took[way][0] / STEPS:.3f}' for way in WAYS), file=sys.stderr)
-    return {way: (seconds / STEPS, busy / STEPS) for way, (seconds, busy) in took.items()}
+    """One round: seconds per step by the clock and of a worker's processors, for every variant."""
+    at = number % len(VARIANTS)
+    order = [*VARIANTS][at:] + [*VARIANTS][:at]  # each round begins with another variant
+    times = {variant: pair.timed('take', variant, STEPS) for variant in order}
+    print(f'round {number + 1}', *(f'{name} {times[name][0] / STEPS:.3f}' for name in VARIANTS), file=sys.stderr)
+    return {variant: (seconds / STEPS, busy / STEPS) for variant, (seconds, busy) in times.items()}
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the table, in the form of the README's."""
+    """Prints the README's table."""
     print(json.dumps(result['agreement']))
     print('|', ' | '.join(COLUMNS), '|')
     print('|---' * len(COLUMNS) + '|')

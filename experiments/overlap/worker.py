@@ -1,8 +1,7 @@
-"""One of the two workers of `overlap.py`, which starts it inside its namespace and tells it what to do, a line of JSON
-each; it answers each with another.
+"""One of the two workers of `overlap.py`, which starts it in a network namespace; requests and answers are lines of JSON.
 
-It has two devices: with the other worker's first one the first makes the mesh that computes, and the second likewise
-the mesh that communicates.
+Each worker has two devices. The first devices of both workers are the mesh that computes, the second devices the mesh
+that communicates.
 """
 
 import json
@@ -26,12 +25,12 @@ from jaxdist.models import Perceptron
 from jaxdist.training.step import make_step
 
 MODEL, TASK, RATE = Perceptron((1000, 924)), Task('classes', (64,), 10), 0.1
-LATE = f'delay(steps=1) | mean() | sgd({RATE})'
+DELAYED = f'delay(steps=1) | mean() | sgd({RATE})'
 PORT = 9913
 
 
 class Worker:
-    """What the worker holds between two orders."""
+    """The worker's state between requests; each method is one request."""
 
     def __init__(self, me: int, address: str) -> None:
         self.me, self.address = me, address
@@ -39,7 +38,7 @@ class Worker:
         self.states: dict[str, Any] = {}
 
     def join(self) -> dict[str, Any]:
-        """Syncs the other worker, and makes the two meshes and the programs of the divided step."""
+        """Joins the other worker, and makes the two meshes and the programs of the divided step."""
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', 2)
         join(Cluster(f'{self.address}:{PORT}', 2, self.me))
@@ -55,63 +54,64 @@ class Worker:
         return sum(x.size for x in jax.tree.leaves(jax.eval_shape(self.model.init, jax.random.key(0))))
 
     def _divide(self) -> None:
-        """The step in three programs: the gradient, the mean of an earlier one, and what joins them."""
+        """Divides the step into three programs: the gradient, the mean of the previous gradient, and the update."""
         gradient = gradients(self.model.loss, 1, None)
 
         def local(params: Any, batch: Any) -> Any:
-            found = gradient(collectives.pvary(params), batch, jax.random.key(0))[2]
-            return jax.tree.map(lambda g: g[None], found)
+            grads = gradient(collectives.pvary(params), batch, jax.random.key(0))[2]
+            return jax.tree.map(lambda g: g[None], grads)
 
         def mean(queue: Any) -> Any:
             return collectives.pmean(jax.tree.map(lambda g: g[0], queue))
 
-        over, all_alike = jax.P(collectives.AXIS), jax.P()
-        self.gradient = jax.jit(jax.shard_map(local, mesh=self.computing, in_specs=(all_alike, over), out_specs=over))
-        self.mean = jax.jit(jax.shard_map(mean, mesh=self.communicating, in_specs=over, out_specs=all_alike))
+        rows, replicated = jax.P(collectives.AXIS), jax.P()
+        self.gradient = jax.jit(jax.shard_map(local, mesh=self.computing, in_specs=(replicated, rows), out_specs=rows))
+        self.mean = jax.jit(jax.shard_map(mean, mesh=self.communicating, in_specs=rows, out_specs=replicated))
         self.descend = jax.jit(lambda params, due: jax.tree.map(lambda p, g: p - RATE * g, params, due))
 
     def load(self, rows: int) -> dict[str, Any]:
-        """Makes a batch of so many examples a worker: random, the same in every run."""
+        """Makes a random batch of `rows` examples per worker, the same in every run."""
         rng = np.random.default_rng(0)
         whole = {'x': rng.normal(size=(2 * rows, 64)), 'y': rng.integers(0, 10, 2 * rows)}
-        cut = NamedSharding(self.computing, jax.P(collectives.AXIS))
+        sharding = NamedSharding(self.computing, jax.P(collectives.AXIS))
         self.batch = {
-            name: jax.make_array_from_callback(x.shape, cut, lambda at, x=x: x[at])
+            name: jax.make_array_from_callback(x.shape, sharding, lambda at, x=x: x[at])
             for name, x in (('x', whole['x'].astype(np.float32)), ('y', whole['y'].astype(np.int32)))
         }
         return {}
 
     def build(self, update: str) -> dict[str, Any]:
         """Compiles the whole step of a line as one program, on the mesh that computes."""
-        where = workers.on_mesh(self.computing)
-        program = make_step(self.model.loss, self.model.init, line.build(update), self.batch, where, guard=False)
+        mesh_workers = workers.on_mesh(self.computing)
+        model, batch = self.model, self.batch
+        program = make_step(model.loss, model.init, line.build(update), batch, mesh_workers, guard=False)
         self.programs[update] = program
         self.restart(update)
         return {}
 
-    def restart(self, way: str) -> dict[str, Any]:
-        """Puts a way back to where all begin."""
-        if way in self.programs:
-            self.states[way] = self.programs[way].init(jax.random.key(1))
+    def restart(self, variant: str) -> dict[str, Any]:
+        """Resets a variant to the initial state, the same for all."""
+        if variant in self.programs:
+            self.states[variant] = self.programs[variant].init(jax.random.key(1))
         else:
-            params = self.programs[LATE].init(jax.random.key(1)).params
+            params = self.programs[DELAYED].init(jax.random.key(1)).params
             rows = NamedSharding(self.communicating, jax.P(collectives.AXIS))
             zeros = jax.jit(lambda: jax.tree.map(lambda p: jnp.zeros((2, *p.shape)), params), out_shardings=rows)
-            self.states[way] = params, zeros()
-        jax.block_until_ready(self.states[way])
+            self.states[variant] = params, zeros()
+        jax.block_until_ready(self.states[variant])
         return {}
 
-    def take(self, way: str, steps: int) -> dict[str, float]:
-        """Takes steps in one way; answers with the clock, which both workers share, and with the time that this
-        worker's threads had a processor.
+    def take(self, variant: str, steps: int) -> dict[str, float]:
+        """Takes steps of a variant; answers with the times of begin and end by the monotonic clock, the same for both
+        processes, and with the processor time of this one.
         """
-        step: Callable[[Any], Any] = getattr(self, f'_{way}', None) or (lambda state: self._whole(way, state))
-        state = self.states[way]
+        step: Callable[[Any], Any] = getattr(self, f'_{variant}', None) or (lambda state: self._whole(variant, state))
+        state = self.states[variant]
         busy, begin = time.process_time(), time.monotonic()
         for _ in range(steps):
             state = jax.block_until_ready(step(state))
         end, busy = time.monotonic(), time.process_time() - busy
-        self.states[way] = state
+        self.states[variant] = state
         return {'begin': begin, 'end': end, 'busy': busy}
 
     def _whole(self, update: str, state: Any) -> Any:
@@ -128,33 +128,34 @@ class Worker:
         return state
 
     def _together(self, state: Any) -> Any:
-        """Neither program waits for the other; the step ends when both have, and the parameters have moved."""
+        """Runs both programs concurrently; the step ends when both have ended and the parameters are updated."""
         params, queue = state
-        due = self.mean(queue)
-        found = self.gradient(params, self.batch)
-        return self._joined(params, due, found)
+        mean = self.mean(queue)
+        grads = self.gradient(params, self.batch)
+        return self._joined(params, mean, grads)
 
     def _in_turn(self, state: Any) -> Any:
-        """The same, but for a wait between the two."""
+        """As `_together`, but one program after the other."""
         params, queue = state
-        due = jax.block_until_ready(self.mean(queue))
-        found = self.gradient(params, self.batch)
-        return self._joined(params, due, found)
+        mean = jax.block_until_ready(self.mean(queue))
+        grads = self.gradient(params, self.batch)
+        return self._joined(params, mean, grads)
 
-    def _joined(self, params: Any, due: Any, found: Any) -> Any:
-        due = moved(jax.block_until_ready(due), self.computing)
-        return self.descend(params, due), moved(jax.block_until_ready(found), self.communicating)
+    def _joined(self, params: Any, mean: Any, grads: Any) -> Any:
+        """The parameters after the mean of the previous gradients, and the new gradients as the queue."""
+        mean = moved(jax.block_until_ready(mean), self.computing)
+        return self.descend(params, mean), moved(jax.block_until_ready(grads), self.communicating)
 
     def agree(self, steps: int) -> dict[str, float]:
-        """How far the parameters of the divided step and of jaxdist's are apart after some steps, next to how far they
-        moved: the largest of each.
+        """Compares the divided step to the whole one: the largest difference of their parameters after some steps, and
+        the largest change of a parameter.
         """
-        for way in (LATE, 'together'):
-            self.restart(way)
-        start = here(self.states[LATE].params)
-        for way in (LATE, 'together'):
-            self.take(way, steps)
-        one, other = here(self.states[LATE].params), here(self.states['together'][0])
+        for variant in (DELAYED, 'together'):
+            self.restart(variant)
+        start = local_arrays(self.states[DELAYED].params)
+        for variant in (DELAYED, 'together'):
+            self.take(variant, steps)
+        one, other = local_arrays(self.states[DELAYED].params), local_arrays(self.states['together'][0])
         return {'apart': largest(one, other), 'moved': largest(one, start)}
 
 
@@ -169,23 +170,24 @@ def moved(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(move, tree)
 
 
-def here(tree: Any) -> list[np.ndarray]:
+def local_arrays(tree: Any) -> list[np.ndarray]:
+    """The leaves' data on this process."""
     return [np.array(x.addressable_data(0)) for x in jax.tree.leaves(tree)]
 
 
 def largest(a: list[np.ndarray], b: list[np.ndarray]) -> float:
-    """The largest difference of two entries."""
+    """The largest absolute difference of two entries."""
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
 def main() -> None:
     me, address = sys.argv[1:]
-    # Libraries print too: what they print goes to stderr, and answers alone go where answers are read.
+    # Libraries print to stdout too, so stdout is redirected to stderr, and answers go to a copy of it.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     worker = Worker(int(me), address)
-    for order in sys.stdin:
-        name, *args = json.loads(order)
+    for request in sys.stdin:
+        name, *args = json.loads(request)
         print(json.dumps(getattr(worker, name)(*args)), file=answers, flush=True)
 
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: types, collectives, the mesh, per-worker programs, the registry, the guard."""
+"""The base of all other packages: types, collectives, the mesh, per-worker programs, the registry, the guard."""

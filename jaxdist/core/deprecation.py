@@ -8,7 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+from jaxdist._former_names import Moved
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
@@ -79,18 +81,6 @@ def former_name(module: str, name: str, names: Mapping[str, Any], now: str = '')
     # One frame more than elsewhere: the warning belongs to the code that triggered the module's __getattr__.
     _warn(f'{module}.{name} is called {now or names[name].__name__} now', stacklevel=4)
     return names[name]
-
-
-class Moved(NamedTuple):
-    """The present place of a former module's names.
-
-    Attributes:
-        modules: present modules; a name is taken from the first that has it.
-        names: former name -> present name, for names that changed.
-    """
-
-    modules: Sequence[str]
-    names: Mapping[str, str] = {}
 
 
 class FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxdist.core import collectives
 from jaxdist.core.gradient import inverse
+from jaxdist.core.layout import Layout
 from jaxdist.core.protocol import diverges
 from jaxdist.core.types import Params
 
@@ -22,7 +23,7 @@ class StepGuard(NamedTuple):
         axis: the worker axis.
     """
 
-    layout: Any
+    layout: Layout
     diverge: bool
     active: bool
     uneven: bool

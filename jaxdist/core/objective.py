@@ -11,6 +11,7 @@ import jax
 
 from jaxdist.core import collectives
 from jaxdist.core.gradient import gradients
+from jaxdist.core.layout import Layout
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.core.workers import Workers
 
@@ -77,7 +78,7 @@ class Objective(Protocol):
     def check(self, params: Params, batch: Batch, workers: Workers, accumulate: int) -> None:
         """Raises InputError if the objective does not fit these shapes of the parameters and of the whole batch."""
 
-    def check_layout(self, layout: Any, diverge: bool) -> None:
+    def check_layout(self, layout: Layout, diverge: bool) -> None:
         """Raises InputError if the objective cannot have a state of this layout, or workers that diverge."""
 
     def check_resize(self, before: int, now: int) -> None:
@@ -110,7 +111,7 @@ class LossObjective(NamedTuple):
     def check(self, params: Params, batch: Batch, workers: Workers, accumulate: int) -> None:
         """Accepts everything."""
 
-    def check_layout(self, layout: Any, diverge: bool) -> None:
+    def check_layout(self, layout: Layout, diverge: bool) -> None:
         """Accepts everything."""
 
     def check_resize(self, before: int, now: int) -> None:

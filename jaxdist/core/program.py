@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
-from jaxdist.core.layout import Init, Step, find_layout, pack, packed, specs, under_shard_map, unpack
+from jaxdist.core.layout import Init, Layout, Step, find_layout, pack, packed, specs, under_shard_map, unpack
+from jaxdist.core.types import Params
 from jaxdist.core.workers import Workers
 
 State = TypeVar('State')
@@ -38,7 +39,7 @@ class Program(NamedTuple, Generic[State]):
 def build_program(
     init: Init,
     step: Step,
-    layout: Any,
+    layout: Layout,
     workers: Workers,
     args: tuple[Any, ...],
     shard: Callable[[Any], Any] | None = None,
@@ -70,7 +71,7 @@ def build_program(
 
 
 def update_program(
-    update: optax.GradientTransformation, start: Callable[[], Any], gradients: Any, workers: Workers
+    update: optax.GradientTransformation, start: Callable[[], Params], gradients: optax.Updates, workers: Workers
 ) -> Program[Any]:
     """An optax transformation as a program: `step((params, opt_state), gradients) -> (state, (updates, params))`.
 
@@ -99,7 +100,7 @@ def update_program(
     return build_program(init, step, find_layout(init, step, workers, (), gradients), workers, ())
 
 
-def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:
+def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:
     """Simulated workers: the rows of a `vmap`."""
     dims = jax.tree.map(lambda varies: 0 if varies else None, layout)
     w = workers.count
@@ -121,7 +122,7 @@ def _simulate(init: Init, step: Step, layout: Any, workers: Workers, args: tuple
 
 
 def _place(
-    init: Init, step: Step, layout: Any, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None
+    init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None
 ) -> Program[Any]:
     """Workers along an axis of a mesh."""
     mesh, axis = workers.mesh, workers.axis

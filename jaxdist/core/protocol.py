@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from jaxdist._former_names import STATE_PROPERTIES
 from jaxdist.core.deprecation import renamed_attribute
 from jaxdist.core.errors import InputError
 
@@ -39,7 +40,7 @@ def diverges(node: Any) -> bool:
     >>> diverges({'mu': 0.0})
     False
     """
-    return bool(renamed_attribute(node, 'workers_diverge', 'works_locally', False))
+    return bool(renamed_attribute(node, 'workers_diverge', STATE_PROPERTIES['workers_diverge'], False))
 
 
 def sharded_fields(node: Any) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ def sharded_fields(node: Any) -> tuple[str, ...]:
     >>> sharded_fields({'mu': 0.0})
     ()
     """
-    return tuple(renamed_attribute(node, 'sharded_fields', 'owned', ()))
+    return tuple(renamed_attribute(node, 'sharded_fields', STATE_PROPERTIES['sharded_fields'], ()))
 
 
 _SPECS: ContextVar[Any] = ContextVar('specs', default=None)

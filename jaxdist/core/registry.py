@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import optax
 
+from jaxdist._former_names import ALGORITHM_ARGUMENTS, DUAL_ARGUMENTS
 from jaxdist.core.deprecation import renamed_arguments
 from jaxdist.core.errors import InputError
 
@@ -44,7 +45,7 @@ class Entry:
     final: bool = False
 
 
-@renamed_arguments(meets='syncs')
+@renamed_arguments(**ALGORITHM_ARGUMENTS)
 def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs = '') -> Callable[[Make], Make]:
     """A decorator that registers a function returning an optax transformation; the function is not changed.
 
@@ -91,7 +92,7 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     return _register('codec', paper, examples, '')
 
 
-@renamed_arguments(settles='final')
+@renamed_arguments(**DUAL_ARGUMENTS)
 def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], final: bool = False) -> Callable[[Make], Make]:
     """A decorator that registers a function returning a transformation of a dual line, or a penalty.
 

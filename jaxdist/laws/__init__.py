@@ -1,7 +1,8 @@
 """Laws: checkable properties of algorithms and codecs. Users can check them on their own algorithms as well."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxdist._former_names import LAWS as FORMER_NAMES
 from jaxdist.core.deprecation import former_name
 from jaxdist.laws.bytes import Formula as Formula
 from jaxdist.laws.bytes import entries as entries
@@ -55,20 +56,7 @@ from jaxdist.laws.trial import mean_rows as mean_rows
 from jaxdist.laws.universal import universal as universal
 from jaxdist.laws.variance import variance_at_most as variance_at_most
 
-_FORMER_NAMES: dict[str, Any] = {
-    'Verdict': LawResult,
-    'draws_anew': fresh_keys,
-    'judge': check_law,
-    'loses_nothing': conserves_feedback,
-    'meets': synchronises,
-    'meets_at': synchronises_at,
-    'meets_in_turn': synchronises_in_turn,
-    'near_meeting': synchronises_near,
-    'one_when_alike': alike_equals_one,
-    'own_noise': independent_noise,
-    'walks': matches_reference,
-}
+if not TYPE_CHECKING:  # a checker would accept any name of a module with __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    return former_name(__name__, name, _FORMER_NAMES)
+    def __getattr__(name: str) -> Any:
+        return former_name(__name__, name, {former: globals()[present] for former, present in FORMER_NAMES.items()})

@@ -38,7 +38,7 @@ class CodecTrial:
 
     @property
     def vector(self) -> np.ndarray:
-        """The float32 test vector, or matrix. Block magnitudes differ; of several blocks the middle one is all zeros."""
+        """The float32 test vector, or matrix. Block magnitudes differ, and of several blocks the middle one is zero."""
         rng = np.random.default_rng(self.seed)
         count, length = (self.blocks, self.codec.block) if self.of_vectors else (ROWS * self.blocks, COLUMNS)
         rows = rng.normal(size=(count, length)) * 8.0 ** -(np.arange(count) % 5)[:, None]
@@ -146,7 +146,7 @@ def _without_jit(trial: CodecTrial) -> None:
 def _nearly_equal(actual: np.ndarray, expected: np.ndarray, x: np.ndarray, how: str) -> None:
     # Another program may round a scale differently, and then an entry between two codes: 1 % of the entries may differ.
     if np.mean(np.abs(actual - expected) > 1e-5 * np.abs(x).max()) > 0.01:
-        raise LawBroken(f'{how} a vector decodes to other numbers than in a jitted program of its own')
+        raise LawBroken(f'{how} a vector decodes to other numbers than alone in a jitted program')
 
 
 def _zeros(trial: CodecTrial) -> None:

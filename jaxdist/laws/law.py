@@ -61,7 +61,7 @@ def same_bits(actual: Any, expected: Any, name: str) -> None:
     Args:
         actual: the pytree under test.
         expected: a pytree of the same structure.
-        name: what is compared, for the message.
+        name: name of the compared values, for the message.
 
     Raises:
         LawBroken: with the first leaf that differs.
@@ -82,7 +82,7 @@ def close(actual: Any, expected: Any, name: str, tolerance: float = 4e-6, magnit
     Args:
         actual: the pytree under test.
         expected: a pytree of the same structure.
-        name: what is compared, for the message.
+        name: name of the compared values, for the message.
         tolerance: the relative tolerance; for a dtype with a larger rounding error, twice that error is allowed.
         magnitudes: a pytree of the same structure whose magnitudes count beside the expected ones: intermediate values
             that were rounded. None to count the expected ones only.

@@ -13,9 +13,9 @@ from jaxdist.laws.trial import Trial, mean_rows
 def centred(draws: np.ndarray, expected: np.ndarray, name: str) -> None:
     """Asserts that random vectors have the expected mean, entry by entry and in sums over all entries.
 
-    An entry may be off by 8 standard errors (pooled over the entries), a sum by 6 of its own. Sums show a small bias
-    that all entries have. They are unweighted, with the expected signs, and weighted by the expected values: the last
-    two show rounding towards zero.
+    An entry may be off by 8 standard errors (pooled over the entries), a sum by 6 standard errors of the sum. Sums show
+    a small bias that all entries have. They are unweighted, with the expected signs, and weighted by the expected
+    values: the last two show rounding towards zero.
 
     Args:
         draws: independent draws of the vector, [draws, n].

@@ -12,6 +12,7 @@ import optax
 
 from jaxdist.core import workers
 from jaxdist.core.program import Program, update_program
+from jaxdist.core.types import Params
 from jaxdist.core.workers import Workers
 
 SHAPES = {'w': (31, 43), 'b': (3,), 's': ()}
@@ -31,9 +32,9 @@ class Path(NamedTuple):
         state: the program's last state, `(params, opt_state)`, in the program's layout.
     """
 
-    gradients: Any
-    updates: Any
-    params: Any
+    gradients: optax.Updates
+    updates: optax.Updates
+    params: Params
     state: Any
 
 
@@ -104,21 +105,21 @@ class Trial:
         """`step((params, opt_state), gradients) -> (state, (updates, params))` for these workers."""
         return update_program(self.update, self.start, self.batch(0), workers)
 
-    def start(self) -> Any:
+    def start(self) -> Params:
         """The initial parameters, random and the same on every worker."""
         return jax.tree.map(lambda g: jnp.asarray(g[0, 0]), self.gradients(1, seed=-1))
 
-    def gradients(self, steps: int, seed: int = 0) -> Any:
+    def gradients(self, steps: int, seed: int = 0) -> optax.Updates:
         """Random gradients [steps, W, ...], whose magnitude differs much between leaves."""
         rng = np.random.default_rng([self.seed, seed + 1])
         normal = lambda i, s: rng.normal(size=(steps, self.count, *s)) * 4.0**-i  # noqa: E731
         return {name: np.asarray(normal(i, s), self.dtype) for i, (name, s) in enumerate(self.shapes.items())}
 
-    def batch(self, t: int) -> Any:
+    def batch(self, t: int) -> optax.Updates:
         """The input of the program's step number t: random gradients [W, ...]."""
         return jax.tree.map(lambda g: g[t], self.gradients(t + 1))
 
-    def run(self, gradients: Any, program: Program[Any] | None = None) -> Path:
+    def run(self, gradients: optax.Updates, program: Program[Any] | None = None) -> Path:
         """Runs one step for each row of `gradients` [T, W, ...].
 
         Without a program, workers are simulated and states are not donated.

@@ -153,7 +153,7 @@ def test_laws_of_a_file(jaxdist: Jaxdist) -> None:
         assert '  holds   sends nothing' in out
         code, out, _ = jaxdist('laws', 'bad.py', '--workers', '2')
     assert code == 1
-    assert '  holds   agrees' in out
+    assert '  holds   workers agree bit for bit' in out
     assert '  broken  exact mean: ' in out
     assert out.splitlines()[-1] == '1 law is broken'
 

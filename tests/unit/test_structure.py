@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = {
+    '_former_names': -1,  # data only
     'core': 0,
-    **dict.fromkeys(('line', 'ledger', 'models', 'data', 'report', '_former_names'), 1),
+    **dict.fromkeys(('line', 'ledger', 'models', 'data', 'report'), 1),
     'laws': 2,
     'codecs': 3,
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel', 'simulate'), 4),
@@ -196,8 +197,8 @@ def docstrings(root: Path) -> list[str]:
             problems.append(f'jaxdist/{path}:1 has no docstring')
         if any(part.startswith('_') for part in dotted(path)):
             continue
-        lacks = ((node, undocumented(path, node)) for node in tree.body)
-        problems += [f'jaxdist/{path}:{node.lineno} {lack}' for node, lack in lacks if lack]
+        lacks = [(node.lineno, undocumented(path, node)) for node in tree.body]
+        problems += [f'jaxdist/{path}:{line} {lack}' for line, lack in lacks if lack]
     return problems
 
 
@@ -236,12 +237,7 @@ BAD: tuple[tuple[Rule, str, str, str], ...] = (
     (floors, 'jaxdist/attic.py', '', "jaxdist/attic.py has no floor: give 'attic' one in FLOORS"),
     (floors, 'jaxdist/attic/chest.py', '', "jaxdist/attic/chest.py has no floor: give 'attic' one"),
     (late_imports, 'jaxdist/core/a.py', 'def f():\n    if 1: import os', ':3 imports os inside a function'),
-    (
-        late_imports,
-        'jaxdist/report.py',
-        'import matplotlib.pyplot',
-        'imports matplotlib, an extra, at',
-    ),
+    (late_imports, 'jaxdist/report.py', 'import matplotlib.pyplot', 'imports matplotlib, an extra, at'),
     (sizes_and_names, 'jaxdist/core/a.py', 'x = 1\n' * 300, 'jaxdist/core/a.py has 301 lines'),
     (sizes_and_names, 'tests/utils.py', '', 'tests/utils.py is called utils'),
     (sizes_and_names, 'jaxdist/models/utils/trees.py', '', 'is called utils'),

@@ -1,5 +1,4 @@
-"""Measures the time of a training step between two processes over a link of 100 Mbit/s, and its ratio to the time of its
-bytes alone.
+"""Measures the time of a training step of two processes over a link of 100 Mbit/s, and its ratio to that of its bytes.
 
     python experiments/link/measure.py      (as root: it creates two network namespaces, and removes them)
 

@@ -1,4 +1,4 @@
-"""One of the two workers of `measure.py`, which starts it in a network namespace; requests and answers are lines of JSON."""
+"""One of the two workers of `measure.py`, started in a network namespace; requests and answers are lines of JSON."""
 
 import json
 import os

@@ -1,9 +1,9 @@
-"""Measures the time of a training step over the larger of the times of computation and communication alone, between two
-processes over a link of 100 Mbit/s.
+"""Measures how far computation overlaps with communication between two processes over a link of 100 Mbit/s.
 
     python experiments/overlap/overlap.py      (as root: it creates two network namespaces, and removes them)
 
-All variants take turns in every round.
+The measure is the time of a training step over the larger of the times of computation and communication alone. All
+variants take turns in every round.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One of the two workers of `overlap.py`, which starts it in a network namespace; requests and answers are lines of JSON.
+"""One of the two workers of `overlap.py`, started in a network namespace; requests and answers are lines of JSON.
 
 Each worker has two devices. The first devices of both workers are the mesh that computes, the second devices the mesh
 that communicates.

@@ -1,8 +1,8 @@
-"""How fast codecs are: there and back against a copy of the vector, and a whole step against one with the exact mean.
+"""Measures the speed of codecs: a round trip against a copy of the array, and a step against one with the exact mean.
 
     python experiments/speed/codecs.py
 
-Every figure is a ratio of times taken in turns within one run.
+Every number is a ratio of times that are measured in turns within one run.
 """
 
 import json
@@ -22,7 +22,7 @@ from jaxdist.training.step import make_step
 
 HERE = Path(__file__).parent
 SIDE = 2048
-"""Of the matrix that makes the journey: 16.8 MB of float32."""
+"""Side of the square matrix of a round trip: 16.8 MB of float32."""
 CODECS = (
     'bf16()',
     'fp8()',
@@ -46,7 +46,7 @@ def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', 8)
     results = {
-        f'there and back over a copy, {SIDE} x {SIDE}': journeys(),
+        f'there and back over a copy, {SIDE} x {SIDE}': round_trips(),
         'a step over one with the exact mean, transformer 2 x 128, 8 devices': steps(),
     }
     for name, result in results.items():
@@ -54,8 +54,8 @@ def main() -> None:
     (HERE / 'codecs.json').write_text(json.dumps({'jax': jax.__version__, **results}, indent=2) + '\n')
 
 
-def journeys() -> dict[str, Any]:
-    """For each codec the time of encoding and decoding over that of a copy of the array."""
+def round_trips() -> dict[str, Any]:
+    """By codec, the time of encoding and decoding over that of a copy of the array."""
     x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
     runners: dict[str, Callable[[], None]] = {'copy': call(jax.jit(jnp.copy), x)}
     for text in CODECS:
@@ -64,29 +64,29 @@ def journeys() -> dict[str, Any]:
         runners[text] = call(jax.jit(trial.round_trip), shaped, jax.random.key(1))
     times = in_turns(runners, rounds=15)
     base = times.pop('copy')
-    return {name: ratios(name, taken, base)[f'{name}: clock'] for name, taken in times.items()}
+    return {name: ratios(name, seconds, base)[f'{name}: clock'] for name, seconds in times.items()}
 
 
 def call(f: Any, *args: Any) -> Callable[[], None]:
-    """Calls and waits."""
+    """A function that calls `f` with these arguments and waits for its result."""
     return lambda: jax.block_until_ready(f(*args))
 
 
 def steps() -> dict[str, Any]:
-    """For each codec the time of a training step, with feedback where it goes with it, over that with `mean()`."""
+    """By codec, the time of a training step, with error feedback if the codec allows it, over that with `mean()`."""
     model, batch = transformer(32)
     devices = mesh.make({'workers': 8})
     put = jax.device_put(batch, NamedSharding(devices, jax.P('workers')))
     runners = {}
     for text in ('', *CODECS):
-        made = line.build_codec(text) if text else None
-        feedback = made is not None and getattr(made, 'contracts', True)
+        codec = line.build_codec(text) if text else None
+        feedback = codec is not None and getattr(codec, 'contracts', True)
         update = line.build(f'mean(codec={text or None}, feedback={feedback}) | adamw(1e-3)')
         program = make_step(model.loss, model.init, update, batch, workers.on_mesh(devices))
         runners[text or 'exact'] = runner(program.init(jax.random.key(0)), program.step, put)
     times = in_turns(runners, rounds=15)
     base = times.pop('exact')
-    return {name: ratios(name, taken, base)[f'{name}: clock'] for name, taken in times.items()}
+    return {name: ratios(name, seconds, base)[f'{name}: clock'] for name, seconds in times.items()}
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""How fast a step is: against a hand-written data-parallel step, and simulated workers against emulated devices.
+"""Measures the speed of a step against a hand-written data-parallel one, and of simulated workers against devices.
 
     python experiments/speed/measure.py
 
-Every figure is a ratio of times taken in turns within one run, for a machine's speed changes from minute to minute.
+Every number is a ratio of times that are measured in turns within one run, since a machine's speed varies over time.
 """
 
 import json
@@ -43,13 +43,13 @@ def main() -> None:
 
 
 def against_hand(model: Model, batch: Any) -> dict[str, Any]:
-    """The time of jaxdist's step over that of a plain `jit` step of the same model and mesh; and what each sends."""
+    """The time of jaxdist's step over that of a plain `jit` step of the same model and mesh; and the bytes of each."""
     devices = mesh.make({'workers': 8})
-    where, optimiser = workers.on_mesh(devices), optax.adamw(1e-3)
+    mesh_workers, optimiser = workers.on_mesh(devices), optax.adamw(1e-3)
     put = jax.device_put(batch, NamedSharding(devices, jax.P('workers')))
     steps = {'hand-written': hand_written(model, optimiser, devices)}
     for guard in (False, True):
-        program = make_step(model.loss, model.init, optax.chain(mean(), optimiser), batch, where, guard=guard)
+        program = make_step(model.loss, model.init, optax.chain(mean(), optimiser), batch, mesh_workers, guard=guard)
         steps[f'jaxdist, guard {"on" if guard else "off"}'] = (program.init(jax.random.key(0)), program.step)
     sent = {
         name: sum(e.sent for e in ledger.compiled(step.lower(state, put).compile(), devices))
@@ -58,13 +58,13 @@ def against_hand(model: Model, batch: Any) -> dict[str, Any]:
     times = in_turns({name: runner(state, step, put) for name, (state, step) in steps.items()})
     base = times.pop('hand-written')
     out: dict[str, Any] = {}
-    for name, taken in times.items():
-        out |= ratios(name, taken, base)
+    for name, seconds in times.items():
+        out |= ratios(name, seconds, base)
     return out | {f'{name}: bytes sent': int(n) for name, n in sent.items()}
 
 
 def hand_written(model: Model, optimiser: Any, devices: Any) -> tuple[Any, Any]:
-    """Data parallelism as the JAX documentation shows it: the compiler inserts the all-reduce."""
+    """Data parallelism as in the JAX documentation: the compiler inserts the all-reduce."""
     whole = NamedSharding(devices, jax.P())
     params = model.init(jax.random.key(0))
 
@@ -82,31 +82,31 @@ def hand_written(model: Model, optimiser: Any, devices: Any) -> tuple[Any, Any]:
 
 
 def against_devices(model: Model, batch: Any) -> dict[str, Any]:
-    """Simulated workers' time over that of as many emulated devices."""
+    """The time of a step of simulated workers over that of as many emulated devices."""
     devices = mesh.make({'workers': MANY})
     update = optax.chain(mean(), optax.adamw(1e-3))
     runners = {}
-    for name, where in (('devices', workers.on_mesh(devices)), ('simulated', workers.simulated(MANY))):
-        program = make_step(model.loss, model.init, update, batch, where)
-        rows = NamedSharding(devices, jax.P('workers')) if where.mesh is not None else None
+    for name, place in (('devices', workers.on_mesh(devices)), ('simulated', workers.simulated(MANY))):
+        program = make_step(model.loss, model.init, update, batch, place)
+        rows = NamedSharding(devices, jax.P('workers')) if place.mesh is not None else None
         runners[name] = runner(program.init(jax.random.key(0)), program.step, jax.device_put(batch, rows))
     times = in_turns(runners)
     return dict(ratios('simulated', times['simulated'], times['devices']))
 
 
 def runner(state: Any, step: Any, batch: Any) -> Callable[[], None]:
-    """Takes a step at each call, and waits for it."""
-    held = [state]
+    """A function that takes one step at each call, and waits for it."""
+    states = [state]
 
     def run() -> None:
-        held[0], out = step(held[0], batch)
+        states[0], out = step(states[0], batch)
         jax.block_until_ready(out)
 
     return run
 
 
 def in_turns(runners: dict[str, Callable[[], None]], rounds: int = 30) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of the clock and of all processors a step, one of each in every round after two to warm up."""
+    """Seconds per step by the clock and of all processors, of each runner once per round, after two warm-up rounds."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for turn in range(rounds + 2):
         for name, run in runners.items():
@@ -118,7 +118,7 @@ def in_turns(runners: dict[str, Callable[[], None]], rounds: int = 30) -> dict[s
 
 
 def ratios(name: str, ours: list[tuple[float, float]], base: list[tuple[float, float]]) -> dict[str, str]:
-    """The median ratio within a round, and the middle half of the ratios, by the clock and by processor time."""
+    """The median and the quartiles of the ratios within a round, by the clock and by processor time."""
     out = {}
     for i, kind in enumerate(('clock', 'processors')):
         low, middle, high = statistics.quantiles([a[i] / b[i] for a, b in zip(ours, base, strict=True)], n=4)

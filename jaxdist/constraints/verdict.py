@@ -77,7 +77,9 @@ def _verdict(
     if value != value:  # NaN: a rate over no example, as of an empty group
         return Verdict(False, value, violation, multiplier, f'{name} is unknown: no example determines its value')
     if violation <= tolerance:
-        words = f'{name} holds: violation {violation:.3g} <= {tolerance:g}{_price(value, multiplier, tolerance, priced)}'
+        words = (
+            f'{name} holds: violation {violation:.3g} <= {tolerance:g}{_price(value, multiplier, tolerance, priced)}'
+        )
         return Verdict(True, value, violation, multiplier, words)
     words = f'{name} does not hold: violated by {violation:.3g} (tolerance {tolerance:g}). {_reason(history)}'
     return Verdict(False, value, violation, multiplier, words)

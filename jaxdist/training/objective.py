@@ -60,13 +60,14 @@ def describe_objective(experiment: Experiment) -> dict[str, str]:
 
     >>> from jaxdist.training.experiment import ConstraintSettings
     >>> describe_objective(Experiment(constraints=ConstraintSettings(hold=('squared_norm(bound=1.0)',))))
-    {'holds': 'squared_norm(bound=1.0)', 'multipliers': 'sgd(0.01), alternating, every=1, penalty=0.0'}
+    {'holds': 'squared_norm: squared_norm(bound=1.0)', 'multipliers': 'sgd(0.01), alternating, every=1, penalty=0.0'}
     """
     settings = experiment.constraints
     if not settings.hold:
         return {}
-    how = f'{settings.dual}, {settings.order}, every={settings.every}, penalty={settings.penalty}'
-    return {'holds': ', '.join(settings.hold), 'multipliers': how}
+    ascent = f'{settings.dual}, {settings.order}, every={settings.every}, penalty={settings.penalty}'
+    constraints = [': '.join(line.check_constraint(text)) for text in settings.hold]
+    return {'holds': ', '.join(constraints), 'multipliers': ascent}
 
 
 def objective_lines(experiment: Experiment) -> list[str]:

@@ -263,8 +263,8 @@ def test_fed_admm_reaches_the_optimum_where_averaging_does_not() -> None:
     assert federated('sgd(0.01) | average(every=8)')[1] > 1e-2
     state, distance = federated('fed_admm(every=8, optimizer=sgd(0.01), rho=20.0)', 4000)
     assert distance < 1e-9
-    near(state.opt_state.dual.sum(0), 0, 1e-9)
-    assert np.abs(state.opt_state.dual).max() > 0.1
+    near(state.opt_state.own.dual.sum(0), 0, 1e-9)
+    assert np.abs(state.opt_state.own.dual).max() > 0.1
 
 
 def test_fed_admm_with_int8_reaches_the_optimum_too() -> None:
@@ -277,7 +277,7 @@ def test_a_worker_without_a_finite_gradient_skips_the_step() -> None:
     (one, _), (other, _) = federated(text, 1), federated(text, 2, nan=True)
     near(other.params[0], one.params[0], 0)
     assert np.all(np.asarray(other.params[1:] != one.params[1:]))
-    jax.tree.map(lambda a, b: near(a[0], b[0], 0), one.opt_state.inner, other.opt_state.inner)
+    jax.tree.map(lambda a, b: near(a[0], b[0], 0), one.opt_state.own.inner, other.opt_state.own.inner)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

@@ -76,7 +76,8 @@ def test_a_run_records_evaluates_and_gives_verdicts(tmp_path: Path) -> None:
     assert judged[-1]['violation'] == pytest.approx(judged[-1]['training']['squared_norm'])
     assert (tmp_path / 'constraints.png').stat().st_size > 1000
     verdicts = json.loads((tmp_path / 'verdict.json').read_text())
-    assert verdicts['easy']['words'].startswith('easy holds: violation 0 <= 0.01; slack 9.98e+03, the bound costs nothing')
+    words = 'easy holds: violation 0 <= 0.01; slack 9.98e+03, the bound costs nothing'
+    assert verdicts['easy']['words'].startswith(words)
     assert not verdicts['squared_norm']['holds']
     assert done.verdicts['squared_norm'].words == verdicts['squared_norm']['words']
     assert (done.best, (tmp_path / 'best').exists()) == (None, False)
@@ -139,7 +140,8 @@ def test_contradictory_constraints_get_a_verdict_with_the_evidence(tmp_path: Pat
 
 
 def test_a_constraint_that_is_nan_ends_the_run_and_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r'the constraint nowhere is nan at step 2; it was never finite'):
+    message = 'the value of nowhere, of the constraints, is nan at step 2; it was never finite'
+    with pytest.raises(Diverged, match=message):
         finish(constrained('nowhere()'), tmp_path)
 
 
@@ -153,7 +155,7 @@ def test_a_constraint_without_examples_is_unknown_at_the_end(tmp_path: Path) -> 
 def test_a_run_of_other_constraints_is_refused(tmp_path: Path) -> None:
     finish(constrained(NORM, changes={'steps': 1}), tmp_path)
     other = constrained('squared_norm(bound=3.0)')
-    with pytest.raises(ExperimentError, match=r'(?s)constraints.hold: .*bound=3.0.* here, .*bound=2.0'):
+    with pytest.raises(ExperimentError, match=r'(?s)constraints.hold: .*bound=3.0.* given, .*bound=2.0.* saved'):
         finish(other, tmp_path)
 
 
@@ -167,7 +169,7 @@ def test_a_run_of_other_constraints_is_refused(tmp_path: Path) -> None:
         ((NORM, NORM), {}, ValueError, 'two constraints are called squared_norm: name them, as in squared_norm_2: '),
         ((NORM,), {'dual': 'mean() | sgd(0.1)'}, LineError, 'mean works on gradients or parameters: it belongs in'),
         ((NORM,), {'dual': 'scale(0.1)'}, ValueError, "lowers the multiplier of 'squared_norm'"),
-        ((NORM,), {'dual': 'growing(start=1.0)'}, LineError, 'this gives Growing, not an update'),
+        ((NORM,), {'dual': 'growing(start=1.0)'}, LineError, 'this is of type Growing, not a transformation'),
         ((NORM,), {'penalty': 'growing(start=0.0)'}, LineError, 'needs 0 < start'),
         (
             (NORM,),

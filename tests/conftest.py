@@ -1,4 +1,4 @@
-"""What tests of runs and of the command line share."""
+"""The fixture for tests of the command line."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxdist.cli import main as cli
 
 @pytest.fixture
 def jaxdist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Jaxdist:
-    """The program, called in an empty folder but for a config `small.py`."""
+    """A function that calls the program in a folder with only a config `small.py`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('COLUMNS', '100')
     monkeypatch.delenv('JAXDIST_TRAIN', raising=False)

@@ -18,7 +18,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Draws one point per run; diverged runs are crosses at the top."""
+    """Draws one point per run; diverged runs are marked x at the top."""
     rows = [json.loads(text) for text in (HERE / 'images' / 'rows.jsonl').read_text().splitlines()]
     losses: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in VARIANTS}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The command line: its help, and what a mistake is answered with."""
+"""The command line: its help, and its error messages."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from jaxdist.cli import main as cli
 from jaxdist.cli.options import train_command
 
 
-def test_without_a_command_it_says_what_there_is(jaxdist: Jaxdist) -> None:
+def test_without_a_command_the_commands_are_listed(jaxdist: Jaxdist) -> None:
     ended = jaxdist()
     assert ended == jaxdist('--help')
     assert ended.code == 0
@@ -41,12 +41,12 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
     lines = [line.strip('│ ') for line in out.splitlines()]
     helps = [line for line in lines if re.match('--[a-z]', line)]
     assert len(helps) >= len(options[command])
-    for option in helps:  # its help stands behind it or in the line below
+    for option in helps:  # its help is on the same line or on the next one
         after = lines[lines.index(option) + 1]
         assert '  ' in option or (after and not after.startswith('-')), option
 
 
-def test_help_of_a_config_shows_its_own_values(jaxdist: Jaxdist) -> None:
+def test_help_of_a_config_shows_its_values(jaxdist: Jaxdist) -> None:
     out = jaxdist('train', 'small.py', '--help').out
     assert 'usage: jaxdist train small.py' in out
     assert '(default: 16)' in out
@@ -112,7 +112,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize('words, parts', MISTAKES, ids=lambda x: x if isinstance(x, str) else '')
-def test_a_mistake_is_answered_in_a_paragraph(jaxdist: Jaxdist, words: str, parts: list[str]) -> None:
+def test_a_mistake_gives_a_short_message(jaxdist: Jaxdist, words: str, parts: list[str]) -> None:
     code, out, err = jaxdist(*words.split(' '))
     assert code == 2
     assert out == ''
@@ -123,7 +123,7 @@ def test_a_mistake_is_answered_in_a_paragraph(jaxdist: Jaxdist, words: str, part
     assert not Path('runs').exists()
 
 
-PUT_TOGETHER = CONFIG.replace('model=Perceptron(hidden=(8,))', 'model=Transformer()').replace(
+WRONG_MODEL = CONFIG.replace('model=Perceptron(hidden=(8,))', 'model=Transformer()').replace(
     'Perceptron', 'Transformer'
 )
 
@@ -131,7 +131,7 @@ PUT_TOGETHER = CONFIG.replace('model=Perceptron(hidden=(8,))', 'model=Transforme
 @pytest.mark.parametrize(
     'config, part',
     [
-        (PUT_TOGETHER, 'Transformer'),
+        (WRONG_MODEL, 'Transformer'),
         (CONFIG.replace('Digits()', "FashionMNIST(path='gone')").replace('Digits', 'FashionMNIST'), "in 'gone'"),
         (CONFIG.replace('Digits()', "Text(path='gone.txt')").replace('Digits', 'Text'), 'gone.txt'),
         (CONFIG.replace('batch=16', 'batch=16 ='), 'SyntaxError: '),
@@ -146,13 +146,13 @@ def test_a_config_that_cannot_be_trained(jaxdist: Jaxdist, config: str, part: st
     assert 'Traceback' not in err
 
 
-def test_a_mistake_in_the_program_keeps_its_traceback(jaxdist: Jaxdist) -> None:
+def test_an_error_of_the_program_keeps_its_traceback(jaxdist: Jaxdist) -> None:
     broken = mock.patch('jaxdist.cli.train.shlex', mock.Mock(quote=int))
     with broken, pytest.raises(ValueError, match='invalid literal for int'):
         jaxdist('train', 'small.py')
 
 
-def test_the_program_is_named_as_it_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_the_command_that_runs_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / '.venv' / 'bin' / 'jaxdist'
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)

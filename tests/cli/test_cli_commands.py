@@ -1,4 +1,4 @@
-"""The commands as their users meet them: what is printed, what is left behind, and what they end with."""
+"""The commands: their output, the files that they write, and their exit status."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_a_run_in_a_pipe_is_plain_lines(jaxdist: Jaxdist) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_that_a_run_tells_work(jaxdist: Jaxdist) -> None:
+def test_the_commands_that_a_run_prints_work(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py', '--steps', '2')
     facts = json.loads(Path('runs/small-1/run.json').read_text())
     assert jaxdist(*facts['resume'].split()[1:], '--steps', '3').code == 0
@@ -44,9 +44,9 @@ def test_the_commands_that_a_run_tells_work(jaxdist: Jaxdist) -> None:
     again = jaxdist(*facts['repeat'].split()[1:])
     assert 'runs/small-2: ' in again.out
     assert losses(Path('runs/small-2')) == losses(Path('runs/small-1'))
-    said = jaxdist('train', 'runs/small-2').out
-    assert 'resuming from step 3' in said
-    assert 'has already taken its 3 steps' in said
+    out = jaxdist('train', 'runs/small-2').out
+    assert 'resuming from step 3' in out
+    assert 'has already taken its 3 steps' in out
     assert json.loads(Path('runs/small-2/run.json').read_text())['commands'][-1] == 'jaxdist train runs/small-2'
 
 
@@ -65,13 +65,13 @@ def test_options_change_the_experiment(jaxdist: Jaxdist) -> None:
         '--no-guard',
     ]
     assert jaxdist('train', 'small.py', *options).code == 0
-    made = load(Path('here/experiment.json'))
-    assert (made.update, made.steps, made.guard) == ('mean() | sgd(0.5)', 1, False)
-    assert made.model.hidden == (4, 4)
+    experiment = load(Path('here/experiment.json'))
+    assert (experiment.update, experiment.steps, experiment.guard) == ('mean() | sgd(0.5)', 1, False)
+    assert experiment.model.hidden == (4, 4)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_on_the_screen(jaxdist: Jaxdist) -> None:
+def test_a_damaged_checkpoint_is_reported(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py')
     Path('runs/small-1/checkpoints/4/manifest.json').write_text('{}')
     out = jaxdist('train', 'runs/small-1').out
@@ -80,14 +80,14 @@ def test_a_damaged_checkpoint_is_named_on_the_screen(jaxdist: Jaxdist) -> None:
     assert 'resuming from step 2' in out
 
 
-def test_another_experiment_in_the_folder_is_refused(jaxdist: Jaxdist) -> None:
+def test_a_folder_with_another_experiment_is_refused(jaxdist: Jaxdist) -> None:
     jaxdist('train', 'small.py', '--steps', '1', '--run', 'here')
     code, _, err = jaxdist('train', 'small.py', '--seed', '3', '--run', 'here')
     assert code == 2
     assert 'here contains a run of another experiment; they differ in\n  seed: 3 given, 0 saved' in err
 
 
-def test_a_loss_that_turns_nan_ends_with_1_and_advice(jaxdist: Jaxdist) -> None:
+def test_a_nan_loss_ends_with_1_and_advice(jaxdist: Jaxdist) -> None:
     code, out, err = jaxdist('train', 'small.py', '--set', 'sgd.learning_rate=1e30', '--no-guard')
     assert code == 1
     assert 'step 2/4  loss nan' in out
@@ -109,13 +109,13 @@ def twice():
 
 
 @pytest.mark.slow
-def test_an_algorithm_of_the_users_own(jaxdist: Jaxdist) -> None:
+def test_a_user_defined_algorithm(jaxdist: Jaxdist) -> None:
     own = OWN.format(factor=2.0) + CONFIG.replace('| sgd(0.1)', '| twice() | sgd(0.05)')
     Path('own.py').write_text(own)
     with mock.patch.dict('jaxdist.core.registry._ENTRIES'):
         jaxdist('train', 'small.py')
         assert jaxdist('train', 'own.py', '--steps', '2').code == 0
-    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # as in a new process, which knows of no such algorithm
+    with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # as in a new process, where it is not registered
         assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
     Path('own.py').unlink()
     assert (
@@ -137,7 +137,7 @@ from jaxdist.core.registry import algorithm
 
 @algorithm(paper='none', examples={'summed()': (laws.agrees(), laws.exact_mean())})
 def summed(axis=collectives.AXIS):
-    'Adds where it should average.'
+    'Sums where it should average.'
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: collectives.psum(u, axis), updates))
 """
 
@@ -159,7 +159,7 @@ def test_laws_of_a_file(jaxdist: Jaxdist) -> None:
 
 
 @pytest.mark.slow
-def test_laws_of_a_name_and_of_jaxdists_own_file(jaxdist: Jaxdist) -> None:
+def test_laws_of_a_name_and_of_a_file_of_jaxdist(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('laws', 'delay', '--workers', '2')
     assert code == 0
     assert '  holds   delays by 3' in out
@@ -167,7 +167,7 @@ def test_laws_of_a_name_and_of_jaxdists_own_file(jaxdist: Jaxdist) -> None:
     assert jaxdist('laws', file, '--workers', '2') == (0, out, '')
 
 
-def test_algorithms_lists_all_with_parameters_and_claims(jaxdist: Jaxdist) -> None:
+def test_listings_have_parameters_and_claims(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('algorithms')
     assert code == 0
     assert '  mean(codec=None, feedback=False, exchange=None, seed=0)' in out
@@ -180,7 +180,7 @@ def test_algorithms_lists_all_with_parameters_and_claims(jaxdist: Jaxdist) -> No
 
 
 @pytest.mark.slow
-def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
+def test_listings_have_measured_bytes(jaxdist: Jaxdist) -> None:
     code, out, _ = jaxdist('codecs', 'int8', 'power_sgd', '--workers', '8')
     assert code == 0
     text = ' '.join(out.split())
@@ -195,7 +195,7 @@ def test_listings_tell_measured_bytes(jaxdist: Jaxdist) -> None:
 
 
 @pytest.mark.slow
-def test_compare_runs_lines_and_goes_on(jaxdist: Jaxdist) -> None:
+def test_compare_runs_lines_and_resumes(jaxdist: Jaxdist) -> None:
     words = ['compare', 'small.py', '--update', 'mean() | sgd(0.1)', '--update', 'mean() | sgd(1e38)', '--steps', '2']
     code, out, _ = jaxdist(*words)
     assert code == 0
@@ -227,8 +227,8 @@ def sweep():
 def test_options_change_every_experiment_of_a_sweep(jaxdist: Jaxdist) -> None:
     Path('small.py').write_text(SWEEP)
     assert jaxdist('compare', 'small.py', '--seed', '5', '--out', 'out', '--title', 'Steps & more').code == 0
-    made = sorted((load(path) for path in Path('out').glob('runs/*/experiment.json')), key=lambda e: e.steps)
-    assert [(e.steps, e.seed, e.update) for e in made] == [(2, 5, 'mean() | sgd(0.1)'), (3, 5, 'mean() | sgd(0.1)')]
+    experiments = sorted((load(path) for path in Path('out').glob('runs/*/experiment.json')), key=lambda e: e.steps)
+    assert [(e.steps, e.seed, e.update) for e in experiments] == [(2, 5, 'mean() | sgd(0.1)'), (3, 5, 'mean() | sgd(0.1)')]
     assert 'Steps &amp; more' in Path('out/index.html').read_text()
     code, _, err = jaxdist('compare', 'small.py', '--steps', '4')
     assert code == 2
@@ -242,9 +242,9 @@ def plan(jaxdist: Jaxdist, update: str, *words: str) -> Any:
 
 
 RING = 2 * 3 * 4 * 610 // 4
-"""What a worker of four sends for the float32 mean of 610 parameters."""
+"""Bytes that one of four workers sends for the float32 mean of 610 parameters."""
 CODED = 2 * 3 * 512
-"""The same through int8: twice to three others, 153 codes in one block of 256 and its scale, padded to 384."""
+"""The same with int8: twice to three others, 153 codes in one block of 256 and its scale, padded to 512."""
 VOTE = 2 * 3 * 4 // 4
 
 
@@ -257,19 +257,19 @@ VOTE = 2 * 3 * 4 // 4
         ('sgd(0.1) | average(every=2)', RING // 2, 8),
     ],
 )
-def test_a_plan_is_the_formula_in_whole_bytes(jaxdist: Jaxdist, update: str, sent: int, optimiser: int) -> None:
-    made = plan(jaxdist, update)
-    assert made['sent_per_step'] == {'workers': sent}
-    held = made['memory']
-    assert (held['parameters'], held['optimiser'], held['batch']) == (4 * 610, optimiser, 4 * (4 * 64 + 4))
-    assert all(type(size) is int for size in held.values())
-    assert made['parameters'] == 610
+def test_a_plan_equals_the_formula_in_whole_bytes(jaxdist: Jaxdist, update: str, sent: int, optimiser: int) -> None:
+    cost = plan(jaxdist, update)
+    assert cost['sent_per_step'] == {'workers': sent}
+    memory = cost['memory']
+    assert (memory['parameters'], memory['optimiser'], memory['batch']) == (4 * 610, optimiser, 4 * (4 * 64 + 4))
+    assert all(type(size) is int for size in memory.values())
+    assert cost['parameters'] == 610
 
 
-def test_a_simulated_plan_shows_what_a_mesh_would_send(jaxdist: Jaxdist) -> None:
-    made = plan(jaxdist, 'mean() | sgd(0.1)', '--simulate')
-    assert made['sent_per_step'] == {'workers': RING + VOTE}
-    assert made['simulated'] is True
+def test_a_simulated_plan_has_the_bytes_of_a_mesh(jaxdist: Jaxdist) -> None:
+    cost = plan(jaxdist, 'mean() | sgd(0.1)', '--simulate')
+    assert cost['sent_per_step'] == {'workers': RING + VOTE}
+    assert cost['simulated'] is True
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(jaxdist: Jaxdist) -> None:

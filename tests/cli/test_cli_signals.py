@@ -1,4 +1,4 @@
-"""The program as a process: Ctrl-C and termination, pipes and terminals, a full disk."""
+"""The program as a process: Ctrl-C and SIGTERM, pipes and terminals, a full disk."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ LONG = CONFIG.replace('steps=4', 'steps=10**6').replace('_every=2', '_every=10')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_prints_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, 'train', 'small.py', '--simulate', config=LONG)
     try:
         wait_for(lambda: bool(losses(tmp_path / 'runs' / 'small-1')), process)
@@ -55,7 +55,7 @@ with asked_to_stop() as stop:
 """
 
 
-def test_a_second_ctrl_c_leaves_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once() -> None:
     ended = subprocess.run([sys.executable, '-c', TWICE], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == -signal.SIGINT
     assert ended.stdout == ''
@@ -63,14 +63,14 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
 
 
 def read_terminal(end: int) -> str:
-    """All that is printed to the terminal whose other end this is, until nobody holds it any more."""
+    """All output to the terminal whose other end this is, until it is closed."""
     text = b''
     while True:
         ready, _, _ = select.select([end], [], [], PATIENCE)
         assert ready, 'nothing was printed'
         try:
             part = os.read(end, 65536)
-        except OSError:  # so Linux says that nobody holds it
+        except OSError:  # how Linux reports that it is closed
             part = b''
         if not part:
             return text.decode()
@@ -78,7 +78,7 @@ def read_terminal(end: int) -> str:
 
 
 def in_terminal(folder: Path, columns: int, no_color: str) -> str:
-    """What a run prints to a terminal."""
+    """The output of a run in a terminal."""
     ours, theirs = pty.openpty()
     env = {'COLUMNS': str(columns), 'TERM': 'xterm-256color', 'NO_COLOR': no_color}
     # Long enough to be drawn some times, at ten times a second: 400 steps take some seconds.
@@ -110,7 +110,7 @@ def test_a_terminal_shows_a_live_line_that_fits(tmp_path: Path, columns: int, no
     assert any(' left ' in part for part in live)
     rest = [part for part in parts if part and part not in live]
     stays = [CONTROL.sub('', line.rstrip('\r').split('\r')[-1]) for line in text.split('\n')]
-    # The last one is drawn whole, and then erased with the cursor back on it.
+    # The last live line is drawn and then erased, with the cursor back on it.
     assert len([line for line in stays if re.match(r'step \d+/400', line)]) <= 1
     assert [part for part in rest if part.startswith('step 400  held-out: accuracy')]
     assert text.count('\x1b[?25l') == text.count('\x1b[?25h')  # the cursor is shown again
@@ -118,7 +118,7 @@ def test_a_terminal_shows_a_live_line_that_fits(tmp_path: Path, columns: int, no
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_ends_the_run_in_order(tmp_path: Path) -> None:
+def test_a_broken_pipe_saves_and_ends_the_run(tmp_path: Path) -> None:
     with start(tmp_path, 'train', 'small.py', '--simulate', config=LONG) as process:
         try:
             assert process.stdout is not None
@@ -134,11 +134,11 @@ def test_a_reader_that_goes_away_ends_the_run_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2400, 2400)); '
     process = start(tmp_path, 'train', 'small.py', '--simulate', config=LONG, program=limit + PROGRAM)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    # What writes the arrays may grumble in between, from threads of its own.
+    # The library that writes the arrays may print warnings in between, from other threads.
     assert re.search(r'error: step 10 was not saved in \S+runs/small-1/checkpoints: .*File too large\n', err), err
     assert 'step 10/1000000' in out

@@ -1,4 +1,4 @@
-"""Damage to a checkpoint is found and named, the checkpoint set aside, and the one before it used."""
+"""A damaged checkpoint is detected and set aside, and the previous one is used."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / '2').rglob('*') if path.is_file())
 
 
-def harms() -> list[Callable[[Path], object]]:
-    """Ways to harm a file."""
+def damages() -> list[Callable[[Path], object]]:
+    """Functions that damage a file."""
     rng = random.Random(0)
 
     def flip(path: Path) -> None:
@@ -57,33 +57,33 @@ def harms() -> list[Callable[[Path], object]]:
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
 
-    def cut(path: Path) -> None:
+    def truncate(path: Path) -> None:
         os.truncate(path, rng.randrange(path.stat().st_size))
 
     def empty(path: Path) -> None:
         os.truncate(path, 0)
 
-    return [*[flip] * 4, cut, empty, Path.unlink]
+    return [*[flip] * 4, truncate, empty, Path.unlink]
 
 
-@pytest.mark.parametrize('harm', harms(), ids=lambda harm: harm.__name__)
-def test_no_harm_to_any_file_goes_unseen(saved: Path, tmp_path: Path, harm: Callable[[Path], object]) -> None:
-    seen = 0
+@pytest.mark.parametrize('damage', damages(), ids=lambda damage: damage.__name__)
+def test_damage_to_any_file_is_detected(saved: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    detected = 0
     for n, path in enumerate(files_of(saved)):
         folder = shutil.copytree(saved, tmp_path / str(n))
-        harm(folder / path.relative_to(saved))
-        found = Checkpoints(folder).restore(TARGET)
-        assert found is not None
-        assert as_bytes(found.state) == as_bytes(state_at(found.step))
-        assert found.meta == {'step': found.step}
+        damage(folder / path.relative_to(saved))
+        restored = Checkpoints(folder).restore(TARGET)
+        assert restored is not None
+        assert as_bytes(restored.state) == as_bytes(state_at(restored.step))
+        assert restored.meta == {'step': restored.step}
         if path.parent.name == '2' and path.name != manifest.FILE:
-            continue  # Orbax's own notes about times and handlers, which loading does not read
-        seen += 1
-        assert found.step == 1
-        assert [aside for aside, _ in found.damaged] == [folder / 'damaged-2-0']
-        assert path.name in found.damaged[0][1] or 'the manifest' in found.damaged[0][1]
+            continue  # Orbax's records of times and handlers, which loading does not read
+        detected += 1
+        assert restored.step == 1
+        assert [aside for aside, _ in restored.damaged] == [folder / 'damaged-2-0']
+        assert path.name in restored.damaged[0][1] or 'the manifest' in restored.damaged[0][1]
         assert sorted(entry.name for entry in folder.iterdir()) == ['1', 'damaged-2-0']
-    assert seen >= 8
+    assert detected >= 8
 
 
 def test_a_missing_manifest_is_damage(folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_missing_manifest_is_damage(folder: Path) -> None:
 
 
 def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
-    """The files are whole, but what they hold is not what was on the device: only the leaves' digests see it."""
+    """The files are intact, but their data is not that of the device: only the leaves' digests detect it."""
     described = json.loads((folder / '2' / manifest.FILE).read_text())
     shutil.rmtree(folder / '2' / manifest.ARRAYS)
     shutil.copytree(folder / '1' / manifest.ARRAYS, folder / '2' / manifest.ARRAYS)
@@ -107,7 +107,7 @@ def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
     assert found.damaged[0][1] == f'the data differs from what was saved, in {wrong}'
 
 
-def test_when_all_are_damaged_nothing_starts_afresh(folder: Path) -> None:
+def test_when_all_are_damaged_training_does_not_restart(folder: Path) -> None:
     (folder / '2' / manifest.FILE).write_text('{}')
     next((folder / '1' / manifest.ARRAYS).rglob('manifest.ocdbt')).unlink()
     with pytest.raises(CheckpointError, match='no checkpoint can be read'):
@@ -131,7 +131,7 @@ def test_the_same_step_may_be_damaged_twice(folder: Path) -> None:
     assert Checkpoints(folder).steps() == [1, 2]
 
 
-def test_another_format_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format_is_not_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, 'FORMAT', 99)
     with pytest.raises(CheckpointError, match='has format 1; this program reads format 99'):
         Checkpoints(folder).restore(TARGET)

@@ -1,4 +1,4 @@
-"""What goes wrong around checkpoints: kills, full disks, unwritable folders, a second user; two processes."""
+"""Checkpoints under faults: kills, full disks, unwritable folders, a second process; two processes of one run."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, *words: object) -> subprocess.Popen[str]:
-    """Starts `code` in a process of its own."""
+    """Starts `code` in another process."""
     command = [sys.executable, '-W', 'error', '-c', code, *map(str, words)]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     return subprocess.Popen(
@@ -67,7 +67,7 @@ def test_a_kill_costs_at_most_the_step_being_written(tmp_path: Path, when: str) 
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes: the writes fail as they do on a full disk, with another number."""
+    """No file may grow beyond `limit` bytes: writes fail as on a full disk, with another error number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -80,7 +80,7 @@ def big(step: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(step).integers(0, 2**32, 300_000, 'uint32'))
 
 
-def test_a_full_disk_is_told_once_and_training_can_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_once_and_training_can_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, big(1), {})
         checkpoints.wait()
@@ -105,12 +105,12 @@ def save_on_a_full_disk(folder: Path, then: Exception | None) -> None:
             raise then
 
 
-def test_a_late_failure_comes_out_at_the_end(tmp_path: Path) -> None:
+def test_a_failure_of_the_last_save_is_raised_at_the_end(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match='step 1 was not saved'):
         save_on_a_full_disk(tmp_path, None)
 
 
-def test_a_late_failure_does_not_hide_the_first(tmp_path: Path) -> None:
+def test_a_failure_of_the_last_save_does_not_hide_the_first_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         save_on_a_full_disk(tmp_path, ZeroDivisionError())
     assert 'step 1 was not saved' in caught.value.__notes__[0]
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         lock(tmp_path / 'file' / 'run').__enter__()
 
 
-def test_a_folder_that_went_away(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / 'run') as checkpoints:
         (tmp_path / 'run').rmdir()
         (tmp_path / 'run').write_text('')
@@ -132,25 +132,25 @@ def test_a_folder_that_went_away(tmp_path: Path) -> None:
             checkpoints.save(1, jnp.zeros(3), {})
 
 
-HOLDER = """
+LOCKING = """
 import sys, time
 from pathlib import Path
 from jaxdist.training.checkpoint import lock
 
 with lock(Path(sys.argv[1])):
-    print('memory', flush=True)
+    print('locked', flush=True)
     time.sleep(600)
 """
 
 
-def test_a_folder_has_one_user_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
-    holder = python(HOLDER, tmp_path)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == 'held\n'
-    with pytest.raises(InUseError, match=f'{tmp_path} is in use by process {holder.pid}'), lock(tmp_path):
+def test_one_process_can_lock_a_folder_and_a_killed_one_unlocks_it(tmp_path: Path) -> None:
+    process = python(LOCKING, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'locked\n'
+    with pytest.raises(InUseError, match=f'{tmp_path} is in use by process {process.pid}'), lock(tmp_path):
         pass
-    holder.kill()
-    holder.communicate()
+    process.kill()
+    process.communicate()
     with lock(tmp_path):
         assert (tmp_path / 'lock').read_text() == str(os.getpid())
     with lock(tmp_path):
@@ -204,10 +204,10 @@ def test_two_processes_save_and_restore_as_one(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
-    told = "[('damaged-3-0', 'the manifest is missing')]"
+    damaged = "[('damaged-3-0', 'the manifest is missing')]"
     lines = [output.splitlines()[-2:] for output, _ in outputs]  # Gloo prints before
-    assert lines[0][0] == f"2 {{'step': 2}} [2.0, 3.0, 4.0, 5.0] {told}"
-    assert lines[1][0] == f"2 {{'step': 2}} [6.0, 7.0, 8.0, 9.0] {told}"
+    assert lines[0][0] == f"2 {{'step': 2}} [2.0, 3.0, 4.0, 5.0] {damaged}"
+    assert lines[1][0] == f"2 {{'step': 2}} [6.0, 7.0, 8.0, 9.0] {damaged}"
     assert [line[1] for line in lines] == ['2 process 1 could not read it', '2 seen by one']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['2', 'damaged-3-0', 'damaged-5-0']
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ('workers',))

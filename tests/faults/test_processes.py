@@ -25,7 +25,7 @@ def start_two(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
 
 
 def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str], str]]:
-    """How each ended, what it printed, without what the transport says of itself, and its errors."""
+    """The exit status, the output without Gloo's messages, and the errors of each process."""
     try:
         texts = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
@@ -35,17 +35,17 @@ def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str]
     return [(p.returncode, out, err) for p, out, (_, err) in zip(processes, lines, texts, strict=True)]
 
 
-def alone(folder: Path) -> Experiment:
-    """The same experiment in this process, whose devices are there already."""
+def in_one_process(folder: Path) -> Experiment:
+    """Trains the same experiment in this process, on its devices, in the folder `single`."""
     experiment = load(folder / 'runs' / 'small-1' / 'experiment.json')
-    finish(experiment, folder / 'alone')
+    finish(experiment, folder / 'single')
     return experiment
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    held = 'small: squared_norm(bound=1.0)', 'easy: squared_norm(bound=1e4)'
-    first, second = outputs(start_two(tmp_path, '--constraints.hold', *held))
+    constraints = 'small: squared_norm(bound=1.0)', 'easy: squared_norm(bound=1e4)'
+    first, second = outputs(start_two(tmp_path, '--constraints.hold', *constraints))
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert first[1][0] == 'runs/small-1: mean() | sgd(0.1)'
     assert second[1] == []
@@ -54,17 +54,17 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     facts = json.loads((folder / 'run.json').read_text())
     assert (facts['processes'], facts['devices']) == (2, '4 cpu')
     assert len(facts['commands']) == 1
-    experiment = alone(tmp_path)
+    experiment = in_one_process(tmp_path)
     assert list(losses(folder)) == [2, 4]
-    assert losses(folder) == pytest.approx(losses(tmp_path / 'alone'), rel=1e-6)
-    ours, theirs = (json.loads((where / 'verdict.json').read_text()) for where in (folder, tmp_path / 'alone'))
-    for name, verdict in theirs.items():
-        assert ours[name]['words'] == verdict['words']
-        assert ours[name]['value'] == pytest.approx(verdict['value'], rel=1e-6)
-    onward = dataclasses.replace(experiment, steps=6)
-    assert finish(onward, folder)[0].value.step == 4
-    finish(onward, tmp_path / 'alone')
-    assert losses(folder) == pytest.approx(losses(tmp_path / 'alone'), rel=1e-6)
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
+    actual, expected = (json.loads((path / 'verdict.json').read_text()) for path in (folder, tmp_path / 'single'))
+    for name, verdict in expected.items():
+        assert actual[name]['words'] == verdict['words']
+        assert actual[name]['value'] == pytest.approx(verdict['value'], rel=1e-6)
+    longer = dataclasses.replace(experiment, steps=6)
+    assert finish(longer, folder)[0].value.step == 4
+    finish(longer, tmp_path / 'single')
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:
 
 def _workers_diverge(opt_state: Any) -> bool:
     """Whether a transformation of the update lets workers diverge, which one of them may."""
-    # An algorithm that synchronises periodically is told apart by the state within.
+    # Periodic algorithms share one state type: the one inside names the algorithm.
     states = [type(getattr(state, 'own', state)).__name__ for state in diverging_states(opt_state)]
     if len(states) > 1:
         raise InputError(

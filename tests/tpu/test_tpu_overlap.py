@@ -1,4 +1,4 @@
-"""On a TPU the mean of a delayed gradient is under way while the next one is computed, as far as XLA's schedule shows.
+"""On a TPU the mean of a delayed gradient overlaps with the computation of the next one, as far as XLA's schedule shows.
 
 `delay(steps=1) | mean()` averages what lies in the state, so nothing in the step has to be computed before its messages
 leave. Whether the compiler makes use of it is read from scheduled programs, compiled for eight chips; nothing runs.
@@ -40,7 +40,7 @@ GATHERED = "mean(codec=bf16(), exchange='gather')"
 
 
 class Schedule(NamedTuple):
-    """What a scheduled program does while messages are under way.
+    """What a scheduled program does while messages are in flight.
 
     Attributes:
         under: the share of the operations of matrix products that stands between a collective's start and its end.
@@ -66,7 +66,7 @@ def schedule(text: str) -> Schedule:
     assert 'is_scheduled=true' in text.split('\n', 1)[0]
     module = hlo.parse(text)
     work = under = sent = hidden = 0
-    started: list[int] = []  # bytes of each collective that is under way
+    started: list[int] = []  # bytes of each collective in flight
     meanwhile = 0  # operations since the first of them began
     for op in module.computations[module.entry].instructions.values():
         role, size = collective(module, op)
@@ -136,12 +136,12 @@ def trained(
 
 
 def judged(found: Schedule) -> None:
-    """All products are computed while messages are under way, and all messages but of some biases meanwhile."""
+    """All products are computed while messages are in flight, and all messages but of some biases meanwhile."""
     assert found.under > 0.99, found
     assert found.hidden > 0.99, found
 
 
-def test_what_is_gathered_is_under_way_while_the_step_computes(chips: Chips) -> None:
+def test_a_gather_overlaps_with_the_step(chips: Chips) -> None:
     judged(trained(chips, f'delay(steps=1) | {GATHERED}', width=512))
 
 
@@ -152,7 +152,7 @@ def test_without_the_delay_it_is_gathered_afterwards(chips: Chips) -> None:
         judged(found)
 
 
-def test_an_exact_mean_is_under_way_while_the_step_computes(chips: Chips) -> None:
+def test_an_exact_mean_overlaps_with_the_step(chips: Chips) -> None:
     """With the options above, and without the guard."""
     judged(trained(chips, 'delay(steps=1) | mean()', guard=False, options=ASYNC_ALL_REDUCE))
 

@@ -8,7 +8,7 @@ log=$root/.venv.log
 # Line 1: the interpreter's version and the folder. Line 2: what is installed, or `unfinished`.
 stamp=$venv/.jaxdist
 
-say() { printf '%s\n' "$*" >&2; }
+warn() { printf '%s\n' "$*" >&2; }
 
 # Prints an interpreter's version, as 3.11; fails where that is too old or the interpreter does not start.
 version_of() {
@@ -29,10 +29,10 @@ find_python() {
         fi
     done
     if [ -n "${PYTHON:-}" ]; then
-        say "PYTHON=$PYTHON does not start a Python 3.11 or newer, which jaxdist needs."
+        warn "PYTHON=$PYTHON does not start a Python 3.11 or newer, which jaxdist needs."
     else
-        say 'jaxdist needs Python 3.11 or newer: none of python3, python3.13, python3.12 and python3.11 is.'
-        say "Install one, or give its path: PYTHON=/path/to/python3.13 $0"
+        warn 'jaxdist needs Python 3.11 or newer: none of python3, python3.13, python3.12 and python3.11 is.'
+        warn "Install one, or give its path: PYTHON=/path/to/python3.13 $0"
     fi
     return 1
 }
@@ -102,17 +102,17 @@ setup() {
     python=$venv/bin/python
     is_made || python=$(find_python) || exit
     if ! [ -w "$root" ]; then
-        say "cannot create $venv: the folder is not writable. Copy the project to a writable one."
+        warn "cannot create $venv: the folder is not writable. Copy the project to a writable one."
         exit 1
     fi
     exec 9>>"$log"
     lock "$python"
     if ! is_ready "$sum" "$extras"; then
-        say "setting up $venv: minutes the first time, nothing the next (log: $log)"
+        warn "setting up $venv: minutes the first time, nothing the next (log: $log)"
         : >"$log"
         if ! { is_made || make "$python"; } >&9 2>&1 || ! (install "$sum" "$extras") >&9 2>&1; then
             cat "$log" >&2
-            say "the set-up failed; the reason is above and in $log. Start again to retry."
+            warn "the set-up failed; the reason is above and in $log. Start again to retry."
             exit 1
         fi
     fi

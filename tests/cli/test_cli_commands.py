@@ -228,7 +228,8 @@ def test_options_change_every_experiment_of_a_sweep(jaxdist: Jaxdist) -> None:
     Path('small.py').write_text(SWEEP)
     assert jaxdist('compare', 'small.py', '--seed', '5', '--out', 'out', '--title', 'Steps & more').code == 0
     experiments = sorted((load(path) for path in Path('out').glob('runs/*/experiment.json')), key=lambda e: e.steps)
-    assert [(e.steps, e.seed, e.update) for e in experiments] == [(2, 5, 'mean() | sgd(0.1)'), (3, 5, 'mean() | sgd(0.1)')]
+    line = 'mean() | sgd(0.1)'
+    assert [(e.steps, e.seed, e.update) for e in experiments] == [(2, 5, line), (3, 5, line)]
     assert 'Steps &amp; more' in Path('out/index.html').read_text()
     code, _, err = jaxdist('compare', 'small.py', '--steps', '4')
     assert code == 2

@@ -81,7 +81,7 @@ def in_terminal(folder: Path, columns: int, no_color: str) -> str:
     """The output of a run in a terminal."""
     ours, theirs = pty.openpty()
     env = {'COLUMNS': str(columns), 'TERM': 'xterm-256color', 'NO_COLOR': no_color}
-    # Long enough to be drawn some times, at ten times a second: 400 steps take some seconds.
+    # 400 steps take some seconds: long enough for the live line to be drawn several times, at ten times a second.
     config = LONG.replace('10**6', '400').replace('_every=10**5', '_every=200').replace('log_every=10', 'log_every=1')
     process = start(folder, 'train', 'small.py', '--simulate', config=config, terminal=theirs, **env)
     os.close(theirs)

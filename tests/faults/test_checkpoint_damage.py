@@ -89,9 +89,9 @@ def test_damage_to_any_file_is_detected(saved: Path, tmp_path: Path, damage: Cal
 def test_a_missing_manifest_is_damage(folder: Path) -> None:
     (folder / '2' / manifest.FILE).unlink()
     assert Checkpoints(folder).meta() == {'step': 1}
-    found = Checkpoints(folder).restore(TARGET)
-    assert found is not None
-    assert (found.step, found.damaged) == (1, [(folder / 'damaged-2-0', 'the manifest is missing')])
+    restored = Checkpoints(folder).restore(TARGET)
+    assert restored is not None
+    assert (restored.step, restored.damaged) == (1, [(folder / 'damaged-2-0', 'the manifest is missing')])
 
 
 def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
@@ -100,11 +100,11 @@ def test_data_that_was_wrong_when_written_is_damage(folder: Path) -> None:
     shutil.rmtree(folder / '2' / manifest.ARRAYS)
     shutil.copytree(folder / '1' / manifest.ARRAYS, folder / '2' / manifest.ARRAYS)
     manifest.write(folder / '2', {name: described[name] for name in ('format', 'step', 'meta', 'leaves')})
-    found = Checkpoints(folder).restore(TARGET)
-    assert found is not None
-    assert found.step == 1
+    restored = Checkpoints(folder).restore(TARGET)
+    assert restored is not None
+    assert restored.step == 1
     wrong = "state['key'], state['step'], state['w']"
-    assert found.damaged[0][1] == f'the data differs from what was saved, in {wrong}'
+    assert restored.damaged[0][1] == f'the data differs from what was saved, in {wrong}'
 
 
 def test_when_all_are_damaged_training_does_not_restart(folder: Path) -> None:
@@ -124,9 +124,9 @@ def test_the_same_step_may_be_damaged_twice(folder: Path) -> None:
     for n in (0, 1):
         (folder / '2' / manifest.FILE).unlink()
         with Checkpoints(folder) as checkpoints:
-            found = checkpoints.restore(TARGET)
-            assert found is not None
-            assert found.damaged[0][0] == folder / f'damaged-2-{n}'
+            restored = checkpoints.restore(TARGET)
+            assert restored is not None
+            assert restored.damaged[0][0] == folder / f'damaged-2-{n}'
             checkpoints.save(2, state_at(2), {})
     assert Checkpoints(folder).steps() == [1, 2]
 

@@ -57,10 +57,10 @@ def test_a_kill_costs_at_most_the_step_being_written(tmp_path: Path, when: str) 
     assert (tmp_path / '2').is_dir()
     with Checkpoints(tmp_path) as checkpoints:
         assert [path.name for path in tmp_path.iterdir() if not path.name.isdecimal()] == []
-        found = checkpoints.restore(jnp.zeros(1000, 'int32'))
-        assert found is not None
-        assert found.step in ((2, 3) if when == 'while writing' else (2,))
-        np.testing.assert_array_equal(found.state, found.step)
+        restored = checkpoints.restore(jnp.zeros(1000, 'int32'))
+        assert restored is not None
+        assert restored.step in ((2, 3) if when == 'while writing' else (2,))
+        np.testing.assert_array_equal(restored.state, restored.step)
         checkpoints.save(4, jnp.full(1000, 4), {})
     assert 4 in checkpoints.steps()
 
@@ -177,9 +177,9 @@ with Checkpoints(folder, keep=2) as checkpoints:
     checkpoints.wait()
     if jax.process_index() == 0:
         (folder / '3' / 'manifest.json').unlink()
-    found = checkpoints.restore(make(0))
-    mine = np.concatenate([shard.data for shard in found.state['w'].addressable_shards]).tolist()
-    print(found.step, found.meta, mine, [(path.name, reason) for path, reason in found.damaged])
+    restored = checkpoints.restore(make(0))
+    mine = np.concatenate([shard.data for shard in restored.state['w'].addressable_shards]).tolist()
+    print(restored.step, restored.meta, mine, [(path.name, reason) for path, reason in restored.damaged])
     checkpoints.save(5, make(5), {'step': 5})
     checkpoints.wait()
     read = manifest.read
@@ -189,8 +189,8 @@ with Checkpoints(folder, keep=2) as checkpoints:
         return read(folder, step)
     if jax.process_index() == 1:
         manifest.read = read_badly
-    found = checkpoints.restore(make(0))
-    print(found.step, found.damaged[0][1])
+    restored = checkpoints.restore(make(0))
+    print(restored.step, restored.damaged[0][1])
 """
 
 
@@ -213,7 +213,7 @@ def test_two_processes_save_and_restore_as_one(tmp_path: Path) -> None:
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ('workers',))
     sharding = jax.NamedSharding(mesh, jax.P('workers'))
     state = {'w': jax.device_put(jnp.zeros(8), sharding), 'key': jax.random.key(0), 'empty': jnp.zeros((4, 0))}
-    found = Checkpoints(tmp_path).restore(state)
-    assert found is not None
-    np.testing.assert_array_equal(found.state['w'], 2 + np.arange(8.0))
-    assert jax.random.key_data(found.state['key']).tolist() == [0, 2]
+    restored = Checkpoints(tmp_path).restore(state)
+    assert restored is not None
+    np.testing.assert_array_equal(restored.state['w'], 2 + np.arange(8.0))
+    assert jax.random.key_data(restored.state['key']).tolist() == [0, 2]

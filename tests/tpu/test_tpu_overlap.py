@@ -1,4 +1,4 @@
-"""On a TPU the mean of a delayed gradient overlaps with the computation of the next one, as far as XLA's schedule shows.
+"""On a TPU the mean of a delayed gradient overlaps with the next computation, as far as XLA's schedule shows.
 
 `delay(steps=1) | mean()` averages what lies in the state, so nothing in the step has to be computed before its messages
 leave. Whether the compiler makes use of it is read from scheduled programs, compiled for eight chips; nothing runs.

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, on any mesh, and only into the state that they are of."""
+"""Checkpoints are restored bit for bit, on any mesh, and only into a state with the same leaves."""
 
 import threading
 from collections.abc import Callable
@@ -19,7 +19,7 @@ WIDE = ['int64', 'uint64', 'float64']
 
 
 class State(NamedTuple):
-    """As a run has it: nested, with holes."""
+    """A nested state with None, like a run's."""
 
     step: jax.Array
     params: dict[str, Any]
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 def random_bits(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Every bit pattern that the dtype has may come: NaNs with payloads, denormals, negative zeros."""
+    """Random bit patterns of the dtype: also NaNs with payloads, denormals, negative zeros."""
     rng = np.random.default_rng(seed)
     if dtype == 'bool':
         return rng.integers(0, 2, shape).astype(bool)
@@ -41,9 +41,9 @@ def plain(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if manifest.is_key(leaf) else leaf)
 
 
-def assert_same(found: Any, wanted: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         assert plain(one).tobytes() == plain(other).tobytes()
@@ -67,43 +67,43 @@ def state_of(seed: int = 0) -> State:
 
 
 @pytest.mark.slow
-def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_state_is_restored_bit_for_bit(tmp_path: Path) -> None:
     state = state_of(7)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(7, state, {'seed': 7, 'update': 'mean() | adam(learning_rate=1e-3)'})
-    found = Checkpoints(tmp_path).restore(target_of(state))
-    assert found is not None
-    assert_same(found.state, state)
-    assert isinstance(found.state, State)
-    assert (found.step, found.damaged) == (7, [])
-    assert found.meta == {'seed': 7, 'update': 'mean() | adam(learning_rate=1e-3)'}
-    for leaf, wanted in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True):
-        assert leaf.sharding == wanted.sharding
+    restored = Checkpoints(tmp_path).restore(target_of(state))
+    assert restored is not None
+    assert_same(restored.state, state)
+    assert isinstance(restored.state, State)
+    assert (restored.step, restored.damaged) == (7, [])
+    assert restored.meta == {'seed': 7, 'update': 'mean() | adam(learning_rate=1e-3)'}
+    for leaf, expected in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state), strict=True):
+        assert leaf.sharding == expected.sharding
 
 
 def test_a_bare_array_is_a_state(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, jnp.arange(3), {})
-        found = checkpoints.restore(target_of(jnp.arange(3)))
-    assert found is not None
-    assert_same(found.state, jnp.arange(3))
+        restored = checkpoints.restore(target_of(jnp.arange(3)))
+    assert restored is not None
+    assert_same(restored.state, jnp.arange(3))
 
 
-def test_64_bit_leaves_need_x64_and_then_come_back(tmp_path: Path) -> None:
+def test_64_bit_leaves_need_x64_to_be_restored(tmp_path: Path) -> None:
     with jax.enable_x64(True):
         state = {name: jnp.asarray(random_bits(name, (4, 3))) for name in WIDE}
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(1, state, {})
         target = target_of(state)
-        found = Checkpoints(tmp_path).restore(target)
-        assert found is not None
-        assert_same(found.state, state)
+        restored = Checkpoints(tmp_path).restore(target)
+        assert restored is not None
+        assert_same(restored.state, state)
     with pytest.raises(CheckpointError, match=r"state\['float64'\] is float64, for which jax_enable_x64 must"):
         Checkpoints(tmp_path).restore(target)
 
 
 @pytest.mark.parametrize('rows, columns', [(4, 2), (2, 2), (2, 1), (1, 1)])
-def test_it_is_laid_out_on_another_mesh(tmp_path: Path, rows: int, columns: int) -> None:
+def test_it_is_restored_on_another_mesh(tmp_path: Path, rows: int, columns: int) -> None:
     full = {'w': random_bits('float32', (8, 4)), 'v': random_bits('bfloat16', (4,))}
     keys = jax.random.split(jax.random.key(3), 4)
 
@@ -115,11 +115,11 @@ def test_it_is_laid_out_on_another_mesh(tmp_path: Path, rows: int, columns: int)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
     shardings = layout(mesh_of(rows, columns))
-    found = Checkpoints(tmp_path).restore({name: target_of(x, shardings[name]) for name, x in state.items()})
-    assert found is not None
-    assert_same({name: found.state[name] for name in full}, jax.tree.map(jnp.asarray, full))
-    assert_same(found.state['keys'], keys)
-    assert {name: x.sharding for name, x in found.state.items()} == shardings
+    restored = Checkpoints(tmp_path).restore({name: target_of(x, shardings[name]) for name, x in state.items()})
+    assert restored is not None
+    assert_same({name: restored.state[name] for name in full}, jax.tree.map(jnp.asarray, full))
+    assert_same(restored.state['keys'], keys)
+    assert {name: x.sharding for name, x in restored.state.items()} == shardings
 
 
 @pytest.mark.slow
@@ -138,38 +138,38 @@ def test_buffers_may_be_donated_at_once(tmp_path: Path) -> None:
             state = step(step(state))
     assert donated > 0
     for n in reversed(range(6)):
-        found = Checkpoints(tmp_path).restore(target)
-        assert found is not None
-        assert found.step == n
-        for name, x in found.state.items():
+        restored = Checkpoints(tmp_path).restore(target)
+        assert restored is not None
+        assert restored.step == n
+        for name, x in restored.state.items():
             np.testing.assert_array_equal(x, first[name] + 3 * n)
         (tmp_path / str(n)).rename(tmp_path / f'seen-{n}')
 
 
 def test_save_returns_before_the_checkpoint_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on, write = threading.Event(), manifest.write
+    released, write = threading.Event(), manifest.write
 
-    def held(*args: Any) -> None:
-        assert may_go_on.wait(60)
+    def write_when_released(*args: Any) -> None:
+        assert released.wait(60)
         write(*args)
 
-    monkeypatch.setattr(manifest, 'write', held)
+    monkeypatch.setattr(manifest, 'write', write_when_released)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state_of(), {})
         assert checkpoints.steps() == []
         assert checkpoints.meta() is None
-        may_go_on.set()
+        released.set()
         checkpoints.wait()
         assert checkpoints.steps() == [1]
 
 
-def test_transfers_may_be_forbidden_around_it(tmp_path: Path) -> None:
+def test_it_works_where_implicit_transfers_are_forbidden(tmp_path: Path) -> None:
     state = state_of()
     with Checkpoints(tmp_path) as checkpoints, jax.transfer_guard('disallow'):
         checkpoints.save(1, state, {})
-        found = checkpoints.restore(target_of(state))
-    assert found is not None
-    assert_same(found.state, state)
+        restored = checkpoints.restore(target_of(state))
+    assert restored is not None
+    assert_same(restored.state, state)
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_another_state_is_refused(tmp_path: Path, change: Callable[[Any], Any], 
         ({'w': jnp.zeros(2)}, {'x': jnp.zeros(1)}, TypeError, 'meta must be JSON'),
     ],
 )
-def test_what_cannot_be_stored_is_refused(
+def test_a_state_or_meta_that_cannot_be_stored_is_refused(
     tmp_path: Path, state: Any, meta: Any, error: type[Exception], text: str
 ) -> None:
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,4 +1,4 @@
-"""The digest of an array: what numpy computes, the same for every sharding, different for every change."""
+"""The digest of an array equals the NumPy reference, is the same for every sharding, and changes with every change."""
 
 import re
 
@@ -30,7 +30,7 @@ def mix_by_numpy(x: np.ndarray) -> np.ndarray:
 
 
 def digest_by_numpy(x: np.ndarray) -> list[int]:
-    """From the bytes in memory, as one row of words."""
+    """The reference implementation, on the bytes in memory as one row of words."""
     size = x.dtype.itemsize
     words = np.frombuffer(x.tobytes(), '<u4' if size == 8 else f'<u{size}').astype(np.uint32)
     first = mix_by_numpy(words ^ mix_by_numpy(np.arange(len(words), dtype=np.uint32) + np.uint32(0x9E3779B9)))
@@ -44,7 +44,7 @@ shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), shapes, st.integers(0, 99))
-def test_the_digest_is_what_numpy_computes(dtype: str, shape: tuple[int, ...], seed: int) -> None:
+def test_the_digest_equals_the_numpy_reference(dtype: str, shape: tuple[int, ...], seed: int) -> None:
     with jax.enable_x64(dtype.endswith('64')):
         x = random_bits(dtype, shape, seed)
         assert jax.jit(digest)(jnp.asarray(x)).tolist() == digest_by_numpy(x)
@@ -63,7 +63,7 @@ def test_every_bit_changes_both_halves_of_the_digest(dtype: str) -> None:
             assert (before != after).all()
 
 
-def test_the_digest_sees_where_an_element_stands() -> None:
+def test_the_digest_depends_on_the_order_of_elements() -> None:
     x = np.arange(64, dtype=np.float32)
     swapped = x.copy()
     swapped[[3, 40]] = x[[40, 3]]
@@ -78,13 +78,13 @@ def test_the_digest_is_the_same_for_every_sharding(kind: jax.sharding.AxisType) 
     both = ('model', 'workers')
     specs = [jax.P(), jax.P('workers'), jax.P('workers', 'model'), jax.P(None, 'workers'), jax.P(both)]
     leaves = {str(spec): jax.device_put(x, jax.NamedSharding(mesh, spec)) for spec in specs}
-    leaves['alone'] = jax.device_put(x, jax.devices()[3])
+    leaves['one device'] = jax.device_put(x, jax.devices()[3])
     first, second = digest_by_numpy(x)
     assert set(digests(leaves).values()) == {f'{first:08x}{second:08x}'}
 
 
-def test_no_device_talks_to_compute_a_digest() -> None:
-    """Many programs with collectives in flight at once can wait for each other for ever on emulated devices."""
+def test_a_digest_needs_no_collective() -> None:
+    """On emulated devices many programs with collectives in flight at once can deadlock."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ('workers', 'model'))
     x = jax.device_put(jnp.zeros((8, 4)), jax.NamedSharding(mesh, jax.P('workers', 'model')))
     text = _compiled(x.sharding).lower(x).compile().as_text()

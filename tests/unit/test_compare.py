@@ -1,4 +1,4 @@
-"""Comparisons: who takes part under which name, what is run again and what not, and the report."""
+"""Comparisons: names of variants, resuming, and the report."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ def named(*experiments: Experiment) -> list[str]:
     return [variant.name for variant in variants(experiments)]
 
 
-def test_names_are_what_is_not_the_same_in_all() -> None:
+def test_names_are_the_differences() -> None:
     assert named(*map(small, LINES)) == ['mean()', 'mean(codec=int8())']
     assert named(small('sgd(0.1)'), small('mean() | sgd(0.1)')) == ['sgd(0.1)', 'mean() | sgd(0.1)']
     assert named(SMALL) == [SMALL.update]
@@ -31,7 +31,7 @@ def test_names_are_what_is_not_the_same_in_all() -> None:
     assert named(two, three) == ['mesh.workers=2', 'mesh.workers=3']
 
 
-def test_names_tell_kinds_apart() -> None:
+def test_names_of_models_of_two_kinds() -> None:
     models = [dataclasses.replace(Experiment(), model=model) for model in (SMALL.model, Experiment().model)]
     one, other = named(*models)
     assert one == 'model.kind=Perceptron, model.hidden=[8]'
@@ -42,70 +42,70 @@ def test_names_tell_kinds_apart() -> None:
     'update',
     ['mean() | sgd(0.1)', 'mean()|sgd(0.1)', 'mean(codec=None) | sgd(0.1)'],
 )
-def test_nobody_is_compared_with_itself_however_it_is_spelled(update: str) -> None:
-    with pytest.raises(ExperimentError, match='would be compared with itself: for more seeds use --seeds'):
+def test_equal_variants_are_refused_however_they_are_spelled(update: str) -> None:
+    with pytest.raises(ExperimentError, match='would be compared with itself; for more seeds use --seeds'):
         variants([small('sgd(0.2) | average(2)'), SMALL, dataclasses.replace(small(update), seed=3)])
 
 
-def test_there_must_be_somebody_to_compare() -> None:
+def test_a_comparison_needs_a_variant() -> None:
     with pytest.raises(ExperimentError, match='nothing to compare'):
         variants([])
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Variant], Path, list[tuple[str, int, str]]]:
-    """Two lines with two seeds each, stopped in the second run and started again: who, where, and what came then."""
+    """Two lines with two seeds each, stopped in the second run and resumed: variants, folder, and events since then."""
     folder = tmp_path_factory.mktemp('compare')
-    who = variants([small(line, **SHORT) for line in LINES])
-    seen: list[str] = []
-    for name, _, event in compare(who, 2, folder, stop=lambda: 'mean(codec=int8()) ready' in seen):
-        seen.append(f'{name} {event.kind}')
-    assert len(rows(who, 2, folder)) == 1
-    return who, folder, [(name, seed, event.kind) for name, seed, event in compare(who, 2, folder)]
+    compared = variants([small(line, **SHORT) for line in LINES])
+    events: list[str] = []
+    for name, _, event in compare(compared, 2, folder, stop=lambda: 'mean(codec=int8()) ready' in events):
+        events.append(f'{name} {event.kind}')
+    assert len(rows(compared, 2, folder)) == 1
+    return compared, folder, [(name, seed, event.kind) for name, seed, event in compare(compared, 2, folder)]
 
 
-def test_only_what_is_missing_is_run_again(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
-    who, folder, events = finished
+def test_only_missing_runs_are_run_again(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    compared, folder, events = finished
     assert list(dict.fromkeys((name, seed) for name, seed, _ in events)) == [
         ('mean(codec=int8())', 0),
         ('mean()', 1),
         ('mean(codec=int8())', 1),
     ]
-    # The second run was stopped after its first step, and takes only the other one now.
+    # The second run was stopped after its first step, so one step remains.
     assert [kind for name, seed, kind in events if (name, seed) == ('mean(codec=int8())', 0)].count('trained') == 1
-    assert list(compare(who, 2, folder)) == []
-    assert [(row['name'], row['seed']) for row in rows(who, 2, folder)] == [
+    assert list(compare(compared, 2, folder)) == []
+    assert [(row['name'], row['seed']) for row in rows(compared, 2, folder)] == [
         (name, seed) for name in ('mean()', 'mean(codec=int8())') for seed in (0, 1)
     ]
 
 
-def test_rows_hold_quality_and_costs(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
-    who, folder, _ = finished
-    exact, coded = (row for row in rows(who, 2, folder) if row['seed'] == 0)
-    # Two steps. A vote and 610 float32, in a ring of 4; or a vote, and twice to 3 others 153 codes in one block of 256
-    # with its scale, padded to 512.
+def test_rows_have_quality_and_costs(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    compared, folder, _ = finished
+    exact, coded = (row for row in rows(compared, 2, folder) if row['seed'] == 0)
+    # Two steps. Exact: a vote and 610 float32, in a ring of 4. Int8: a vote, and twice to 3 others 153 codes in one
+    # block of 256 with its scale, padded to 512.
     assert exact['sent'] == 2 * (2 * (4 + 4 * 610) * 3 // 4)
     assert coded['sent'] == 2 * (2 * 4 * 3 // 4 + 2 * 3 * 512)
     assert exact['memory'] == 4 * 610
     assert coded['held_out'] == pytest.approx(exact['held_out'], rel=0.02)
 
 
-def test_contenders_begin_with_the_same_weights_and_data(
+def test_variants_have_the_same_initial_weights_and_data(
     finished: tuple[list[Variant], Path, list[tuple[str, int, str]]],
 ) -> None:
-    who, folder, _ = finished
-    first = [json.loads((run_folder(folder, e) / 'metrics.jsonl').read_text().splitlines()[0]) for _, e in who]
+    compared, folder, _ = finished
+    first = [json.loads((run_folder(folder, e) / 'metrics.jsonl').read_text().splitlines()[0]) for _, e in compared]
     assert first[0]['loss'] == pytest.approx(first[1]['loss'], rel=1e-6)
 
 
-def report(who: list[Variant], seeds: int, folder: Path) -> tuple[list[Summary], str]:
-    summaries = write_report(who, seeds, folder, 'Two lines', 'jaxdist compare two.py')
+def report(compared: list[Variant], seeds: int, folder: Path) -> tuple[list[Summary], str]:
+    summaries = write_report(compared, seeds, folder, 'Two lines', 'jaxdist compare two.py')
     return summaries, (folder / 'index.html').read_text()
 
 
-def test_the_report_stands_alone(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
-    who, folder, _ = finished
-    summaries, page = report(who, 2, folder)
+def test_the_report_is_self_contained(finished: tuple[list[Variant], Path, list[tuple[str, int, str]]]) -> None:
+    compared, folder, _ = finished
+    summaries, page = report(compared, 2, folder)
     assert [summary.runs for summary in summaries] == [2, 2]
     assert len((folder / 'rows.jsonl').read_text().splitlines()) == 4
     assert (folder / 'table.md').read_text().count('\n| mean(') == 2
@@ -117,7 +117,7 @@ def test_the_report_stands_alone(finished: tuple[list[Variant], Path, list[tuple
     assert page.count('Student t') == 1
 
 
-def test_a_contender_that_cannot_be_trained_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+def test_a_variant_that_cannot_be_trained_is_refused_before_any_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='would come out different on each worker'):
         list(compare(variants([small('mean() | sgd(0.1)', **SHORT), small('sgd(0.1)', **SHORT)]), 1, tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -128,20 +128,20 @@ def test_a_report_needs_a_run_that_has_ended(tmp_path: Path) -> None:
         report(variants([SMALL]), 1, tmp_path)
 
 
-def test_who_diverges_is_reported_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    who = variants([small(f'mean() | sgd({rate})', **SHORT) for rate in ('1e38', '0.1')])
-    events = [(name, event.kind) for name, _, event in compare(who, 1, tmp_path)]
+def test_a_diverged_variant_is_reported_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    compared = variants([small(f'mean() | sgd({rate})', **SHORT) for rate in ('1e38', '0.1')])
+    events = [(name, event.kind) for name, _, event in compare(compared, 1, tmp_path)]
     assert ('sgd(1e+38)', 'diverged') in events
     assert events[-1] == ('sgd(0.1)', 'done')
-    summaries, page = report(who, 1, tmp_path)
+    summaries, page = report(compared, 1, tmp_path)
     assert [summary.diverged for summary in summaries] == [1, 0]
     assert 'diverged' in page
-    assert list(compare(who, 1, tmp_path)) == []
+    assert list(compare(compared, 1, tmp_path)) == []
 
 
 def test_a_report_where_all_diverged_has_no_plots(tmp_path: Path) -> None:
-    who = variants([small('mean() | sgd(1e38)', **SHORT)])
-    assert [event.kind for _, _, event in compare(who, 1, tmp_path)][-1] == 'diverged'
-    _, page = report(who, 1, tmp_path)
+    compared = variants([small('mean() | sgd(1e38)', **SHORT)])
+    assert [event.kind for _, _, event in compare(compared, 1, tmp_path)][-1] == 'diverged'
+    _, page = report(compared, 1, tmp_path)
     assert 'data:image' not in page
     assert not (tmp_path / 'frontier.png').exists()

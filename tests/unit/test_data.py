@@ -1,4 +1,4 @@
-"""Data: batches that are pure functions, divisions that lose nothing, held-out data that never leaks."""
+"""Data sets: batches are pure functions, divisions cover all examples, held-out data are never trained on."""
 
 import math
 import sys
@@ -58,7 +58,7 @@ def test_an_epoch_has_each_example_once(count: int, seed: int, size: int, steps:
         assert sorted(epoch) == list(range(count)) if len(epoch) == count else len(set(epoch)) == len(epoch)
 
 
-def test_epochs_seeds_and_workers_have_orders_of_their_own():
+def test_epochs_seeds_and_workers_have_different_orders():
     orders = {
         tuple(permutation(20, seed, worker, epoch)) for seed in range(3) for worker in range(3) for epoch in range(3)
     }
@@ -66,13 +66,13 @@ def test_epochs_seeds_and_workers_have_orders_of_their_own():
 
 
 @pytest.mark.parametrize('choose', [in_epochs, at_random])
-def test_workers_with_equal_parts_do_not_draw_alike(choose: Choose):
+def test_workers_with_equal_parts_draw_different_examples(choose: Choose):
     draw = sampler(lambda workers: (np.arange(50), np.arange(50)), choose)
     drawn = np.array([np.split(draw(0, step, 20, 2).indices, 2) for step in range(10)])
     assert (drawn[:, 0] != drawn[:, 1]).mean() > 0.9
 
 
-def test_stretches_of_text_start_everywhere_equally_often():
+def test_windows_of_text_start_uniformly():
     counts = np.bincount(at_random(10, seed=0, stream=0, step=0, size=20_000), minlength=10)
     assert np.square(counts - 2000).sum() / 2000 < 27.9  # chi-square, 9 degrees of freedom, one in a thousand
 
@@ -111,7 +111,7 @@ def test_parts_are_disjoint_and_cover(division: Division | str, workers: int, la
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), seed=st.integers(0, 100))
-def test_weights_make_the_mean_over_workers_that_over_all_examples(sizes: list[int], seed: int):
+def test_the_weighted_mean_over_workers_is_that_over_all_examples(sizes: list[int], seed: int):
     workers, total = len(sizes), sum(sizes)
     parts: Parts = tuple(np.split(np.arange(total), np.cumsum(sizes)[:-1]))
     values = np.random.default_rng(seed).normal(size=total)
@@ -125,15 +125,15 @@ def test_weights_make_the_mean_over_workers_that_over_all_examples(sizes: list[i
 
 
 @pytest.mark.parametrize('division', DIVISIONS[1:])
-def test_a_worker_draws_from_its_own_part_alone(division: Division):
+def test_a_worker_draws_from_its_part_only(division: Division):
     data = Digits(division=division).load()
     epoch = Digits().load().batch(0, 0, data.facts['examples'], 1)['x']
-    seen: list[set[bytes]] = [set() for _ in range(4)]
+    drawn: list[set[bytes]] = [set() for _ in range(4)]
     for step in range(40):
         batch = data.batch(0, step, 80, 4)
         for worker, rows in enumerate(np.split(batch['x'], 4)):
-            seen[worker] |= {row.tobytes() for row in rows}
-    assert len(set.union(*seen)) == sum(map(len, seen)) > 0.9 * len({row.tobytes() for row in epoch})
+            drawn[worker] |= {row.tobytes() for row in rows}
+    assert len(set.union(*drawn)) == sum(map(len, drawn)) > 0.9 * len({row.tobytes() for row in epoch})
 
 
 def test_by_label_gives_each_worker_its_labels():
@@ -166,7 +166,7 @@ def test_sizes_are_relative():
     assert batch['weight'].dtype == np.float32
 
 
-def test_without_unequal_parts_there_is_no_weight():
+def test_with_equal_parts_there_is_no_weight():
     assert set(Table(name='iris', division=Sizes((1, 1))).load().batch(0, 0, 4, 2)) == {'x', 'y', 'row'}
     assert set(Table(name='iris').load().batch(0, 0, 6, 3)) == {'x', 'y'}
 
@@ -190,7 +190,7 @@ def test_impossible_divisions_are_refused(division: Division, workers: int, mess
 
 
 @pytest.mark.parametrize('division', [ByLabel(), Dirichlet()])
-def test_labels_are_asked_for_where_there_are_none(division: Division):
+def test_divisions_by_label_need_labels(division: Division):
     with pytest.raises(ValueError, match='real numbers to predict: use Even or Sizes'):
         Table(name='diabetes', division=division).load().batch(0, 0, 4, 2)
 
@@ -199,7 +199,7 @@ def test_labels_are_asked_for_where_there_are_none(division: Division):
 
 
 @pytest.mark.parametrize('dataset', DATASETS[1:])
-def test_held_out_batches_are_in_order_and_filled_up_with_weight_zero(dataset: Dataset):
+def test_held_out_batches_are_in_order_and_padded_with_weight_zero(dataset: Dataset):
     data = dataset.load()
     count = data.facts['held_out']
     (whole,) = data.held_out(count)
@@ -214,7 +214,7 @@ def test_held_out_batches_are_in_order_and_filled_up_with_weight_zero(dataset: D
 
 
 @pytest.mark.parametrize('name', ['digits', 'breast_cancer', 'wine', 'iris', 'diabetes'])
-def test_tables_are_scikit_learns_split_and_standardised(name: str):
+def test_tables_are_those_of_scikit_learn_split_and_standardised(name: str):
     data = (Digits() if name == 'digits' else Table(name=name)).load()
     raw = getattr(datasets, f'load_{name}')()
     train = data.batch(0, 0, data.facts['examples'], 1)
@@ -236,11 +236,11 @@ def test_tables_are_scikit_learns_split_and_standardised(name: str):
         assert data.baseline == pytest.approx(-np.log(counts[held['y']] / counts.sum()).mean(), rel=1e-6)
         assert data.task.classes == len(raw.target_names)
     np.testing.assert_allclose(np.sort(y), np.sort(raw.target), rtol=1e-5)
-    ours, theirs = (np.sort(table.reshape(rows, -1)[:, 2]) for table in (x, raw.data))
-    assert np.corrcoef(ours, theirs)[0, 1] == pytest.approx(1, abs=1e-6)
+    actual, expected = (np.sort(table.reshape(rows, -1)[:, 2]) for table in (x, raw.data))
+    assert np.corrcoef(actual, expected)[0, 1] == pytest.approx(1, abs=1e-6)
 
 
-def test_missing_scikit_learn_is_answered_with_the_extra(monkeypatch: pytest.MonkeyPatch):
+def test_without_scikit_learn_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     for dataset in (Digits(), Table()):
         with pytest.raises(ImportError, match=r"pip install 'jaxdist\[data\]'"):

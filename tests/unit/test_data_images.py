@@ -1,4 +1,4 @@
-"""Images from idx files: read as they are written, and refused with a reason when they are damaged."""
+"""Images from idx files: intact files are read, damaged ones refused with a reason."""
 
 import gzip
 import struct
@@ -24,12 +24,12 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write(folder: Path, **changed: np.ndarray) -> str:
-    """A folder of idx files, of which images are packed; `changed` ones are named as train_images."""
+    """Writes a folder of idx files, with compressed images; `changed` replaces arrays, named as in train_images."""
     for name, array in FILES.items():
         content = idx(changed.get('_'.join(name.split('-')[:2]), array))
-        packed = 'images' in name
-        path = folder / (f'{name}.gz' if packed else name)
-        path.write_bytes(gzip.compress(content) if packed else content)
+        compress = 'images' in name
+        path = folder / (f'{name}.gz' if compress else name)
+        path.write_bytes(gzip.compress(content) if compress else content)
     return str(folder)
 
 
@@ -45,12 +45,12 @@ def test_images_are_read_standardised_and_labelled(tmp_path: Path):
     assert held['y'].tolist() == FILES['t10k-labels-idx1-ubyte'].tolist()
     pixels = np.rint(train['x'][..., 0] * raw.std() + raw.mean()).astype(np.uint8)
     labelled = zip(pixels, train['y'], strict=True)
-    wanted = zip(raw, FILES['train-labels-idx1-ubyte'], strict=True)
-    assert {(p.tobytes(), int(y)) for p, y in labelled} == {(p.tobytes(), int(y)) for p, y in wanted}
+    expected = zip(raw, FILES['train-labels-idx1-ubyte'], strict=True)
+    assert {(p.tobytes(), int(y)) for p, y in labelled} == {(p.tobytes(), int(y)) for p, y in expected}
     assert (data.facts['examples'], data.facts['held_out']) == (30, 7)
 
 
-def test_missing_files_are_answered_with_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_for_missing_files_the_message_names_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, 'DEBIAN', tmp_path)
     with pytest.raises(FileNotFoundError, match='apt install dataset-fashion-mnist') as caught:
         FashionMNIST().load()
@@ -59,7 +59,7 @@ def test_missing_files_are_answered_with_where_to_get_them(tmp_path: Path, monke
     assert FashionMNIST().load().facts['examples'] == 30
 
 
-def test_packed_and_unpacked_files_read_the_same(tmp_path: Path):
+def test_compressed_and_uncompressed_files_are_read_alike(tmp_path: Path):
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     (tmp_path / 'a').write_bytes(idx(array))
     (tmp_path / 'a.gz').write_bytes(gzip.compress(idx(array)))
@@ -84,14 +84,14 @@ GOOD = idx(np.arange(200, dtype=np.uint8))
         ('a.gz', b'', 'begins with'),
     ],
 )
-def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path, name: str, content: bytes, message: str):
+def test_damaged_files_are_refused_with_a_reason(tmp_path: Path, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         read_idx(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_flipped_bit_in_a_packed_file_is_found(tmp_path: Path):
+def test_a_flipped_bit_in_a_compressed_file_is_detected(tmp_path: Path):
     packed = bytearray(gzip.compress(GOOD))
     packed[len(packed) // 2] ^= 4
     (tmp_path / 'a.gz').write_bytes(packed)
@@ -108,6 +108,6 @@ def test_a_flipped_bit_in_a_packed_file_is_found(tmp_path: Path):
         ({'train_labels': np.full(30, 10, np.uint8)}, 'the label 10, and labels must be below 10'),
     ],
 )
-def test_files_that_do_not_go_together_are_refused(tmp_path: Path, changed: dict[str, np.ndarray], message: str):
+def test_inconsistent_files_are_refused(tmp_path: Path, changed: dict[str, np.ndarray], message: str):
     with pytest.raises(ValueError, match=message):
         FashionMNIST(path=write(tmp_path, **changed)).load()

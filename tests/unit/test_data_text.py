@@ -1,4 +1,4 @@
-"""Text: read in order, cut into stretches that never leak, divided among workers by stretches and files."""
+"""Text: read in order, split into windows that do not mix training and held-out bytes, divided among workers."""
 
 import hashlib
 import sys
@@ -25,17 +25,17 @@ def write_library(root: Path, files: dict[str, bytes]) -> None:
         (root / name).write_bytes(content)
 
 
-def test_text_never_trains_on_what_is_held_out(tmp_path: Path):
+def test_held_out_text_is_never_trained_on(tmp_path: Path):
     data = texts(tmp_path, b'a' * 900 + b'b' * 100, context=10, held_out=0.1)
-    seen = np.concatenate([data.batch(0, step, 64, 2)['tokens'] for step in range(50)])
-    assert set(np.unique(seen)) == {ord('a')}
+    tokens = np.concatenate([data.batch(0, step, 64, 2)['tokens'] for step in range(50)])
+    assert set(np.unique(tokens)) == {ord('a')}
     held = list(data.held_out(4))
     assert set(np.unique(np.concatenate([part['tokens'] for part in held]))) == {ord('b')}
     assert sum(part['weight'].sum() for part in held) == 9
     assert data.baseline == pytest.approx(-np.log(1 / (900 + 256)))
 
 
-def test_held_out_stretches_predict_every_byte_once_in_order(tmp_path: Path):
+def test_held_out_windows_predict_every_byte_once_in_order(tmp_path: Path):
     content = bytes(range(200)) * 3
     data = texts(tmp_path, content, context=7, held_out=0.25)
     tokens = np.concatenate([part['tokens'][part['weight'] > 0] for part in data.held_out(4)])
@@ -43,7 +43,7 @@ def test_held_out_stretches_predict_every_byte_once_in_order(tmp_path: Path):
     assert (tokens[1:, 0] == tokens[:-1, -1]).all()
 
 
-def test_training_stretches_lie_in_the_text_and_reach_its_ends(tmp_path: Path):
+def test_training_windows_are_in_the_text_and_reach_its_ends(tmp_path: Path):
     content = bytes(range(250))
     data = texts(tmp_path, content, context=8, held_out=0.2)
     tokens = np.concatenate([data.batch(0, step, 64, 1)['tokens'] for step in range(40)])
@@ -53,17 +53,17 @@ def test_training_stretches_lie_in_the_text_and_reach_its_ends(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    'division, owners',
+    'division, parts',
     [(ByLabel(1), 'abcd'), (ByLabel(2), ('ae', 'bf', 'cg', 'dh')), (Sizes((1, 1, 1, 1)), 'abcd')],
 )
-def test_workers_own_stretches_of_a_single_text(tmp_path: Path, division: Division, owners: str | tuple[str, ...]):
-    stretches = sorted(''.join(owners))
-    content = b''.join(letter.encode() * (808 // len(stretches)) for letter in stretches) + b'z' * 100
+def test_workers_have_parts_of_a_single_text(tmp_path: Path, division: Division, parts: str | tuple[str, ...]):
+    pieces = sorted(''.join(parts))
+    content = b''.join(letter.encode() * (808 // len(pieces)) for letter in pieces) + b'z' * 100
     data = texts(tmp_path, content, context=1, held_out=100 / 908, division=division)
     batches = [data.batch(0, step, 40, 4)['tokens'][:, 0].reshape(4, 10) for step in range(30)]
-    for worker, letters in enumerate(owners):
+    for worker, letters in enumerate(parts):
         starts = Counter(bytes(np.concatenate([b[worker] for b in batches]).tolist()).decode())
-        assert sum(starts[letter] for letter in letters) > 290  # shards are cut at blocks, up to two bytes off
+        assert sum(starts[letter] for letter in letters) > 290  # shards end at blocks, up to two bytes off
         assert all(starts[letter] > 60 for letter in letters)
 
 
@@ -74,7 +74,7 @@ def test_labels_of_text_are_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     rows = np.concatenate([data.batch(0, step, 64, 2)['tokens'][:, 0].reshape(2, 32) for step in range(20)], axis=1)
     mixes = [Counter(bytes(row.tolist()).decode()) for row in rows]
     assert set(mixes[0]) | set(mixes[1]) == set('abcd')
-    assert not set(mixes[0]) & set(mixes[1])  # at so small an alpha each file has one owner
+    assert not set(mixes[0]) & set(mixes[1])  # with such a small alpha each file belongs to one worker
     with pytest.raises(ValueError, match='at least two labels'):
         texts(tmp_path, b'one file ' * 99, context=2, division=Dirichlet()).batch(0, 0, 4, 2)
 
@@ -83,8 +83,8 @@ def test_the_standard_library_is_read_by_path_without_tests_and_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read = {'b.py': b'B' * 50, 'a/z.py': b'Z' * 30, 'a.py': b'A' * 40}
-    left = ['test/x.py', 'a/tests/x.py', 'site-packages/p/x.py', 'tkinter/x.py', '_sysconfigdata_x.py', 'x.txt']
-    write_library(tmp_path, {**read, **dict.fromkeys(left, b'!' * 99)})
+    ignored = ['test/x.py', 'a/tests/x.py', 'site-packages/p/x.py', 'tkinter/x.py', '_sysconfigdata_x.py', 'x.txt']
+    write_library(tmp_path, {**read, **dict.fromkeys(ignored, b'!' * 99)})
     monkeypatch.setattr(sysconfig, 'get_path', lambda name: str(tmp_path))
     facts = Text(context=1).load().facts
     whole = b'A' * 40 + b'Z' * 30 + b'B' * 50

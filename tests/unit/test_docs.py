@@ -1,4 +1,4 @@
-"""The documentation's code is the code that is tested, and it runs."""
+"""The code in the documentation is tested and runs."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ def test_the_worked_example_on_the_page_is_the_file(page: str, file: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file, laws', [('trimmed_mean.py', 16), ('mu_law.py', 8)])
-def test_the_worked_example_is_lawful(file: str, laws: int) -> None:
+def test_the_worked_example_satisfies_its_laws(file: str, laws: int) -> None:
     command = [sys.executable, '-m', 'jaxdist', 'laws', str(DOCS / 'examples' / file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +71,7 @@ def test_every_line_and_codec_of_the_tables_can_be_built() -> None:
             (line.build_codec if known else line.build)(text.replace('...', 'int4()'))
 
 
-def test_the_pages_name_every_constraint_and_link_of_dual_lines() -> None:
+def test_the_page_names_every_constraint_and_transformation_of_dual_lines() -> None:
     page = (DOCS / 'constraints.md').read_text()
     assert [name for name in {**registry.constraints(), **registry.duals()} if name not in page] == []
 
@@ -81,19 +81,19 @@ def test_the_ten_lines_on_constraints_reach_the_closed_form() -> None:
     exec(blocks('constraints.md')[0], space)
     mean = np.arange(24.0).reshape(8, 3).mean(0) / 24  # the projection of the mean onto the plane
     np.testing.assert_allclose(space['state'].params, mean + (1 - mean.sum()) / 3, atol=1e-5)
-    found = space['means'](space['metrics'])['constraints']['budget']
-    assert found == pytest.approx({'value': 0, 'violation': 0, 'multiplier': 2 * (mean.sum() - 1) / 3}, abs=1e-5)
+    metrics = space['means'](space['metrics'])['constraints']['budget']
+    assert metrics == pytest.approx({'value': 0, 'violation': 0, 'multiplier': 2 * (mean.sum() - 1) / 3}, abs=1e-5)
 
 
-def test_the_constraint_of_ones_own_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_defined_constraint_can_be_used_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, '_ENTRIES', dict(registry._ENTRIES))
     exec(blocks('constraints.md')[1], {})
     task = Digits().load().task
-    made = line.build_constraint('calm: small_outputs(bound=0.5)', Perceptron(hidden=()).build(task))
-    assert (made.over, made.bound) == ('mean', 0.5)
+    constraint = line.build_constraint('calm: small_outputs(bound=0.5)', Perceptron(hidden=()).build(task))
+    assert (constraint.over, constraint.bound) == ('mean', 0.5)
 
 
-def test_every_link_of_the_tables_of_dual_lines_can_be_built() -> None:
+def test_every_transformation_of_the_tables_of_dual_lines_can_be_built() -> None:
     texts = [text for text in in_first_column('constraints.md') if '(' in text]
     assert 'scale_by_penalty() | sgd(1.0)' in texts
     for text in texts:

@@ -1,4 +1,4 @@
-"""Experiments as JSON and as config files: what is written comes back, and what is wrong is named with its place."""
+"""Experiments as JSON and as config files: they round-trip, and errors name the field or the line."""
 
 import dataclasses
 import json
@@ -59,12 +59,12 @@ EXPERIMENTS = st.builds(
 
 
 @given(EXPERIMENTS)
-def test_json_brings_every_experiment_back(experiment: Experiment) -> None:
+def test_every_experiment_round_trips_through_json(experiment: Experiment) -> None:
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 
 @given(EXPERIMENTS, EXPERIMENTS)
-def test_differences_are_there_if_and_only_if_something_else_is_trained(one: Experiment, other: Experiment) -> None:
+def test_differences_are_those_in_fields_that_may_not_change(one: Experiment, other: Experiment) -> None:
     assert differences(one, one) == []
     free = {'steps': 1, 'mesh': Mesh()}
     same = dataclasses.replace(one, **free) == dataclasses.replace(other, **free)
@@ -121,10 +121,10 @@ def test_json_errors_name_the_field(name: str, value: Any, message: str) -> None
         from_json(changed(name, value))
 
 
-def test_a_whole_number_may_stand_for_a_real_one() -> None:
-    made = from_json(changed('data.held_out', 0))
-    assert isinstance(made.data, Text)
-    assert type(made.data.held_out) is float
+def test_an_integer_is_accepted_for_a_float() -> None:
+    experiment = from_json(changed('data.held_out', 0))
+    assert isinstance(experiment.data, Text)
+    assert type(experiment.data.held_out) is float
 
 
 def test_flat_names_every_setting_once() -> None:
@@ -147,7 +147,7 @@ def config(folder: Path, text: str, name: str = 'mine.py') -> Path:
     return path
 
 
-def test_a_config_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+def test_a_config_may_import_files_in_its_folder(tmp_path: Path) -> None:
     config(tmp_path, 'STEPS = 77', 'beside_the_config.py')
     path = config(tmp_path, HEAD + 'from beside_the_config import STEPS\nexperiment = lambda: Experiment(steps=STEPS)')
     assert load(path).steps == 77
@@ -170,7 +170,7 @@ def test_a_config_may_be_json(tmp_path: Path) -> None:
         (HEAD + 'def experiment():\n    return Experiment(stpes=5)', r'mine.py, line 3: TypeError: .*stpes'),
     ],
 )
-def test_a_wrong_config_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_wrong_config_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises((ExperimentError, ScriptError), match=message):
         load(config(tmp_path, text))
 
@@ -188,7 +188,7 @@ def test_other_files_are_refused(tmp_path: Path, name: str, text: str, message: 
         load(config(tmp_path, text, name))
 
 
-def test_a_config_that_is_not_there() -> None:
+def test_a_missing_config_is_refused() -> None:
     with pytest.raises(ExperimentError, match=r"there is no config 'nowhere.json'"):
         load(Path('nowhere.json'))
 
@@ -206,7 +206,7 @@ def test_a_sweep_yields_experiments(tmp_path: Path) -> None:
         ('x = 1', r'mine.py has no function sweep\(\)'),
     ],
 )
-def test_a_wrong_sweep_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_wrong_sweep_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         list(sweep(config(tmp_path, text)))
 

@@ -1,4 +1,4 @@
-"""Models: against NumPy written by hand, as sums and counts, cut over a mesh, in bfloat16, and learning."""
+"""Models: against NumPy references, as sums and counts, sharded over a mesh, in bfloat16, and learning."""
 
 import re
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def batch_of(task: Task, size: int = 8, seed: int = 0) -> Batch:
 
 
 @cache
-def made(architecture: Architecture, task: Task) -> tuple[Model, Params, Batch]:
-    """The model, its loss compiled, with parameters and a batch."""
+def prepared(architecture: Architecture, task: Task) -> tuple[Model, Params, Batch]:
+    """The model with its loss jitted, its parameters, and a batch."""
     model = architecture.build(task)
     return model._replace(loss=jax.jit(model.loss)), jax.jit(model.init)(KEY), batch_of(task)
 
@@ -57,7 +57,7 @@ def gradient(architecture: Architecture, task: Task) -> Callable[[Params, Batch]
 
 
 def outputs(architecture: Architecture, task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., np.ndarray]:
-    """`(params, batch)` to what the model gives to its loss."""
+    """`(params, batch) -> outputs`: the model's outputs, as its loss gets them."""
     monkeypatch.setattr(scoring, 'score', lambda task, outputs, targets, weight: outputs)
     loss = jax.jit(architecture.build(task).loss)
     return lambda params, batch: np.asarray(loss(params, batch, KEY))
@@ -67,8 +67,8 @@ def rms(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * scale
 
 
-def transformer_by_hand(p: Params, tokens: np.ndarray, layers: int) -> np.ndarray:
-    """Logits in float64, one row, head and position at a time, rotary positions as complex numbers."""
+def reference_transformer(p: Params, tokens: np.ndarray, layers: int) -> np.ndarray:
+    """Reference logits in float64, one row, head and position at a time, with rotary positions as complex numbers."""
     x = p['embed']['embedding'][tokens]
     length = x.shape[1]
     for layer in range(layers):
@@ -76,8 +76,8 @@ def transformer_by_hand(p: Params, tokens: np.ndarray, layers: int) -> np.ndarra
         y = rms(x, block['norm_attention']['scale'])
         q, k, v = np.moveaxis(np.einsum('btd,dchk->btchk', y, block['qkv']['kernel']), 2, 0)
         half = q.shape[-1] // 2
-        turn = np.exp(1j * np.arange(length)[:, None, None] * 10000.0 ** (-np.arange(half) / half))
-        q, k = ((a[..., :half] + 1j * a[..., half:]) * turn for a in (q, k))
+        rotation = np.exp(1j * np.arange(length)[:, None, None] * 10000.0 ** (-np.arange(half) / half))
+        q, k = ((a[..., :half] + 1j * a[..., half:]) * rotation for a in (q, k))
         mixed = np.zeros_like(v)
         for b, t, h in np.ndindex(*v.shape[:3]):
             scores = (k[b, : t + 1, h].conj() @ q[b, t, h]).real / np.sqrt(2 * half)
@@ -90,16 +90,16 @@ def transformer_by_hand(p: Params, tokens: np.ndarray, layers: int) -> np.ndarra
     return rms(x, p['norm']['scale']) @ p['embed']['embedding'].T
 
 
-def test_transformer_equals_numpy_by_hand(monkeypatch):
-    _, params, batch = made(*DEEP)
+def test_transformer_equals_the_reference(monkeypatch):
+    _, params, batch = prepared(*DEEP)
     params = jax.tree.map(lambda a: 3 * np.asarray(a, np.float64), params)  # attention far from uniform
-    expected = transformer_by_hand(params, batch['tokens'][:, :-1], layers=2)
+    expected = reference_transformer(params, batch['tokens'][:, :-1], layers=2)
     logits = outputs(*DEEP, monkeypatch)(jax.tree.map(np.float32, params), batch)
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 def test_a_later_token_does_not_change_earlier_predictions(monkeypatch):
-    _, params, batch = made(*DEEP)
+    _, params, batch = prepared(*DEEP)
     logits = outputs(*DEEP, monkeypatch)
     changed = batch['tokens'].copy()
     changed[:, 7] = (changed[:, 7] + 1) % TOKENS.classes
@@ -109,7 +109,7 @@ def test_a_later_token_does_not_change_earlier_predictions(monkeypatch):
 
 
 def test_convnet_equals_convolutions(monkeypatch):
-    _, params, batch = made(*PAIRS[1])
+    _, params, batch = prepared(*PAIRS[1])
     x = jnp.asarray(batch['x'])
     for layer in range(2):
         kernel, bias = params[f'conv{layer}']['kernel'], params[f'conv{layer}']['bias']
@@ -123,7 +123,7 @@ def test_convnet_equals_convolutions(monkeypatch):
 
 
 def test_losses_equal_their_formulas():
-    model, params, batch = made(Perceptron(hidden=()), VALUES)
+    model, params, batch = prepared(Perceptron(hidden=()), VALUES)
     sums, count = model.loss(params, batch, KEY)
     errors = batch['x'] @ np.asarray(params['head']['kernel'])[:, 0] - batch['y']
     assert set(sums) == {'loss'}
@@ -137,8 +137,8 @@ def test_losses_equal_their_formulas():
 
 
 @pytest.mark.parametrize('architecture, task', PAIRS[:4])
-def test_the_first_loss_is_that_of_a_guess(architecture: Architecture, task: Task):
-    model, params, _ = made(architecture, task)
+def test_the_first_loss_is_that_of_a_uniform_prediction(architecture: Architecture, task: Task):
+    model, params, _ = prepared(architecture, task)
     batch = batch_of(task, size=64)
     batch |= {'x': 0.1 * batch['x']} if 'x' in batch else {}
     sums, count = model.loss(params, batch, KEY)
@@ -147,7 +147,7 @@ def test_the_first_loss_is_that_of_a_guess(architecture: Architecture, task: Tas
 
 @pairs
 def test_every_parameter_gets_a_finite_gradient(architecture: Architecture, task: Task):
-    _, params, batch = made(architecture, task)
+    _, params, batch = prepared(architecture, task)
     grads = gradient(architecture, task)(params, batch)
     for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
         assert np.isfinite(leaf).all(), path
@@ -155,16 +155,16 @@ def test_every_parameter_gets_a_finite_gradient(architecture: Architecture, task
 
 
 @pairs
-def test_two_halves_add_up_to_the_whole(architecture: Architecture, task: Task):
-    model, params, batch = made(architecture, task)
+def test_sums_over_two_halves_add_up_to_the_whole(architecture: Architecture, task: Task):
+    model, params, batch = prepared(architecture, task)
     whole = model.loss(params, batch, KEY)
     halves = [model.loss(params, {k: v[i : i + 4] for k, v in batch.items()}, KEY) for i in (0, 4)]
     jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, sum(b), rtol=1e-5), whole, *halves)
 
 
 @pairs
-def test_a_weight_counts_an_example_as_often(architecture: Architecture, task: Task):
-    model, params, batch = made(architecture, task)
+def test_an_integer_weight_equals_repeating_the_example(architecture: Architecture, task: Task):
+    model, params, batch = prepared(architecture, task)
     times = np.array([0, 1, 2, 3, 0, 1, 1, 0])
     weighted = model.loss(params, {**batch, 'weight': times.astype(np.float32)}, KEY)
     repeated = model.loss(params, {k: np.repeat(v, times, axis=0) for k, v in batch.items()}, KEY)
@@ -172,8 +172,8 @@ def test_a_weight_counts_an_example_as_often(architecture: Architecture, task: T
 
 
 @pairs
-def test_the_count_is_known_to_be_equal_on_all_workers_unless_weighted(architecture: Architecture, task: Task):
-    model, params, batch = made(architecture, task)
+def test_the_count_is_typed_as_replicated_unless_weighted(architecture: Architecture, task: Task):
+    model, params, batch = prepared(architecture, task)
     workers = mesh.make({'workers': 4})
 
     def count(batch: Batch) -> jax.Array:
@@ -192,7 +192,7 @@ def test_the_count_is_known_to_be_equal_on_all_workers_unless_weighted(architect
 
 @pairs
 def test_bfloat16_parameters_compute_in_bfloat16_and_sum_in_float32(architecture: Architecture, task: Task):
-    model, params, batch = made(architecture, task)
+    model, params, batch = prepared(architecture, task)
     half = jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
     exact, rounded = (model.loss(p, batch, KEY) for p in (params, half))
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype('float32')}
@@ -206,17 +206,15 @@ def test_bfloat16_parameters_compute_in_bfloat16_and_sum_in_float32(architecture
 
 
 @pytest.mark.parametrize('architecture, task', [PAIRS[0], PAIRS[1], PAIRS[2], PAIRS[4]])
-def test_cut_over_a_model_axis_it_gives_the_same_with_an_all_reduce_for_each_pair(
-    architecture: Architecture, task: Task
-):
-    model, params, batch = made(architecture, task)
+def test_sharding_over_a_model_axis_gives_the_same_with_one_all_reduce_per_pair(architecture: Architecture, task: Task):
+    model, params, batch = prepared(architecture, task)
     devices = mesh.make({'model': 2})
     specs = mesh.specs(params, model.rules, devices)
-    cut = jax.device_put(params, jax.tree.map(lambda s: jax.NamedSharding(devices, s), specs))
-    compiled = jax.jit(model.loss).lower(cut, batch, KEY).compile()
+    sharded = jax.device_put(params, jax.tree.map(lambda s: jax.NamedSharding(devices, s), specs))
+    compiled = jax.jit(model.loss).lower(sharded, batch, KEY).compile()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-        compiled(cut, batch, KEY),
+        compiled(sharded, batch, KEY),
         model.loss(params, batch, KEY),
     )
     names = re.findall(r'= \S+ (all-\S+|collective-\S+|reduce-scatter)\(', compiled.as_text())
@@ -224,7 +222,7 @@ def test_cut_over_a_model_axis_it_gives_the_same_with_an_all_reduce_for_each_pai
     assert names == ['all-reduce'] * pairs_of_matrices
 
 
-def test_simulated_workers_with_own_weights_need_no_convolution():
+def test_simulated_workers_with_different_weights_need_no_convolution():
     model = ConvNet().build(IMAGES)
     params = jax.eval_shape(jax.vmap(model.init), jax.random.split(KEY, 4))
     batch = jax.tree.map(lambda *x: np.stack(x), *(batch_of(IMAGES, seed=s) for s in range(4)))
@@ -246,7 +244,7 @@ def test_simulated_workers_with_own_weights_need_no_convolution():
         (Perceptron(hidden=(4, 0)), TABLE, 'must have 1 entry or more'),
     ],
 )
-def test_what_does_not_fit_is_refused(architecture: Architecture, task: Task, message: str):
+def test_a_model_that_does_not_fit_the_task_is_refused(architecture: Architecture, task: Task, message: str):
     with pytest.raises(ValueError, match=message):
         architecture.build(task)
 
@@ -279,7 +277,7 @@ def test_digits_are_learnt(architecture: Architecture):
     assert float(sums['loss'] / count) < 0.1 * data.baseline
 
 
-def test_text_is_learnt_beyond_its_histogram():
+def test_text_is_learnt_better_than_its_histogram():
     data = Text(context=32).load()
     model = Transformer(layers=1, width=32, heads=2).build(data.task)
     params = fitted(model, [data.batch(0, step, 8, 1) for step in range(120)], 2e-2)

@@ -1,4 +1,4 @@
-"""Numbers as text, summaries over seeds and tables: checked against closed forms, and bad rows refused."""
+"""Numbers as text, summaries over seeds, and tables: against closed forms; wrong rows are refused."""
 
 import math
 
@@ -94,9 +94,9 @@ def test_an_uncertainty_keeps_two_digits(half):
 def test_intervals_are_students_t(values, quantile):
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    got = report.interval(values)
-    assert got.mean == pytest.approx(mean)
-    assert got.half == pytest.approx(quantile * spread / math.sqrt(len(values)), rel=1e-6)
+    interval = report.interval(values)
+    assert interval.mean == pytest.approx(mean)
+    assert interval.half == pytest.approx(quantile * spread / math.sqrt(len(values)), rel=1e-6)
 
 
 def test_one_seed_has_no_interval():
@@ -111,21 +111,21 @@ def test_differences_are_paired_by_seed():
     assert (exact.name, other.name, exact.difference) == ('exact', 'other', None)
     assert other.difference.mean == pytest.approx(expected.mean)
     assert other.difference.half == pytest.approx(expected.half)
-    assert other.difference.half < other.held_out.half / 10, 'seeds differ more than lines: pairing takes that away'
+    assert other.difference.half < other.held_out.half / 10, 'pairing removes the variation over seeds'
 
 
-@pytest.mark.parametrize('lost', [NAN, INFINITY, None])
-def test_a_diverged_run_is_counted_and_left_out(lost):
-    rows = rows_of(exact=[2.0, 3.0, 4.0], other=[2.5, lost, 4.5])
+@pytest.mark.parametrize('loss', [NAN, INFINITY, None])
+def test_a_diverged_run_is_counted_and_left_out(loss):
+    rows = rows_of(exact=[2.0, 3.0, 4.0], other=[2.5, loss, 4.5])
     rows[4] |= {'sent': 10, 'seconds': 1.0}
     rows[5] |= {'sent': 3000, 'seconds': 30.0}
     other = report.summarise(rows)[1]
     assert (other.runs, other.diverged, other.held_out.n, other.held_out.mean) == (3, 1, 2, 3.5)
     assert (other.difference.mean, other.difference.n) == (0.5, 2)
-    assert (other.sent, other.seconds) == (2000, 20.0), 'a run that stopped early has no costs to compare'
+    assert (other.sent, other.seconds) == (2000, 20.0), 'the costs of a run that ended early do not count'
 
 
-def test_a_line_of_diverged_runs_has_no_loss():
+def test_a_variant_of_diverged_runs_has_no_loss():
     rows = rows_of(first=[NAN, NAN], second=[2.0, 2.0])
     first, second = report.summarise(rows)
     assert (first.held_out, first.diverged, first.sent, second.difference) == (None, 2, 1000, None)
@@ -153,7 +153,7 @@ def test_a_line_of_diverged_runs_has_no_loss():
         ([row('', 0, 2.0)], "'name' should be one line of text"),
     ],
 )
-def test_bad_rows_are_named(rows, message):
+def test_wrong_rows_are_refused_with_their_place(rows, message):
     with pytest.raises(ValueError, match=message):
         report.summarise(rows)
 
@@ -198,23 +198,23 @@ def test_accuracy_is_a_percentage():
         ([1.9], False),
     ],
 )
-def test_bold_needs_a_lower_loss_that_is_no_chance(other, bold):
+def test_bold_needs_a_significantly_lower_loss(other, bold):
     summaries = report.summarise(rows_of(exact=[2.0, 3.0, 4.0], other=other))
     assert report.best(summaries) == (1 if bold else None)
     assert ('**other**' in report.markdown_table(summaries)) is bold
     assert any(note.startswith('Bold') for note in report.notes(summaries)) is bold
 
 
-def test_the_first_line_is_never_bold():
+def test_the_baseline_is_never_bold():
     assert report.best(report.summarise(rows_of(exact=[2.0, 2.0], other=[3.0, 3.1]))) is None
 
 
-def test_columns_that_nobody_fills_are_left_out():
+def test_empty_columns_are_left_out():
     header, rows = report.cells(report.summarise(rows_of(exact=[2.0])))
     assert header == ['variant', 'held-out loss', 'sent per worker', 'memory per device', 'time', 'seeds']
     assert rows == [['exact', '2.000', '1.00 kB', '2.00 kB', '10.0 s', '1']]
 
 
-def test_a_table_of_nothing_is_refused():
+def test_an_empty_table_is_refused():
     with pytest.raises(ValueError, match='no summaries'):
         report.cells([])

@@ -1,4 +1,4 @@
-"""Plots show every number that they were given, or say which they leave out; the page stands alone."""
+"""Plots show all their numbers, or a text names those left out; the page is self-contained."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ def test_the_loss_plot_shows_every_number(tmp_path):
     raw, smoothed, held_out, baseline, missing = drawing.axes[0].lines
     expected = [NAN if step == 6 else 4 - 0.01 * step for step in range(1, 31)]
     np.testing.assert_allclose(raw.get_ydata(), expected)
-    # A straight line is its own running mean, but for the two values beside the gap.
+    # The moving average of a straight line is the line, except at the two values next to the gap.
     np.testing.assert_allclose(smoothed.get_ydata(), expected, rtol=0, atol=0.0051)
     np.testing.assert_array_equal(held_out.get_xydata(), [[0, 5.0], [10, 3.0], [20, 2.5], [30, 2.25]])
     assert set(baseline.get_ydata()) == {4.5}
@@ -92,7 +92,7 @@ def test_smoothing_is_the_mean_of_a_symmetric_window(values, window):
         ([{'step': 1, 'loss': 1, 'sent': 9}, {'step': 2, 'loss': 1, 'sent': 8}], 'falls after step 1'),
     ],
 )
-def test_bad_records_are_named(tmp_path, records, message):
+def test_wrong_records_are_refused_with_their_place(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
         report.loss_plot(records, tmp_path / 'loss.png')
 
@@ -101,8 +101,8 @@ def test_bad_records_are_named(tmp_path, records, message):
 
 
 def test_curves_are_means_over_seeds_against_steps_and_bytes(tmp_path):
-    runs = {'exact': [run([5.0, 3.0]), run([6.0, 4.0])], 'wild': [run([5.0, 2.0]), run([5.0, NAN])]}
-    runs['lost'] = [run([5.0, NAN])]
+    runs = {'exact': [run([5.0, 3.0]), run([6.0, 4.0])], 'unstable': [run([5.0, 2.0]), run([5.0, NAN])]}
+    runs['diverged'] = [run([5.0, NAN])]
     drawing = report.curves_plot(runs, tmp_path / 'curves.png')
     steps, sent = drawing.axes
     assert [curve.get_xydata().tolist() for curve in steps.lines] == [
@@ -113,14 +113,14 @@ def test_curves_are_means_over_seeds_against_steps_and_bytes(tmp_path):
     band = steps.collections[0].get_paths()[0].vertices
     assert {tuple(corner) for corner in band} == {(0, 5), (0, 6), (10, 3), (10, 4)}
     assert sent.lines[0].get_xydata()[1].tolist() == [1000, 3.5], 'bytes of an evaluation come from training'
-    assert legend(drawing) == ['exact', 'wild (1 of 2 diverged)', 'lost (1 of 1 diverged)']
+    assert legend(drawing) == ['exact', 'unstable (1 of 2 diverged)', 'diverged (1 of 1 diverged)']
 
 
-def test_a_line_that_sends_nothing_is_named_beside_the_bytes(tmp_path):
-    runs = {'alone': [run([5.0, 3.0], sent=0)], 'exact': [run([5.0, 3.0])]}
+def test_a_variant_that_sends_nothing_is_named_in_the_panel_of_bytes(tmp_path):
+    runs = {'local': [run([5.0, 3.0], sent=0)], 'exact': [run([5.0, 3.0])]}
     drawing = report.curves_plot(runs, tmp_path / 'curves.svg')
-    assert drawing.axes[1].get_title() == 'nothing sent or recorded: alone'
-    assert len(report.curves_plot({'alone': runs['alone']}, tmp_path / 'curves.svg').axes) == 1
+    assert drawing.axes[1].get_title() == 'nothing sent or recorded: local'
+    assert len(report.curves_plot({'local': runs['local']}, tmp_path / 'curves.svg').axes) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_line_that_sends_nothing_is_named_beside_the_bytes(tmp_path):
         ({'a': [run([3.0, 2.0]), run([3.0, 2.0, 1.0])]}, "'a' were evaluated at different steps"),
     ],
 )
-def test_runs_without_a_mean_are_refused(tmp_path, runs, message):
+def test_runs_without_a_mean_curve_are_refused(tmp_path, runs, message):
     with pytest.raises(ValueError, match=message):
         report.curves_plot(runs, tmp_path / 'curves.png')
 
@@ -171,7 +171,7 @@ def test_plots_touch_no_global_state(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would fetch and show; fails on tags that do not close in order."""
+    """The resources and the text of a page; fails on tags that do not close in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -191,7 +191,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_stands_alone_and_holds_everything(tmp_path):
+def test_the_page_is_self_contained_and_complete(tmp_path):
     image = tmp_path / 'loss.png'
     report.loss_plot(run([5.0, 3.0]), image)
     lines = [line('exact', 4e6, 2.0), line('<int8>', 1e6, 1.9, difference=report.Interval(-0.1, 0.05, 3))]
@@ -220,7 +220,7 @@ def test_the_page_stands_alone_and_holds_everything(tmp_path):
         ({'a': 'plot.tiff'}, {'command': 'x'}, "not 'plot.tiff'"),
     ],
 )
-def test_a_page_that_cannot_be_whole_is_refused(tmp_path, images, details, message):
+def test_an_incomplete_page_is_refused(tmp_path, images, details, message):
     images = {caption: tmp_path / name for caption, name in images.items()}
     with pytest.raises(ValueError, match=message):
         report.page('A', [], {}, images, details, tmp_path / 'a.html')

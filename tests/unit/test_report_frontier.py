@@ -1,4 +1,4 @@
-"""The plot of quality against bytes shows every line, or says which it leaves out."""
+"""The plot of quality against bytes shows every variant, or a note names those that it leaves out."""
 
 from itertools import combinations
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.slow
     )
 )
 @settings(max_examples=10, deadline=None)
-def test_the_front_is_what_nothing_beats(tmp_path_factory, points):
+def test_the_front_has_the_points_that_no_other_dominates(tmp_path_factory, points):
     lines = [line(f'{index}', sent, loss) for index, (sent, loss) in enumerate(points)]
     drawing = report.frontier_plot(lines, tmp_path_factory.getbasetemp() / 'frontier.svg')
-    beaten = {(x, y) for x, y in points if any(u <= x and v <= y and (u, v) != (x, y) for u, v in points)}
+    dominated = {(x, y) for x, y in points if any(u <= x and v <= y and (u, v) != (x, y) for u, v in points)}
     shown = next(bars for bars in drawing.axes[0].containers if bars.get_label() == 'Pareto front')
-    assert sorted(shown[0].get_ydata()) == sorted(y for x, y in points if (x, y) not in beaten)
+    assert sorted(shown[0].get_ydata()) == sorted(y for x, y in points if (x, y) not in dominated)
 
 
 def test_labels_cover_neither_each_other_nor_the_marks(tmp_path):
@@ -44,14 +44,14 @@ def test_labels_cover_neither_each_other_nor_the_marks(tmp_path):
     assert all(axes.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
-def test_many_points_are_numbered_and_wild_ones_are_said(tmp_path):
+def test_many_points_are_numbered_and_a_note_names_those_off_the_scale(tmp_path):
     lines = [line(f'a line called {i}', 10.0 ** (6 + i / 5), 2 - 0.01 * i) for i in range(12)]
-    lines.append(line('a wild one', 1e5, 40.0))
+    lines.append(line('a diverging one', 1e5, 40.0))
     drawing = report.frontier_plot(lines, tmp_path / 'frontier.svg', ('entropy', 3.0))
     assert list(labels(drawing)) == [str(i) for i in range(1, 13)]
     names = [text.get_text() for text in drawing.legends[1].get_texts()]
     assert names == [each.name for each in lines[:12]]
-    assert drawing.axes[0].get_title('left').startswith('a wild one: 40, above this plot; entropy: 3.000')
+    assert drawing.axes[0].get_title('left').startswith('a diverging one: 40, above this plot; entropy: 3.000')
     assert drawing.axes[0].get_ylim()[1] < 4
 
 
@@ -61,7 +61,7 @@ def test_error_bars_are_the_intervals(tmp_path):
     assert bar.tolist() == [[1e6, 1.75], [1e6, 2.25]]
 
 
-def test_nothing_sent_has_a_place_of_its_own(tmp_path):
+def test_zero_bytes_have_a_separate_place(tmp_path):
     axes = report.frontier_plot([line('a', 0, 3.0), line('b', 1e6, 2.0)], tmp_path / 'frontier.svg').axes[0]
     zero = axes.get_xticks()[0]
     assert axes.get_xticklabels()[0].get_text() == '0 B'
@@ -69,7 +69,7 @@ def test_nothing_sent_has_a_place_of_its_own(tmp_path):
     assert axes.get_xlim()[0] < zero < axes.get_xticks()[1] <= 1e6
 
 
-def test_what_is_not_drawn_is_said(tmp_path):
+def test_a_note_names_what_is_not_drawn(tmp_path):
     lines = [line('a', 1e6, 2.0, diverged=1), line('wild', 1e6, None, diverged=3)]
     far = report.frontier_plot(lines, tmp_path / 'frontier.svg', ('entropy', 4.5))
     assert far.axes[0].get_title('left') == 'wild: every run diverged; entropy: 4.500, above this plot'

@@ -1,4 +1,4 @@
-"""Runs: what the folder holds, how a run goes on, and what ends it."""
+"""Runs: the content of the folder, resuming, and the end of a run."""
 
 import json
 import os
@@ -21,14 +21,14 @@ LOCAL = 'sgd(0.1) | average(every=3, codec=int8())'
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of SMALL that has ended; tests only read it."""
+    """The folder of a finished run of SMALL, which tests only read."""
     folder = tmp_path_factory.mktemp('trained') / 'run-1'
     for _ in run(SMALL, folder, command='jaxdist train small.py'):
         pass
     return folder
 
 
-def test_the_folder_holds_all_that_a_reader_needs(trained: Path) -> None:
+def test_the_folder_has_everything_to_reproduce_the_run(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         'checkpoints',
         'experiment.json',
@@ -57,7 +57,7 @@ def test_metrics_are_json_lines_in_order(trained: Path) -> None:
     assert seconds == sorted(seconds)
 
 
-def test_a_run_that_has_ended_only_says_so(trained: Path) -> None:
+def test_a_finished_run_takes_no_more_steps(trained: Path) -> None:
     before = (trained / 'metrics.jsonl').read_text()
     ready, done = finish(SMALL, trained)
     assert ready.value.step == 7
@@ -65,7 +65,7 @@ def test_a_run_that_has_ended_only_says_so(trained: Path) -> None:
     assert (trained / 'metrics.jsonl').read_text() == before
 
 
-def test_a_finite_loss_and_a_better_one(trained: Path) -> None:
+def test_the_held_out_loss_improves(trained: Path) -> None:
     first, *_, last = (record['held_out']['loss'] for record in read_records(trained) if 'held_out' in record)
     assert last < first
 
@@ -82,14 +82,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     rest = finish(experiment, halves)
     assert rest[0].value.step == 3
     assert losses(halves) == losses(whole)
-    (step, ours), (_, theirs) = saved(experiment, halves), saved(experiment, whole)
+    (step, actual), (_, expected) = saved(experiment, halves), saved(experiment, whole)
     assert step == 7
-    assert [leaf.tobytes() for leaf in ours] == [leaf.tobytes() for leaf in theirs]
+    assert [leaf.tobytes() for leaf in actual] == [leaf.tobytes() for leaf in expected]
     commands = json.loads((halves / 'run.json').read_text())['commands']
     assert len(commands) == 2
 
 
-def test_what_was_recorded_after_the_checkpoint_is_recorded_again(tmp_path: Path) -> None:
+def test_records_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
     for event in run(SMALL, tmp_path):
         if event.kind == 'trained' and event.value['step'] == 5:
             break  # as if killed: the newest checkpoint is of step 4
@@ -101,7 +101,7 @@ def test_what_was_recorded_after_the_checkpoint_is_recorded_again(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_with_a_shorter_one(trained: Path, tmp_path: Path) -> None:
+def test_a_longer_run_resumes_a_shorter_one(trained: Path, tmp_path: Path) -> None:
     short = small(SMALL.update, steps=4)
     assert kinds(finish(short, tmp_path))[-1] == 'done'
     assert finish(SMALL, tmp_path)[0].value.step == 4
@@ -109,19 +109,19 @@ def test_a_longer_run_goes_on_with_a_shorter_one(trained: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_shared_state_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
+def test_replicated_state_resumes_on_another_number_of_devices(tmp_path: Path) -> None:
     line = 'mean() | adamw(1e-2)'
     finish(small(line, 8, simulate=True, steps=6), tmp_path / 'whole')
     finish(small(line, 8, simulate=True, steps=2), tmp_path / 'moved')
     finish(small(line, 8, steps=4), tmp_path / 'moved')
-    ours, theirs = losses(tmp_path / 'moved'), losses(tmp_path / 'whole')
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values())[:4], rtol=1e-5)
+    actual, expected = losses(tmp_path / 'moved'), losses(tmp_path / 'whole')
+    np.testing.assert_allclose(list(actual.values()), list(expected.values())[:4], rtol=1e-5)
     assert finish(small(line, 4, steps=6), tmp_path / 'moved')[0].value.step == 4
     assert sorted(losses(tmp_path / 'moved')) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
-def test_values_of_each_worker_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
+def test_per_worker_state_resumes_with_another_number_of_workers(tmp_path: Path) -> None:
     line = 'sgd(0.1) | average(every=2)'
     finish(small(line, simulate=True, steps=2), tmp_path)
     assert finish(small(line, 2, simulate=True, steps=3), tmp_path)[0].value.step == 2
@@ -134,22 +134,22 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize('harm', [flip, cut])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tmp_path: Path, harm: object) -> None:
-    assert callable(harm)
+@pytest.mark.parametrize('damage', [flip, truncate])
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path: Path, damage: object) -> None:
+    assert callable(damage)
     finish(small(SMALL.update, steps=4), tmp_path)
     files = [path for path in (tmp_path / 'checkpoints' / '4' / 'arrays').rglob('*') if path.is_file()]
-    harm(max(files, key=lambda path: path.stat().st_size))
+    damage(max(files, key=lambda path: path.stat().st_size))
     ready = finish(SMALL, tmp_path)[0].value
     assert ready.step == 2
-    ((aside, why),) = ready.damaged
+    ((aside, reason),) = ready.damaged
     assert aside == tmp_path / 'checkpoints' / 'damaged-4-0'
     assert aside.is_dir()
-    assert why
+    assert reason
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -160,7 +160,7 @@ def test_a_run_of_another_experiment_is_refused_with_the_fields(trained: Path) -
         finish(small('mean() | sgd(0.2)', seed=5), trained)
 
 
-def test_an_edited_experiment_does_not_pass_for_the_one_that_was_trained(tmp_path: Path) -> None:
+def test_an_edited_experiment_json_does_not_hide_the_difference(tmp_path: Path) -> None:
     finish(small(SMALL.update, steps=2), tmp_path)
     edited = small('mean() | sgd(0.3)', steps=4)
     (tmp_path / 'experiment.json').write_text(json.dumps(to_json(edited)))
@@ -191,7 +191,7 @@ def test_a_full_disk_names_the_file_of_the_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('guard, step', [(False, 1), (True, 2)])
-def test_a_learning_rate_past_all_bounds_diverges(tmp_path: Path, guard: bool, step: int) -> None:
+def test_a_huge_learning_rate_diverges(tmp_path: Path, guard: bool, step: int) -> None:
     experiment = small('mean() | sgd(1e30)', guard=guard, log_every=2, evaluate_every=100, steps=9)
     with pytest.raises(Diverged, match=rf'the loss is nan at step {2 * step}; it was never finite; .*guard'):
         finish(experiment, tmp_path)
@@ -205,7 +205,7 @@ def test_a_short_run_that_diverged_shows_in_the_held_out_loss(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_one_bad_step_is_left_out_and_training_goes_on(tmp_path: Path) -> None:
+def test_one_bad_step_is_skipped_and_training_goes_on(tmp_path: Path) -> None:
     experiment = small(SMALL.update, simulate=True, data=Poisoned(steps=(3,)))
     assert finish(experiment, tmp_path)[-1].kind == 'done'
     records = {record['step']: record for record in read_records(tmp_path) if 'skipped' in record}
@@ -219,7 +219,7 @@ def test_two_bad_records_end_the_run(tmp_path: Path) -> None:
         finish(small(SMALL.update, simulate=True, data=Poisoned(steps=(3, 4))), tmp_path)
 
 
-def test_no_plot_without_matplotlib_and_the_run_is_none_the_worse(
+def test_without_matplotlib_there_is_no_plot_and_the_run_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
@@ -230,14 +230,14 @@ def test_no_plot_without_matplotlib_and_the_run_is_none_the_worse(
     assert not (tmp_path / 'loss.png').exists()
 
 
-def test_new_folders_are_numbered_on(tmp_path: Path) -> None:
+def test_new_folders_have_the_next_number(tmp_path: Path) -> None:
     for name in ('a-1', 'a-9', 'a-10', 'a-b-30', 'a-x'):
         (tmp_path / name).mkdir()
     assert new_folder(tmp_path, 'a') == tmp_path / 'a-11'
     assert new_folder(tmp_path, 'a-b') == tmp_path / 'a-b-31'
 
 
-def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
+def test_events_are_in_order(tmp_path: Path) -> None:
     events = finish(small(SMALL.update, steps=3, log_every=2, evaluate_every=2, save_every=2), tmp_path)
     each = ['trained', 'held_out', 'saved']
     assert kinds(events) == ['ready', *each, *each, 'done']

@@ -26,7 +26,7 @@ INSTEAD = {
     r'held by one device|holds? on a device': 'stored, memory per device',
 }
 ALLOWED = re.compile(
-    r'cross[- _](?:entropy|validat\w+|attention|polytope)|https?://\S+|`[^`]*\bidle\b[^`]*`|crosses? zero|in accord(?:ance)? with'
+    r'cross[- _](?:entropy|validat\w+|attention|polytope)|https?://\S+|`[^`]*\bidle\b[^`]*`|crosses? zero'
 )
 PATTERNS = {re.compile(rf'\b(?:{words})\b', re.IGNORECASE): better for words, better in INSTEAD.items()}
 

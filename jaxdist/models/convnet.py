@@ -34,7 +34,8 @@ class ConvNet:
             InputError: the task's inputs are not images, or a size is below 1.
 
         >>> import jax
-        >>> params = ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10)).init(jax.random.key(0))
+        >>> model = ConvNet(channels=(4,), dense=5).build(Task('classes', (8, 8, 1), 10))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))
         >>> params['conv0']['kernel'].shape, params['dense']['kernel'].shape
         ((9, 4), (64, 5))
         """

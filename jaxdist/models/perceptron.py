@@ -27,7 +27,8 @@ class Perceptron:
             InputError: the task has tokens, or a hidden layer has no entries.
 
         >>> import jax
-        >>> params = Perceptron(hidden=(5,)).build(Task('classes', (2, 2, 1), 3)).init(jax.random.key(0))
+        >>> model = Perceptron(hidden=(5,)).build(Task('classes', (2, 2, 1), 3))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))
         >>> params['hidden0']['kernel'].shape, params['head']['kernel'].shape
         ((4, 5), (5, 3))
         """

@@ -43,7 +43,8 @@ class Transformer:
             InputError: the task has no tokens, or the width is no multiple of twice the heads.
 
         >>> import jax
-        >>> params = Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 256)).init(jax.random.key(0))
+        >>> model = Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 256))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0))
         >>> params['block0']['qkv']['kernel'].shape  # [width, 3, heads, width / heads]
         (16, 3, 2, 8)
         """

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from jaxdist import laws
@@ -79,15 +78,12 @@ def average(
     Array([-3., -3., -3.], dtype=float32)
     """
 
-    # A mean of displacements is what a codec needs, since they are small; an exact mean needs no anchor in memory.
     def message(local: periodic.Local, state: AverageState) -> optax.Params:
-        return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
+        return periodic.send_parameters(local, state.anchor)
 
     def receive(local: periodic.Local, state: AverageState, mean: Any) -> tuple[optax.Updates, AverageState]:
-        if codec is None:
-            return local.to(mean), state
-        anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)
-        return local.to(anchor), AverageState(anchor)
+        updates, anchor = periodic.receive_parameters(local, state.anchor, mean)
+        return updates, AverageState(anchor)
 
     channel = Channel(axis, codec, feedback, exchange, seed)
     begin = lambda params: AverageState(params if codec is not None else ())  # noqa: E731

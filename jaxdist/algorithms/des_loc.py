@@ -124,13 +124,11 @@ def des_loc(
         return moves, state._replace(inner=collectives.pvary(after, axis))
 
     def message(local: periodic.Local, state: DesLocState) -> optax.Params:
-        return local.moved if codec is None else periodic.displacement(state.anchor, local.moved, axis)
+        return periodic.send_parameters(local, state.anchor)
 
     def receive(local: periodic.Local, state: DesLocState, mean: Any) -> tuple[optax.Updates, DesLocState]:
-        if codec is None:
-            return local.to(mean), state
-        anchor = jax.tree.map(lambda a, m: (a + m).astype(a.dtype), state.anchor, mean)
-        return local.to(anchor), state._replace(anchor=anchor)
+        updates, anchor = periodic.receive_parameters(local, state.anchor, mean)
+        return updates, state._replace(anchor=anchor)
 
     channel = Channel(axis, codec, feedback, exchange, seed)
     return periodic.periodic('des_loc', every, channel, begin, message, receive, local_step)

@@ -6,6 +6,7 @@ ones when it ends. Remove the folder that `kept_entries` names to start cold.
 """
 
 import contextlib
+import gc
 import hashlib
 import os
 import platform
@@ -45,11 +46,11 @@ def set_flags() -> None:
 
 
 def kept_entries() -> Path:
-    """The folder of what was compiled by this version of JAX for this processor."""
+    """The folder of what was compiled by this version of JAX for this processor with these flags."""
     cpu = Path('/proc/cpuinfo')
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     features = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
-    key = hashlib.sha256(f'{platform.machine()} {features}'.encode()).hexdigest()[:12]
+    key = hashlib.sha256(f'{platform.machine()} {features} {FLAGS}'.encode()).hexdigest()[:12]
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'jaxdist-tests' / f'jax-{jax.__version__}-{key}'
 
@@ -58,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Links the kept entries into a folder of this process, and has JAX use that."""
     if hasattr(config, 'workerinput') or not config.getoption('numprocesses', None):  # a process that runs tests
         set_flags()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles: fewer collections save a tenth
         kept = kept_entries()
         kept.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(prefix='run-', dir=kept.parent))
@@ -71,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update('jax_compilation_cache_dir', str(own))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+        jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')  # their path would be part of each key
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

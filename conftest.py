@@ -25,8 +25,8 @@ FLAGS = ['--xla_cpu_parallel_codegen_split_count=1']
 """Each program is compiled by one thread, for test processes fill the processors already: the code is the same."""
 
 if jax.version.__version_info__ < (0, 11):
-    # XLA's former emitter of fused loops, which later versions lack, compiles in half the time. Fusions, collectives
-    # and LLVM's optimisations are the same.
+    # XLA's former emitter of fused loops, which later versions lack, compiles in half the time. LLVM optimises as much;
+    # a few fusions differ from a user's.
     FLAGS += ['--xla_cpu_use_fusion_emitters=false']
 
 OWN = pytest.StashKey[Path]()

@@ -56,6 +56,28 @@ class OuterAdam:
         return -self.rate * first / (np.sqrt(second) + self.eps)
 
 
+class OuterFederated:
+    """FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, arXiv 2003.00295 algorithm 2), by the name of the variant."""
+
+    def __init__(self, variant: str, rate: float, b1: float, b2: float, tau: float) -> None:
+        self.variant, self.rate, self.b1, self.b2, self.tau = variant, rate, b1, b2, tau
+        self.first = np.zeros(())
+        self.second = np.full((), tau**2)
+
+    def step(self, gradient: Array, params: Array) -> Array:
+        """The updates; the paper's Delta, the mean over clients of new minus old parameters, is minus the gradient."""
+        delta = -gradient
+        square = delta * delta
+        self.first = self.b1 * self.first + (1 - self.b1) * delta
+        if self.variant == 'adagrad':
+            self.second = self.second + square
+        elif self.variant == 'adam':
+            self.second = self.b2 * self.second + (1 - self.b2) * square
+        else:
+            self.second = self.second - (1 - self.b2) * square * np.sign(self.second - square)
+        return self.rate * self.first / (np.sqrt(self.second) + self.tau)
+
+
 # Sparse communication with error feedback.
 
 

@@ -20,6 +20,7 @@ from numpy_local import (
     DiLoCo,
     Eager,
     OuterAdam,
+    OuterFederated,
     OuterSgd,
     SlowMo,
     Streaming,
@@ -90,6 +91,27 @@ CASES = {
     'diloco-adam': Case(
         'sgd(0.1) | diloco(every=3, outer=adam(0.05))',
         lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, OuterAdam(0.05), numpy_training.Exact())],
+    ),
+    'fed-adagrad': Case(
+        'sgd(0.1) | diloco(every=3, outer=fed_adagrad(0.1, b1=0.5, tau=0.02))',
+        lambda w: [
+            numpy_training.Sgd(0.1),
+            DiLoCo(3, OuterFederated('adagrad', 0.1, 0.5, 0.0, 0.02), numpy_training.Exact()),
+        ],
+    ),
+    'fed-adam': Case(
+        'sgd(0.1) | diloco(every=3, outer=fed_adam(0.1, b1=0.8, b2=0.9, tau=0.02))',
+        lambda w: [
+            numpy_training.Sgd(0.1),
+            DiLoCo(3, OuterFederated('adam', 0.1, 0.8, 0.9, 0.02), numpy_training.Exact()),
+        ],
+    ),
+    'fed-yogi': Case(
+        'sgd(0.1) | diloco(every=3, outer=fed_yogi(0.1, b1=0.8, b2=0.9, tau=0.02))',
+        lambda w: [
+            numpy_training.Sgd(0.1),
+            DiLoCo(3, OuterFederated('yogi', 0.1, 0.8, 0.9, 0.02), numpy_training.Exact()),
+        ],
     ),
     'diloco-int8': Case(
         f"sgd(0.1) | diloco(every=3, outer={NESTEROV}, codec=int8(block=4), exchange='two_phases', feedback=True)",

@@ -62,8 +62,10 @@ def average(
     On another number of workers all start from the mean of the workers' parameters; the anchor stays as it is.
 
     Args:
-        every: local steps from one round to the next (H), or a schedule of them. Post-local SGD (Lin et al. 2020,
-            arXiv 1808.07217), with local training from step 1000 on, has `piecewise_constant_schedule(1, {1000: 16})`.
+        every: local steps from one round to the next (H), or a schedule of them. With 1 this is `mean()` before `sgd`,
+            with or without momentum, but not before an optimiser whose updates are not linear in the gradients, such as
+            `adam`: its moments stay local. So `piecewise_constant_schedule(1, {1000: 16})` is post-local SGD (Lin et
+            al. 2020, arXiv 1808.07217) for `sgd`; `post_local` is it for any optimiser.
         codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`.
         axis: the worker axis.
 

@@ -40,6 +40,7 @@ LINES = {
     'streaming_diloco': f'{SGD} | streaming_diloco(every=4, fragments=2, {OUTER}, overlap=1, mixing=0.2, {{}})',
     'easgd': f'{SGD} | easgd(every=2, {{}})',
     'des_loc': "des_loc(optimizer=sgd(0.2, momentum=0.5), every=3, moments={{'trace': 6}}, {})",
+    'post_local': 'post_local(optimizer=sgd(0.3), start=4, every=3, {})',
     'fed_admm': 'fed_admm(every=3, optimizer=sgd(0.3), rho=0.3, {})',
     'parameter_server': 'parameter_server(optimizer=sgd(0.2, momentum=0.5), {})',
 }

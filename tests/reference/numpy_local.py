@@ -136,6 +136,31 @@ class Average:
         return self.anchor - params
 
 
+class PostLocal:
+    """Post-local SGD (Lin et al. 2020, arXiv 1808.07217): the mean of gradients for `start` steps, then local SGD."""
+
+    def __init__(
+        self, optimiser: Transformation, start: int, every: int, gradients: Exchange, parameters: Exchange
+    ) -> None:
+        self.optimiser, self.start, self.every = optimiser, start, every
+        self.gradients, self.parameters = gradients, parameters
+        self.time = 0
+        self.anchor = np.zeros(())
+
+    def __call__(self, values: Array, counts: Array, params: Array) -> Array:
+        self.time += 1
+        if self.time <= self.start:
+            values = np.tile(self.gradients.mean(values), (len(values), 1))
+            updates = self.optimiser(values, counts, params)
+            self.anchor = (params + updates)[0]
+            return updates
+        updates = self.optimiser(values, counts, params)
+        if (self.time - self.start) % self.every:
+            return updates
+        self.anchor = self.anchor + self.parameters.mean(params + updates - self.anchor)
+        return self.anchor - params
+
+
 class SlowMo:
     """Slow momentum over local SGD (Wang et al. 2020, arXiv 1910.00643 algorithm 1).
 

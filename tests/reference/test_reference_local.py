@@ -22,6 +22,7 @@ from numpy_local import (
     OuterAdam,
     OuterFederated,
     OuterSgd,
+    PostLocal,
     SlowMo,
     Streaming,
     top_k,
@@ -92,26 +93,27 @@ CASES = {
         'sgd(0.1) | diloco(every=3, outer=adam(0.05))',
         lambda w: [numpy_training.Sgd(0.1), DiLoCo(3, OuterAdam(0.05), numpy_training.Exact())],
     ),
-    'fed-adagrad': Case(
-        'sgd(0.1) | diloco(every=3, outer=fed_adagrad(0.1, b1=0.5, tau=0.02))',
+    **{
+        f'fed-{name}': Case(
+            f'sgd(0.1) | diloco(every=3, outer=fed_{name}(0.1, b1=0.8, {b2}tau=0.02))',
+            lambda w, name=name: [
+                numpy_training.Sgd(0.1),
+                DiLoCo(3, OuterFederated(name, 0.1, 0.8, 0.9, 0.02), numpy_training.Exact()),
+            ],
+        )
+        for name, b2 in {'adagrad': '', 'adam': 'b2=0.9, ', 'yogi': 'b2=0.9, '}.items()
+    },
+    'post-local': Case(
+        'post_local(optimizer=adamw(0.03, weight_decay=0.1), start=5, every=3)',
         lambda w: [
-            numpy_training.Sgd(0.1),
-            DiLoCo(3, OuterFederated('adagrad', 0.1, 0.5, 0.0, 0.02), numpy_training.Exact()),
+            PostLocal(numpy_training.AdamW(0.03, 0.1), 5, 3, numpy_training.Exact(), numpy_training.Exact()),
         ],
     ),
-    'fed-adam': Case(
-        'sgd(0.1) | diloco(every=3, outer=fed_adam(0.1, b1=0.8, b2=0.9, tau=0.02))',
-        lambda w: [
-            numpy_training.Sgd(0.1),
-            DiLoCo(3, OuterFederated('adam', 0.1, 0.8, 0.9, 0.02), numpy_training.Exact()),
-        ],
-    ),
-    'fed-yogi': Case(
-        'sgd(0.1) | diloco(every=3, outer=fed_yogi(0.1, b1=0.8, b2=0.9, tau=0.02))',
-        lambda w: [
-            numpy_training.Sgd(0.1),
-            DiLoCo(3, OuterFederated('yogi', 0.1, 0.8, 0.9, 0.02), numpy_training.Exact()),
-        ],
+    'post-local-int8': Case(
+        "post_local(optimizer=sgd(0.1), start=4, every=2, codec=int8(block=4), exchange='two_phases', feedback=True)",
+        lambda w: [PostLocal(numpy_training.Sgd(0.1), 4, 2, int8_mean(feedback=True), int8_mean(feedback=True))],
+        PLANE,
+        coded=True,
     ),
     'diloco-int8': Case(
         f"sgd(0.1) | diloco(every=3, outer={NESTEROV}, codec=int8(block=4), exchange='two_phases', feedback=True)",

@@ -28,6 +28,7 @@ LOCAL = (
     f'sgd(0.1) | streaming_diloco(every=4, fragments=2, {OUTER}, codec=int8())',
     'sgd(0.1) | easgd(every=3)',
     "des_loc(optimizer=adamw(0.01), every=3, moments={'mu': 4, 'nu': 6})",
+    'post_local(optimizer=adamw(0.01), start=1, every=3)',
 )
 
 
@@ -69,6 +70,31 @@ def test_a_worker_without_a_finite_gradient_skips_the_step(text: str) -> None:
     assert not np.asarray(metrics['skipped']).any()
 
 
+def test_post_local_workers_reject_a_common_gradient_together() -> None:
+    """Before local training it skips the steps that data parallelism skips, and keeps the residuals as they were."""
+    arguments = 'codec=int8(), feedback=True'
+    lines = f'post_local(optimizer=adamw(0.01), start=9, every=2, {arguments})', f'mean({arguments}) | adamw(0.01)'
+    post_local, parallel = (program(text) for text in lines)
+    state, expected = (each.init(jax.random.key(0)) for each in (post_local, parallel))
+    for i, batch in enumerate(batches(4)):
+        given = with_nan(batch, 4, 1) if i == 1 else batch
+        state, metrics = post_local.step(state, given)
+        expected, _ = parallel.step(expected, given)
+        assert metrics['skipped'].tolist() == [0, i == 1, 0, 0]
+        for name, p in expected.params.items():
+            np.testing.assert_allclose(state.params[name], np.broadcast_to(p, (4, *p.shape)), 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize(
+    'optimizer, agrees', [('sgd(0.1)', True), ('sgd(0.1, momentum=0.9)', True), ('adam(0.1)', False)]
+)
+def test_the_mean_of_parameters_is_that_of_gradients_for_linear_optimisers(optimizer: str, agrees: bool) -> None:
+    texts = f'{optimizer} | average(every=1)', f'mean() | {optimizer}'
+    after_local, after_mean = (laws.Trial(line.build(text), 3).path.params['w'] for text in texts)
+    distance = np.abs(after_local - after_mean).max()
+    assert distance < 1e-5 if agrees else distance > 0.1
+
+
 def moments(opt_state: Any) -> list[Any]:
     """Adam's moments in an optimiser state; none without Adam."""
     leaves = jax.tree_util.tree_flatten_with_path(opt_state)[0]
@@ -104,6 +130,10 @@ BAD = {
     f'streaming_diloco(every=linear_schedule(1, 9, 9), fragments=2, {OUTER})': 'take turns in a fixed number of steps',
     'des_loc(optimizer=3, every=2)': r'des_loc: optimizer is of type int',
     "des_loc(optimizer=sgd(0.1), every=2, moments={'mu': 0})": r"moments\['mu'\]=0 must be a whole number",
+    'post_local(optimizer=0.1, start=2, every=2)': r'post_local: optimizer is of type float',
+    'post_local(optimizer=sgd(0.1), start=-1, every=2)': r'post_local: start=-1 must be a whole number, 0 or more',
+    'post_local(optimizer=sgd(0.1), start=2, every=0)': r'post_local: every=0 must be a whole number, 1 or more',
+    'post_local(optimizer=sgd(0.1), start=2, every=linear_schedule(1, 9, 9))': 'every is a schedule, and must be a num',
     'fed_adam(0.1, b1=1.0)': 'fed_adam: b1=1.0 must be 0 or more, and less than 1',
     'fed_yogi(0.1, b2=-0.1)': 'fed_yogi: b2=-0.1 must be 0 or more, and less than 1',
     'fed_adagrad(0.1, tau=0.0)': 'fed_adagrad: tau=0.0 must be above 0',

@@ -100,6 +100,7 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
                 lambda updates, start: _overlapped_updates(updates, start, every=3, overlap=2, mixing=0.25)
             ),
         ),
+        'streaming_diloco(every=3, fragments=1, outer=sgd(1.0), overlap=1, mixing=1.0)': (laws.equals('identity()'),),
         'streaming_diloco(every=4, fragments=2, outer=sgd(1.0), overlap=0, mixing=0.0, codec=int4())': (
             laws.sends(_fragment_bytes(int4(), 2), every=4),
         ),
@@ -138,14 +139,15 @@ def streaming_diloco(
         fragments: the number of fragments; the paper has about one for three layers.
         outer: the outer optimiser, any of optax; the paper's is `sgd(0.4, momentum=0.9, nesterov=True)` or near it.
         overlap: steps from taking a fragment's pseudo-gradient to its outer step (the paper's tau); 0, the same step.
-        mixing: the weight of a worker's own parameters after a round (the paper's alpha); 0 for the anchor alone.
+        mixing: the weight of a worker's own parameters after a round (the paper's alpha); 0 for the anchor alone. With
+            1 workers never move to the anchor, which only follows them: a baseline of separate workers.
         rule: which tensors form a fragment: `balanced` in size, `sequential`, or `strided`.
         codec, feedback, exchange, seed: how the mean over workers is compressed; see `Channel`; the paper has four
             bits.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` is below 1, `overlap` is not in [0, every), `mixing` is not in [0, 1), there are more
+        InputError: `every` is below 1, `overlap` is not in [0, every), `mixing` is not in [0, 1], there are more
             fragments than tensors, `outer` is not an optimiser, feedback or an exchange is given without a codec, or
             `update` is given no parameters.
 
@@ -237,7 +239,7 @@ def _check(every: int, overlap: int, mixing: float) -> None:
     periodic.check_every('streaming_diloco', every)
     if not 0 <= overlap < every:
         raise InputError(f'streaming_diloco: overlap={overlap} must be 0 or more, and less than every={every}')
-    if not 0 <= mixing < 1:
+    if not 0 <= mixing <= 1:
         raise InputError(
-            f'streaming_diloco: mixing={mixing} must be 0 or more, and less than 1: 1 would never synchronise'
+            f'streaming_diloco: mixing={mixing} must be from 0, for the anchor alone, to 1, for own parameters alone'
         )

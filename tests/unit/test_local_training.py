@@ -126,7 +126,7 @@ BAD = {
     'slowmo(every=3, beta=1.0)': r'slowmo: beta=1.0 must be 0 or more, and less than 1',
     'easgd(every=3, beta=0.0)': r'easgd: beta=0.0 must be more than 0',
     f'streaming_diloco(every=3, fragments=2, {OUTER}, overlap=3)': r'overlap=3 must be 0 or more, and less than every',
-    f'streaming_diloco(every=3, fragments=2, {OUTER}, mixing=1.0)': 'mixing=1.0 .* would never synchronise',
+    f'streaming_diloco(every=3, fragments=2, {OUTER}, mixing=1.1)': 'mixing=1.1 must be from 0, .* to 1',
     f'streaming_diloco(every=linear_schedule(1, 9, 9), fragments=2, {OUTER})': 'take turns in a fixed number of steps',
     'des_loc(optimizer=3, every=2)': r'des_loc: optimizer is of type int',
     "des_loc(optimizer=sgd(0.1), every=2, moments={'mu': 0})": r"moments\['mu'\]=0 must be a whole number",
@@ -220,6 +220,23 @@ def test_a_codec_by_path_applies_in_every_fragment() -> None:
 def test_one_worker_with_an_outer_rate_of_one_equals_the_inner_optimiser() -> None:
     trial = laws.Trial(line.build('diloco(every=3, outer=sgd(1.0))'), 1)
     laws.equals('identity()').check(trial)
+
+
+def test_with_a_mixing_weight_of_one_the_anchor_follows_separate_workers() -> None:
+    """Against a NumPy loop over the workers: pseudo-gradients are taken every 3 steps and applied one step later."""
+    outer = 'outer=sgd(0.5, momentum=0.9)'
+    path = laws.Trial(line.build(f'streaming_diloco(every=3, fragments=1, {outer}, overlap=1, mixing=1.0)'), 4).path
+    for name, updates in path.gradients.items():
+        x = path.params[name][0].astype(np.float64)
+        anchor, velocity, in_flight = x[0], np.zeros(x.shape[1:]), None
+        for t, each in enumerate(updates.astype(np.float64), 1):
+            x = x + each
+            if in_flight is not None:
+                velocity = 0.9 * velocity + in_flight.mean(0)
+                anchor = anchor - 0.5 * velocity
+            in_flight = anchor - x if t % 3 == 0 else None
+        np.testing.assert_allclose(path.params[name][-1], x, 1e-4, 1e-5)
+        np.testing.assert_allclose(path.state[1].anchor[name], anchor, 1e-4, 1e-5)
 
 
 def test_accumulation_and_momentum_are_those_of_optax() -> None:

@@ -97,9 +97,16 @@ def _distinct(choices: Sequence[Sequence[str]], full: Sequence[str]) -> list[str
     """The shortest choices of which no two are equal, save those of equal lines."""
     at = [0] * len(choices)
     while True:
-        # A caller shows the full line for an empty text.
-        texts = [choice[k] or line for choice, k, line in zip(choices, at, full, strict=True)]
-        count = Counter(text for text, _ in set(zip(texts, full, strict=True)))
-        if all(n == 1 for n in count.values()):
-            return [choice[k] for choice, k in zip(choices, at, strict=True)]
-        at = [min(k + (count[text] > 1), len(choice) - 1) for choice, k, text in zip(choices, at, texts, strict=True)]
+        texts = [choice[k] for choice, k in zip(choices, at, strict=True)]
+        # A text should also differ from the line that a reader sees in place of an empty one.
+        shown = [text or line for text, line in zip(texts, full, strict=True)]
+        clash = [one or other for one, other in zip(_repeated(texts, full), _repeated(shown, full), strict=True)]
+        if not any(clash):
+            return texts
+        at = [min(k + more, len(choice) - 1) for choice, k, more in zip(choices, at, clash, strict=True)]
+
+
+def _repeated(texts: Sequence[str], full: Sequence[str]) -> list[bool]:
+    """Whether each text is also that of another line."""
+    count = Counter(text for text, _ in set(zip(texts, full, strict=True)))
+    return [count[text] > 1 for text in texts]

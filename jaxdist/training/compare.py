@@ -17,7 +17,7 @@ from jaxdist.training.run import Diverged, Event, Ready, run
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import prepare
 
-FACTS = ('versions', 'commit', 'devices', 'data')
+FACTS = ('versions', 'commit', 'devices', 'data', 'baseline')
 """Entries of a run's `run.json` that the page shows."""
 
 
@@ -181,19 +181,47 @@ def write_report(
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in results))
     names = {_key(experiment): name for name, experiment in compared}
     results = [{**row, 'name': names[row['update']]} for row in results]
-    summaries = report.summarise(results)
     facts = json.loads((run_folder(folder, ended[0]) / 'run.json').read_text())
     records: dict[str, list[Any]] = {}
     for row, experiment in zip(results, ended, strict=True):
         if row['held_out'] is not None:  # the curves leave diverged runs out; the table counts them
             records.setdefault(row['name'], []).append(read_records(run_folder(folder, experiment)))
+    details = {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}}
+    return draw_report(results, records, title, details, folder)
+
+
+def draw_report(
+    results: Sequence[dict[str, Any]],
+    records: dict[str, list[Any]],
+    title: str,
+    details: dict[str, Any],
+    folder: Path,
+) -> list[report.Summary]:
+    """Writes `table.md`, `index.html` and the pictures of results that are known; returns one summary per variant.
+
+    Args:
+        results: a row for each run, as in `rows`.
+        records: for each variant's name the records of its runs that did not diverge; without them there are no curves.
+        title: the page's title.
+        details: what the page shows about the runs; `baseline` is the name of a loss, and the loss.
+        folder: the comparison's folder.
+
+    >>> row = {'name': 'a', 'update': 'a()', 'seed': 0, 'held_out': None, 'sent': 8, 'memory': 9, 'seconds': 1.0}
+    >>> from tempfile import mkdtemp
+    >>> (summary,) = draw_report([row], {}, 'A', {'command': 'x', 'baseline': {'entropy': 3.0}}, Path(mkdtemp()))
+    >>> summary.diverged
+    1
+    """
+    summaries = report.summarise(results)
     (folder / 'table.md').write_text(report.markdown_table(summaries))
+    (baseline,) = details['baseline'].items()
+    seeds = max(summary.runs for summary in summaries)
     report.page(
         title,
-        [f'{len(compared)} variants, {seeds} seeds each, on the same data and initial weights.'],
+        [f'{len(summaries)} variants, {seeds} seeds each, on the same data and initial weights.'],
         {'Held-out quality, bytes and time': summaries},
-        draw_pictures(summaries, records, next(iter(facts['baseline'].items())), folder),
-        {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}},
+        draw_pictures(summaries, records, baseline, folder),
+        details,
         folder / 'index.html',
     )
     return summaries

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
+SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1), (0.4, 1), (0.4, -1), (-0.4, 1), (-0.4, -1))
 REACH = (8, 16, 28, 44, 64, 90)
 """A label is placed on one of the SIDES of its mark, at the smallest REACH (in points) at which it covers nothing."""
 WIDTH = 38
@@ -151,29 +151,32 @@ def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) ->
 
 def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> bool:
     """Writes each label beside its mark; returns whether one covers anything."""
-    taken, leaders = _drawn(axes, points, xs), np.empty((0, 4))
-    labels = np.empty((0, 4))
+    taken = _drawn(axes, points, xs)
+    labels, leaders = np.empty((2, 0, 4))
     frame = np.array(axes.get_window_extent().extents)
     places = [(reach * x, reach * y) for reach in REACH for x, y in SIDES]
+    at = [(x, point.loss.mean) for x, point in zip(xs, points, strict=True)]
+    marks = axes.transData.transform(at)
+    size = 5 * axes.figure.dpi / 72
     covers = False
     # From the top down, so that lines from distant labels to their marks rarely intersect.
-    for point, x in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].loss.mean):
-        at = (x, point.loss.mean)
-        text = axes.annotate(point.name, at, (0, 0), textcoords='offset points', fontsize=9.5)
-        mark = axes.transData.transform(at)
-        boxes = [(_moved(text, place), _leader(axes, mark, place)) for place in places]
-        cost = [
-            _covered(box, np.concatenate([taken, labels, leaders]), frame)
-            + sum(_overlap(b, labels).sum() for b in line)
-            for box, line in boxes
-        ]
-        best = int(np.argmin(cost))
-        covers |= cost[best] > 0
+    for index in sorted(range(len(points)), key=lambda index: -at[index][1]):
+        text = axes.annotate(points[index].name, at[index], (0, 0), textcoords='offset points', fontsize=9.5)
+        boxes = [(_moved(text, place), _leader(axes, marks[index], place)) for place in places]
+        others = np.delete(marks, index, axis=0)
+        drawn = np.vstack([taken, labels, leaders])
+        crossed = np.vstack([np.hstack([others - size, others + size]), labels, leaders])
+        # A leader may cross the interval of another mark, if no other place is left.
+        avoided = np.delete(taken[: len(points)], index, axis=0)
+        covered = [_covered(box, drawn, frame) + _crossing(leader, crossed) for box, leader in boxes]
+        costs = [cost + _crossing(leader, avoided) for cost, (_, leader) in zip(covered, boxes, strict=True)]
+        best = int(np.argmin(costs))
+        covers |= covered[best] > 0
         _moved(text, places[best])
         labels, leaders = np.vstack([labels, boxes[best][0]]), np.vstack([leaders, boxes[best][1]])
         if len(boxes[best][1]):
             style = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 0, 'shrinkB': 4}
-            axes.annotate('', at, places[best], textcoords='offset points', arrowprops=style)
+            axes.annotate('', at[index], places[best], textcoords='offset points', arrowprops=style)
     return covers
 
 
@@ -186,7 +189,7 @@ def _leader(axes: 'Axes', mark: np.ndarray, place: tuple[float, float]) -> np.nd
 
 
 def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> np.ndarray:
-    """The boxes [N, 4] of marks, intervals and lines, in pixels (left, bottom, right, top): labels cover none."""
+    """The boxes [N, 4] of marks with intervals, then of lines, in pixels (left, bottom, right, top)."""
     mark = 5 * axes.figure.dpi / 72
     boxes: list[np.ndarray] = []
     for x, (_, _, loss, _) in zip(xs, points, strict=True):
@@ -212,6 +215,11 @@ def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
     """The area, in pixels, in which `box` [4] overlaps the boxes `taken` [N, 4] or is outside the `frame` [4]."""
     outside = np.prod(box[2:] - box[:2]) - _overlap(box, frame[None])[0]
     return float(_overlap(box, taken).sum() + outside)
+
+
+def _crossing(leader: np.ndarray, others: np.ndarray) -> float:
+    """The area, in pixels, in which the boxes of a leader overlap `others` [N, 4]."""
+    return float(sum(_overlap(part, others).sum() for part in leader))
 
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:

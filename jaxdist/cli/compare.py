@@ -16,6 +16,7 @@ from jaxdist import report
 from jaxdist.cli import options
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
+from jaxdist.training import pictures
 from jaxdist.training.compare import Variant, compare, variants, write_report
 from jaxdist.training.experiment import Experiment, sweep
 
@@ -99,5 +100,5 @@ def _show(summaries: list[report.Summary], folder: Path) -> None:
     console.print(table)
     for note in report.notes(summaries):
         console.print(note, markup=False)
-    plots = ['frontier.png', 'curves.png'] if any(summary.held_out for summary in summaries) else []
-    console.print(f'in {folder}: {", ".join(["index.html", "table.md", "rows.jsonl", *plots])}', markup=False)
+    files = ('index.html', 'table.md', 'rows.jsonl', *pictures.NAMES)
+    console.print(f'in {folder}: {", ".join(name for name in files if (folder / name).exists())}', markup=False)

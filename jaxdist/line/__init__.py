@@ -10,7 +10,8 @@ from jaxdist.line.build import (
 )
 from jaxdist.line.order import check_fits
 from jaxdist.line.reader import LineError
-from jaxdist.line.rewrite import override, spell, split
+from jaxdist.line.rewrite import override, spell
+from jaxdist.line.shorten import shorten
 
 __all__ = [
     'LineError',
@@ -22,6 +23,6 @@ __all__ = [
     'check_constraint',
     'check_fits',
     'override',
+    'shorten',
     'spell',
-    'split',
 ]

@@ -1,9 +1,9 @@
-"""Rewrites update lines: overrides keywords, writes out defaults, splits a line into its transformations."""
+"""Rewrites update lines: overrides keywords, writes out defaults."""
 
 import ast
 import re
 
-from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted, transformations
+from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted
 from jaxdist.line.reader import LineError, Reader
 
 _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\s*=\s*(?P<value>\S.*)', re.DOTALL)
@@ -45,20 +45,6 @@ def spell(line: str) -> str:
     reader = Reader(line)
     reader.check_chain(reader.body)
     return ast.unparse(_Speller().visit(reader.body))
-
-
-def split(line: str) -> list[str]:
-    """The text of each transformation, in order.
-
-    Raises:
-        LineError: the line has a mistake.
-
-    >>> split('clip(1.0) | sgd(0.1)')
-    ['clip(1.0)', 'sgd(0.1)']
-    """
-    reader = Reader(line)
-    reader.check_chain(reader.body)
-    return [ast.unparse(part) for part in transformations(reader.body)]
 
 
 class _Speller(ast.NodeTransformer):

@@ -1,6 +1,8 @@
 """Common to all plots: figures without global state, colours, an axis of bytes, smoothing."""
 
 import math
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-"""Distinguishable for colour-blind readers too (Okabe and Ito, 2008)."""
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
+"""Distinguishable for colour-blind readers too (Okabe and Ito, 2008); yellow, the faintest on white, is the last."""
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 INK, FAINT = '#333333', '#9a9a9a'
 
 
@@ -62,6 +65,71 @@ def tidy(axes: 'Axes') -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(color='#e6e6e6', linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` in lines of about `width` letters, which break at spaces; words that are much longer break too.
+
+    >>> wrapped('mean(codec=int8(), feedback=True)', 20)
+    'mean(codec=int8(),\\nfeedback=True)'
+    """
+    longest = max(map(len, text.split()), default=0)
+    return textwrap.fill(text, max(width, longest if longest <= 1.3 * width else 0), break_on_hyphens=False)
+
+
+def legend_below(drawing: 'Figure') -> None:
+    """Adds a legend below the plots, in as many columns as fit the width of `drawing`; long labels are wrapped.
+
+    >>> drawing = figure(4, 3)
+    >>> _ = drawing.subplots().plot([1, 2], label='loss')
+    >>> legend_below(drawing)
+    >>> [text.get_text() for text in drawing.legends[0].get_texts()]
+    ['loss']
+    """
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    letters = int(drawing.get_figwidth() * 10)
+    labels = [wrapped(label, letters - 10) for label in labels]
+    longest = max((len(line) for label in labels for line in label.split('\n')), default=0)
+    columns = max(1, min(3, letters // (longest + 8)))
+    drawing.legend(handles, labels, loc='outside lower center', ncols=columns, frameon=False)
+
+
+def note(axes: 'Axes', text: str) -> None:
+    """Writes a note above all plots of a figure; nothing if the text is empty.
+
+    >>> axes = figure(4, 3).subplots()
+    >>> note(axes, 'not drawn: mean()')
+    >>> axes.figure.get_suptitle()
+    'not drawn: mean()'
+    """
+    drawing = axes.figure.figure
+    if text:
+        letters = int(12 * drawing.get_figwidth())  # an inch has 13 to 16 small letters
+        drawing.suptitle(wrapped(text, letters), x=0.01, ha='left', fontsize=9, color=INK)
+
+
+def scale_loss(axes: 'Axes', losses: np.ndarray, axis: str = 'y') -> None:
+    """Makes an axis of `losses` logarithmic where the largest is over 20 times the smallest.
+
+    >>> axes = figure(4, 3).subplots()
+    >>> scale_loss(axes, np.array([0.1, np.nan, 3.0]))
+    >>> axes.get_yscale(), axes.get_xscale()
+    ('log', 'linear')
+    """
+    known = losses[np.isfinite(losses)]
+    # On a linear axis a first loss far above the rest would flatten the rest of the curve.
+    if known.size and known.min() > 0 and known.max() > 20 * known.min():
+        axes.set(**{f'{axis}scale': 'log'})
+
+
+def differ(values: Iterable[float]) -> bool:
+    """Whether values differ by more than 1 %; then an axis of them shows something.
+
+    >>> differ([100.0, 100.5]), differ([100.0, 200.0]), differ([0.0, 1.0]), differ([])
+    (False, True, True, False)
+    """
+    known = list(values)
+    return bool(known) and max(known) > 1.01 * min(known)
 
 
 def log_bytes(axes: 'Axes', low: float, high: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdist.core.errors import InputError
-from jaxdist.report.canvas import COLOURS, INK, figure, save, tidy
+from jaxdist.report.canvas import COLOURS, INK, figure, legend_below, note, save, tidy
 from jaxdist.report.fields import Record
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
     >>> metrics = {'ball': {'value': 0.5, 'violation': 0.5, 'multiplier': 0.1}}
     >>> drawing = constraints_plot([{'step': 1, 'constraints': metrics}], Path(mkdtemp()) / 'constraints.png')
     >>> [axes.get_ylabel() for axes in drawing.axes]
-    ['value (at most 0, or 0)', 'multiplier']
+    ['constraint (≤ 0 or = 0)', 'multiplier']
     """
     names = list(dict.fromkeys(name for record in records for name in record.get('constraints', {})))
     if not names:
@@ -52,14 +52,14 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
         judged = _points((r['step'], r['judged']['training'][name]) for r in records if 'judged' in r)
         above.plot(*judged, 'o', color=colour, markersize=5)
     above.axhspan(-tolerance, tolerance, color=INK, alpha=0.12, linewidth=0)
-    for axes, label in ((above, 'value (at most 0, or 0)'), (below, 'multiplier')):
+    for axes, label in ((above, 'constraint (≤ 0 or = 0)'), (below, 'multiplier')):
         tidy(axes)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_ylabel(label)
-    legend = "lines: the step's batch; dots: all evaluated examples; grey: the tolerance"
-    above.set_title(legend, fontsize=9, loc='left')
+    tolerated = '; grey: the tolerance' if tolerance else ''
+    note(above, f"lines: the step's batch; dots: all evaluated examples{tolerated}")
     below.set_xlabel('step')
-    drawing.legend(loc='outside lower center', ncols=3, frameon=False)
+    legend_below(drawing)
     return save(drawing, path)
 
 

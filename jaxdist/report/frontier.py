@@ -1,6 +1,5 @@
 """Plot of held-out loss against bytes sent: the trade-off of every variant, and the Pareto front."""
 
-import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, tidy
+from jaxdist.report.scale import add_notes, label, on_scale
 from jaxdist.report.summary import Interval, Summary
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1))
+SIDES = ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0, 1), (0, -1), (0.4, 1), (0.4, -1), (-0.4, 1), (-0.4, -1))
 REACH = (8, 16, 28, 44, 64, 90)
 """A label is placed on one of the SIDES of its mark, at the smallest REACH (in points) at which it covers nothing."""
+WIDTH = 38
+"""A label is wrapped at this number of letters."""
 MANY = 10
 """Above this number of points, labels are numbers, and a legend beside the plot names them."""
 
@@ -36,7 +38,8 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
 
     Filled points are the Pareto front of the means. Variants that send nothing are left of a dotted line. Labels count
     diverged runs. Notes above the plot name the variants of which every run diverged, and those so far above the
-    baseline that they would compress the scale of the others. More than `MANY` points are numbered.
+    baseline loss that they would compress the scale of the others. Points are numbered if they are more than `MANY`,
+    or if their labels would cover something.
 
     Args:
         summaries: the variants, from `summarise`.
@@ -56,9 +59,18 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     >>> [text.get_text() for text in drawing.axes[0].texts]
     ['exact', 'int8']
     """
-    all_points = _points(summaries)
-    points = [point for point in all_points if not _off_scale(point, all_points, baseline)]
+    points = _points(on_scale(summaries, baseline))
     numbered = len(points) > MANY
+    drawing, covered = _drawing(points, numbered, summaries, baseline)
+    if covered and not numbered:
+        drawing, _ = _drawing(points, True, summaries, baseline)
+    return save(drawing, path)
+
+
+def _drawing(
+    points: Sequence[_Point], numbered: bool, summaries: Sequence[Summary], baseline: tuple[str, float] | None
+) -> tuple['Figure', bool]:
+    """The figure, and whether a label covers anything."""
     rows = sum(point.name.count('\n') + 1 for point in points)
     drawing = figure(12, max(5.4, 0.2 * rows + 0.6)) if numbered else figure(9, 5.4)
     axes = drawing.subplots()
@@ -68,31 +80,24 @@ def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str,
     axes.margins(y=0.15)
     axes.set_xlabel('bytes sent per worker in the whole run')
     axes.set_ylabel('held-out loss (mean, 95 % interval)')
-    off_scale = [f'{point.name}: {point.loss.mean:.3g}' for point in all_points if point not in points]
-    _add_notes(axes, summaries, baseline, off_scale)
+    add_notes(axes, summaries, baseline, 'y')
     drawing.legend(loc='outside lower center', ncols=4, frameon=False)
     if numbered:
         points = _numbered(drawing, points)
     # Labels are placed in pixels, so the axes must have their final size, which they get when they are laid out.
     drawing.draw_without_rendering()
     drawing.set_layout_engine('none')
-    _label(axes, points, xs)
-    return save(drawing, path)
+    return drawing, _label(axes, points, xs)
 
 
 def _points(summaries: Sequence[Summary]) -> list[_Point]:
-    known = [(_name(s), s.sent, s.held_out) for s in summaries if s.held_out is not None]
+    known = [(label(s, WIDTH), s.sent, s.held_out) for s in summaries if s.held_out is not None]
     if not known:
         raise InputError('no variant to draw: there are no summaries, or every run diverged')
     return [
         _Point(name, sent, loss, not any(_better((x, y.mean), (sent, loss.mean)) for _, x, y in known))
         for name, sent, loss in known
     ]
-
-
-def _off_scale(point: _Point, points: Sequence[_Point], baseline: tuple[str, float] | None) -> bool:
-    """Whether a variant's loss is further above the baseline than the best one is below it."""
-    return baseline is not None and point.loss.mean - baseline[1] > baseline[1] - min(p.loss.mean for p in points) > 0
 
 
 def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
@@ -106,11 +111,6 @@ def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
     names = [point.name for point in points]
     drawing.legend(keys, names, loc='outside right center', frameon=False, fontsize=8.5, labelspacing=0.7)
     return [point._replace(name=str(i)) for i, point in enumerate(points, 1)]
-
-
-def _name(summary: Summary) -> str:
-    diverged = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
-    return textwrap.fill(summary.name + diverged, 38)
 
 
 def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -139,53 +139,59 @@ def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:
 
 def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
     marks = ((True, COLOURS[0], COLOURS[0], 'Pareto front'), (False, INK, 'white', 'dominated'))
-    for front, colour, face, label in marks:
+    for front, colour, face, name in marks:
         chosen = [(x, *point.loss[:2]) for x, point in zip(xs, points, strict=True) if point.front is front]
         if chosen:
             x, mean, half = np.array(chosen, dtype=float).T  # a missing interval is NaN, which draws no bar
-            bars = axes.errorbar(x, mean, half, fmt='o', color=colour, capsize=3, elinewidth=1, label=label)
+            bars = axes.errorbar(x, mean, half, fmt='o', color=colour, capsize=3, elinewidth=1, label=name)
             bars[0].set(markersize=7, markerfacecolor=face)
     front_line = np.array(sorted((x, p.loss.mean) for x, p in zip(xs, points, strict=True) if p.front)).T
     axes.step(*front_line, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
 
 
-def _add_notes(
-    axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, off_scale: Sequence[str]
-) -> None:
-    """Draws the baseline, and notes above the plot for all that is not drawn in it."""
-    remarks = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
-    remarks += [f'{" ".join(text.split())}, above this plot' for text in off_scale]
-    if baseline is not None:
-        name, loss = baseline
-        low, high = axes.get_ylim()
-        if low - (high - low) <= loss <= high + (high - low):
-            axes.axhline(loss, color=COLOURS[1], linestyle='--', linewidth=1.2, label=f'{name}: {loss:.3f}')
-        else:
-            remarks.append(f'{name}: {loss:.3f}, {"above" if loss > high else "below"} this plot')
-    if remarks:
-        axes.set_title(textwrap.fill('; '.join(remarks), 110), fontsize=9, color=INK, loc='left')
-
-
-def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
+def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> bool:
+    """Writes each label beside its mark; returns whether one covers anything."""
     taken = _drawn(axes, points, xs)
+    labels, leaders = np.empty((2, 0, 4))
     frame = np.array(axes.get_window_extent().extents)
     places = [(reach * x, reach * y) for reach in REACH for x, y in SIDES]
+    at = [(x, point.loss.mean) for x, point in zip(xs, points, strict=True)]
+    marks = axes.transData.transform(at)
+    size = 5 * axes.figure.dpi / 72
+    covers = False
     # From the top down, so that lines from distant labels to their marks rarely intersect.
-    for point, x in sorted(zip(points, xs, strict=True), key=lambda pair: -pair[0].loss.mean):
-        at = (x, point.loss.mean)
-        text = axes.annotate(point.name, at, (0, 0), textcoords='offset points', fontsize=9.5)
-        covered = [_covered(_moved(text, place), np.array(taken), frame) for place in places]
-        place = places[int(np.argmin(covered))]
-        taken.append(_moved(text, place))
-        if max(map(abs, place)) > REACH[1]:
-            line = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 0, 'shrinkB': 4}
-            axes.annotate('', at, place, textcoords='offset points', arrowprops=line)
+    for index in sorted(range(len(points)), key=lambda index: -at[index][1]):
+        text = axes.annotate(points[index].name, at[index], (0, 0), textcoords='offset points', fontsize=9.5)
+        boxes = [(_moved(text, place), _leader(axes, marks[index], place)) for place in places]
+        others = np.delete(marks, index, axis=0)
+        drawn = np.vstack([taken, labels, leaders])
+        crossed = np.vstack([np.hstack([others - size, others + size]), labels, leaders])
+        # A leader may cross the interval of another mark, if no other place is left.
+        avoided = np.delete(taken[: len(points)], index, axis=0)
+        covered = [_covered(box, drawn, frame) + _crossing(leader, crossed) for box, leader in boxes]
+        costs = [cost + _crossing(leader, avoided) for cost, (_, leader) in zip(covered, boxes, strict=True)]
+        best = int(np.argmin(costs))
+        covers |= covered[best] > 0
+        _moved(text, places[best])
+        labels, leaders = np.vstack([labels, boxes[best][0]]), np.vstack([leaders, boxes[best][1]])
+        if len(boxes[best][1]):
+            style = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 0, 'shrinkB': 4}
+            axes.annotate('', at[index], places[best], textcoords='offset points', arrowprops=style)
+    return covers
 
 
-def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> list[np.ndarray]:
-    """The boxes that labels should not cover, in pixels (left, bottom, right, top): marks, intervals and lines."""
+def _leader(axes: 'Axes', mark: np.ndarray, place: tuple[float, float]) -> np.ndarray:
+    """Boxes [N, 4] along the line from a mark, in pixels, to a label at an offset in points; none for a near label."""
+    if max(map(abs, place)) <= REACH[1]:
+        return np.empty((0, 4))
+    along = mark + np.linspace(0.1, 0.95, 30)[:, None] * np.array(place) * axes.figure.dpi / 72
+    return np.concatenate([along - 1, along + 1], axis=1)
+
+
+def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> np.ndarray:
+    """The boxes [N, 4] of marks with intervals, then of lines, in pixels (left, bottom, right, top)."""
     mark = 5 * axes.figure.dpi / 72
-    boxes = []
+    boxes: list[np.ndarray] = []
     for x, (_, _, loss, _) in zip(xs, points, strict=True):
         ends = axes.transData.transform([(x, loss.mean - (loss.half or 0)), (x, loss.mean + (loss.half or 0))])
         boxes.append(np.concatenate([ends[0] - mark, ends[1] + mark]))
@@ -193,7 +199,7 @@ def _drawn(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> list[
         path = np.asarray(line.get_transform().transform_path(line.get_path()).vertices)
         if line.get_linestyle() != 'None' and np.isfinite(path).all():
             boxes += [np.concatenate([np.minimum(a, b) - 2, np.maximum(a, b) + 2]) for a, b in pairwise(path)]
-    return boxes
+    return np.array(boxes)
 
 
 def _moved(text: 'Annotation', place: tuple[float, float]) -> np.ndarray:
@@ -209,6 +215,11 @@ def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
     """The area, in pixels, in which `box` [4] overlaps the boxes `taken` [N, 4] or is outside the `frame` [4]."""
     outside = np.prod(box[2:] - box[:2]) - _overlap(box, frame[None])[0]
     return float(_overlap(box, taken).sum() + outside)
+
+
+def _crossing(leader: np.ndarray, others: np.ndarray) -> float:
+    """The area, in pixels, in which the boxes of a leader overlap `others` [N, 4]."""
+    return float(sum(_overlap(part, others).sum() for part in leader))
 
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Summary, best
@@ -47,11 +47,25 @@ summary { cursor: pointer; font-weight: 600; }
 """
 
 
+class Picture(NamedTuple):
+    """An image of a page.
+
+    Attributes:
+        path: a PNG, SVG or JPEG file, which is embedded.
+        caption: the text below the image: what it shows and how it is read.
+        alternative: the text for readers who do not see the image.
+    """
+
+    path: Path
+    caption: str
+    alternative: str
+
+
 def page(
     title: str,
     paragraphs: Iterable[str],
     tables: Mapping[str, Sequence[Summary]],
-    images: Mapping[str, Path],
+    pictures: Iterable[Picture],
     details: Mapping[str, Any],
     path: Path,
 ) -> Path:
@@ -61,7 +75,7 @@ def page(
         title: the title; as all text here it is plain, and is escaped.
         paragraphs: the summary, one string per paragraph.
         tables: the tables' summaries, by caption.
-        images: PNG, SVG or JPEG files by caption; they are embedded.
+        pictures: the images.
         details: the `command` that reproduces the page, and any other JSON data (experiment, versions), each folded
             under its key.
         path: the file to write.
@@ -74,7 +88,7 @@ def page(
         OSError: if an image cannot be read or the page cannot be written.
 
     >>> from tempfile import mkdtemp
-    >>> path = page('8 workers', ['a < b'], {}, {}, {'command': 'jaxdist compare c.py'}, Path(mkdtemp()) / 'a.html')
+    >>> path = page('8 workers', ['a < b'], {}, [], {'command': 'jaxdist compare c.py'}, Path(mkdtemp()) / 'a.html')
     >>> '<p>a &lt; b</p>' in path.read_text(encoding='utf-8')
     True
     """
@@ -82,7 +96,7 @@ def page(
         raise InputError("details need a 'command', as text: the one that reproduces this page")
     body = [f'<h1>{escape(title)}</h1>', *(f'<p>{escape(text)}</p>' for text in paragraphs)]
     body += [_table(caption, summaries) for caption, summaries in tables.items()]
-    body += [_image(caption, image) for caption, image in images.items()]
+    body += map(_image, pictures)
     body += ['<h2>Reproduce</h2>', f'<pre>{escape(details["command"])}</pre>']
     body += [_detail(key, value) for key, value in details.items() if key != 'command']
     path.write_text(_document(title, body), encoding='utf-8')
@@ -125,13 +139,12 @@ def _row(row: Sequence[str], is_best: bool) -> str:
     return f'<tr{" class=best" if is_best else ""}>{first}{"".join(others)}</tr>'
 
 
-def _image(caption: str, image: Path) -> str:
-    if (kind := KINDS.get(image.suffix.lower())) is None:
-        raise InputError(f'an image is one of {", ".join(KINDS)}, not {image.name!r}')
-    data = base64.b64encode(image.read_bytes()).decode()
-    words = escape(caption)
-    source = f'<img src="data:{kind};base64,{data}" alt="{words}">'
-    return f'<figure>{source}<figcaption>{words}</figcaption></figure>'
+def _image(picture: Picture) -> str:
+    if (kind := KINDS.get(picture.path.suffix.lower())) is None:
+        raise InputError(f'an image is one of {", ".join(KINDS)}, not {picture.path.name!r}')
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    source = f'<img src="data:{kind};base64,{data}" alt="{escape(picture.alternative)}">'
+    return f'<figure>{source}<figcaption>{escape(picture.caption)}</figcaption></figure>'
 
 
 def _detail(key: str, value: Any) -> str:

@@ -11,6 +11,20 @@ NOTHING = '—'
 """The text of a cell without a number."""
 
 
+def interval_text(value: Interval | None, *, scale: float = 1, sign: str = '', unit: str = '') -> str:
+    """A mean with half its interval, both times `scale`, to two digits of the interval; a dash for None.
+
+    >>> interval_text(Interval(0.12345, 0.0021, 3)), interval_text(Interval(0.5, None, 1), scale=100, unit=' %')
+    ('0.1235 ± 0.0021', '50.000 %')
+    """
+    if value is None:
+        return NOTHING
+    half = None if value.half is None else value.half * scale
+    kind = f'{decimals(half)}f' if abs(value.mean * scale) < 1e6 else '3g'
+    text = f'{value.mean * scale:{sign}.{kind}}'
+    return f'{text}{unit}' if half is None else f'{text} ± {half:.{kind}}{unit}'
+
+
 def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """The cells of the table as text: the header, and one row per summary.
 
@@ -31,10 +45,10 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     first = summaries[0]
     columns: dict[str, Callable[[Summary], str]] = {
         'variant': lambda s: s.name,
-        'held-out loss': lambda s: _interval_text(s.held_out) if s.held_out else 'diverged',
-        f'minus {first.name}': lambda s: _interval_text(s.difference, sign='+'),
-        'accuracy': lambda s: _interval_text(s.accuracy, scale=100, unit=' %'),
-        'violation in training': lambda s: _interval_text(s.violation),
+        'held-out loss': lambda s: interval_text(s.held_out) if s.held_out else 'diverged',
+        f'minus {first.name}': lambda s: interval_text(s.difference, sign='+'),
+        'accuracy': lambda s: interval_text(s.accuracy, scale=100, unit=' %'),
+        'violation in training': lambda s: interval_text(s.violation),
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
         'memory per device': lambda s: _against(s.memory, first.memory, s is first),
         'time': lambda s: seconds_text(s.seconds),
@@ -89,15 +103,6 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     table = [_padded(row, widths) for row in (body[0], rule, *body[1:])]
     lines = [f'- {_escaped(s.name)}: `{s.update}`' for s in summaries if s.name != s.update]
     return '\n'.join([*table, '', *lines, *([''] if lines else []), *map(_escaped, notes(summaries))]) + '\n'
-
-
-def _interval_text(value: Interval | None, *, scale: float = 1, sign: str = '', unit: str = '') -> str:
-    if value is None:
-        return NOTHING
-    half = None if value.half is None else value.half * scale
-    kind = f'{decimals(half)}f' if abs(value.mean * scale) < 1e6 else '3g'
-    text = f'{value.mean * scale:{sign}.{kind}}'
-    return f'{text}{unit}' if half is None else f'{text} ± {half:.{kind}}{unit}'
 
 
 def _against(value: float, first: float, is_first: bool) -> str:

@@ -11,11 +11,13 @@ import jax
 
 from jaxdist import ledger, line, report
 from jaxdist.training.experiment import Experiment, ExperimentError, flat, to_json
+from jaxdist.training.labels import labels
+from jaxdist.training.pictures import draw_pictures
 from jaxdist.training.run import Diverged, Event, Ready, run
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import prepare
 
-FACTS = ('versions', 'commit', 'devices', 'data')
+FACTS = ('versions', 'commit', 'devices', 'data', 'baseline')
 """Entries of a run's `run.json` that the page shows."""
 
 
@@ -52,36 +54,7 @@ def variants(experiments: Sequence[Experiment]) -> list[Variant]:
         if same in zip(lines[:k], fields[:k], strict=True):
             twice = experiments[k].update
             raise ExperimentError(f'{twice!r} would be compared with itself; for more seeds use --seeds')
-    differ = list(dict.fromkeys(name for f in fields for name in f if any(g.get(name) != f[name] for g in fields)))
-    names = [
-        ', '.join([*([text] if text else []), *(_setting(n, f[n]) for n in differ if n in f)])
-        for text, f in zip(_short_lines([e.update for e in experiments]), fields, strict=True)
-    ]
-    return [Variant(name or e.update, e) for name, e in zip(names, experiments, strict=True)]
-
-
-def _setting(name: str, value: Any) -> str:
-    """A setting, as a label shows it."""
-    if isinstance(value, list):
-        return f'{name}={value}' if value and not isinstance(value[0], str) else ', '.join(value) or f'no {name}'
-    return f'{name}={value}'
-
-
-def _short_lines(updates: list[str]) -> list[str]:
-    """Each line without the transformations that most lines have; empty texts where all lines are equal.
-
-    A line that lacks any of the common transformations is given in full.
-    """
-    split = [line.split(update) for update in updates]
-    if all(calls == split[0] for calls in split):
-        return [''] * len(updates)
-    common = [call for call in split[0] if 2 * sum(call in calls for calls in split) > len(split)]
-    has_all = [all(call in calls for call in common) for calls in split]
-    short = [
-        ' | '.join(call for call in calls if call not in common or not complete)
-        for calls, complete in zip(split, has_all, strict=True)
-    ]
-    return short if all(short) and len(set(short)) == len(set(updates)) else updates
+    return [Variant(name, e) for name, e in zip(labels(experiments), experiments, strict=True)]
 
 
 def compare(
@@ -193,7 +166,7 @@ def rows(compared: Sequence[Variant], seeds: int, folder: Path) -> list[dict[str
 def write_report(
     compared: Sequence[Variant], seeds: int, folder: Path, title: str, command: str
 ) -> list[report.Summary]:
-    """Writes `rows.jsonl`, `table.md`, `frontier.png`, `curves.png` and `index.html`; returns one summary per variant.
+    """Writes `rows.jsonl`, `table.md`, `index.html` and pictures (see `draw_pictures`); returns a summary per variant.
 
     Raises:
         ExperimentError: no run has ended yet.
@@ -208,32 +181,50 @@ def write_report(
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in results))
     names = {_key(experiment): name for name, experiment in compared}
     results = [{**row, 'name': names[row['update']]} for row in results]
-    summaries = report.summarise(results)
     facts = json.loads((run_folder(folder, ended[0]) / 'run.json').read_text())
     records: dict[str, list[Any]] = {}
     for row, experiment in zip(results, ended, strict=True):
         if row['held_out'] is not None:  # the curves leave diverged runs out; the table counts them
             records.setdefault(row['name'], []).append(read_records(run_folder(folder, experiment)))
+    details = {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}}
+    return draw_report(results, records, title, details, folder)
+
+
+def draw_report(
+    results: Sequence[dict[str, Any]],
+    records: dict[str, list[Any]],
+    title: str,
+    details: dict[str, Any],
+    folder: Path,
+) -> list[report.Summary]:
+    """Writes `table.md`, `index.html` and the pictures of results that are known; returns one summary per variant.
+
+    Args:
+        results: a row for each run, as in `rows`.
+        records: for each variant's name the records of its runs that did not diverge; without them there are no curves.
+        title: the page's title.
+        details: what the page shows about the runs; `baseline` is the name of a loss, and the loss.
+        folder: the comparison's folder.
+
+    >>> row = {'name': 'a', 'update': 'a()', 'seed': 0, 'held_out': None, 'sent': 8, 'memory': 9, 'seconds': 1.0}
+    >>> from tempfile import mkdtemp
+    >>> (summary,) = draw_report([row], {}, 'A', {'command': 'x', 'baseline': {'entropy': 3.0}}, Path(mkdtemp()))
+    >>> summary.diverged
+    1
+    """
+    summaries = report.summarise(results)
     (folder / 'table.md').write_text(report.markdown_table(summaries))
+    (baseline,) = details['baseline'].items()
+    seeds = max(summary.runs for summary in summaries)
     report.page(
         title,
-        [f'{len(compared)} variants, {seeds} seeds each, on the same data and initial weights.'],
+        [f'{len(summaries)} variants, {seeds} seeds each, on the same data and initial weights.'],
         {'Held-out quality, bytes and time': summaries},
-        _plots(summaries, records, facts['baseline'], folder) if records else {},
-        {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}},
+        draw_pictures(summaries, records, baseline, folder),
+        details,
         folder / 'index.html',
     )
     return summaries
-
-
-def _plots(
-    summaries: list[report.Summary], records: dict[str, list[Any]], baseline: dict[str, float], folder: Path
-) -> dict[str, Path]:
-    """Draws the plots, and returns their files by caption."""
-    frontier, curves = folder / 'frontier.png', folder / 'curves.png'
-    report.frontier_plot(summaries, frontier, *baseline.items())
-    report.curves_plot(records, curves)
-    return {'Quality against bytes': frontier, 'Quality while training': curves}
 
 
 def _ended(compared: Sequence[Variant], seeds: int, folder: Path) -> list[Experiment]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_fixtures import legend, line
+from report_fixtures import legend, line, run, texts_outside
 
 from jaxdist import report
 from jaxdist.report.canvas import smooth
@@ -19,13 +19,6 @@ from jaxdist.report.canvas import smooth
 pytestmark = pytest.mark.slow
 
 NAN = math.nan
-
-
-def run(losses, *, every=10, sent=100):
-    """The records of a run that is evaluated `every` so many steps and sends `sent` bytes a step."""
-    steps = range(1, every * (len(losses) - 1) + 1)
-    train = [{'step': step, 'loss': 4.0 - 0.01 * step, 'sent': sent * step} for step in steps]
-    return train + [{'step': every * i, 'held_out': {'loss': loss}} for i, loss in enumerate(losses)]
 
 
 # One run
@@ -97,47 +90,39 @@ def test_wrong_records_are_refused_with_their_place(tmp_path, records, message):
         report.loss_plot(records, tmp_path / 'loss.png')
 
 
-# Many runs
+# Constraints
 
 
-def test_curves_are_means_over_seeds_against_steps_and_bytes(tmp_path):
-    runs = {'exact': [run([5.0, 3.0]), run([6.0, 4.0])], 'unstable': [run([5.0, 2.0]), run([5.0, NAN])]}
-    runs['diverged'] = [run([5.0, NAN])]
-    drawing = report.curves_plot(runs, tmp_path / 'curves.png')
-    steps, sent = drawing.axes
-    assert [curve.get_xydata().tolist() for curve in steps.lines] == [
-        [[0, 5.5], [10, 3.5]],
-        [[0, 5], [10, 2]],
-        [],
+def test_the_plot_of_constraints_has_every_value_and_readable_names(tmp_path):
+    names = [f'the squared norm of tensor number {k}' for k in range(11)]
+    records = [
+        {
+            'step': step,
+            'constraints': {name: {'value': 1 / (step + k), 'multiplier': k} for k, name in enumerate(names)},
+        }
+        for step in (1, 2, 3)
     ]
-    band = steps.collections[0].get_paths()[0].vertices
-    assert {tuple(corner) for corner in band} == {(0, 5), (0, 6), (10, 3), (10, 4)}
-    assert sent.lines[0].get_xydata()[1].tolist() == [1000, 3.5], 'bytes of an evaluation come from training'
-    assert legend(drawing) == ['exact', 'unstable (1 of 2 diverged)', 'diverged (1 of 1 diverged)']
-
-
-def test_a_variant_that_sends_nothing_is_named_in_the_panel_of_bytes(tmp_path):
-    runs = {'local': [run([5.0, 3.0], sent=0)], 'exact': [run([5.0, 3.0])]}
-    drawing = report.curves_plot(runs, tmp_path / 'curves.svg')
-    assert drawing.axes[1].get_title() == 'nothing sent or recorded: local'
-    assert len(report.curves_plot({'local': runs['local']}, tmp_path / 'curves.svg').axes) == 1
-
-
-@pytest.mark.parametrize(
-    'runs, message',
-    [
-        ({}, 'no runs'),
-        ({'a': []}, "'a' has a run without evaluations"),
-        ({'a': [[{'step': 1, 'loss': 1.0}]]}, "'a' has a run without evaluations"),
-        ({'a': [run([3.0, 2.0]), run([3.0, 2.0, 1.0])]}, "'a' were evaluated at different steps"),
-    ],
-)
-def test_runs_without_a_mean_curve_are_refused(tmp_path, runs, message):
-    with pytest.raises(ValueError, match=message):
-        report.curves_plot(runs, tmp_path / 'curves.png')
+    records.append({'step': 3, 'judged': {'training': dict.fromkeys(names, 0.5)}})
+    drawing = report.constraints_plot(records, tmp_path / 'constraints.png', 0.01)
+    above, below = drawing.axes
+    assert above.lines[0].get_xydata().tolist() == [[1, 1], [2, 1 / 2], [3, 1 / 3]]
+    assert above.lines[1].get_xydata().tolist() == [[3, 0.5]]
+    assert below.lines[10].get_ydata().tolist() == [10, 10, 10]
+    assert legend(drawing) == names
+    styles = [(curve.get_color(), curve.get_linestyle()) for curve in below.lines[:11]]
+    assert len(set(styles)) == 11
+    assert texts_outside(drawing) == []
 
 
 # All plots
+
+
+def test_texts_of_one_runs_plot_stay_inside_the_picture(tmp_path):
+    baseline = (
+        'the best constant prediction of a data set with a name that is much longer than a line of a legend',
+        4.5,
+    )
+    assert texts_outside(report.loss_plot(run([5.0, 3.0, NAN]), tmp_path / 'loss.png', baseline)) == []
 
 
 def test_the_same_numbers_make_the_same_picture(tmp_path):
@@ -175,12 +160,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.fetched, self.text, self.open = [], [], []
+        self.fetched, self.text, self.open, self.alternatives = [], [], [], []
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.fetched += [value for name, value in attrs if name in ('src', 'href', 'srcset', 'data', 'action')]
+        self.alternatives += [value for name, value in attrs if name == 'alt']
         if tag not in ('meta', 'img'):
             self.open.append(tag)
 
@@ -199,7 +185,8 @@ def test_the_page_is_self_contained_and_complete(tmp_path):
         'command': 'jaxdist compare a.py --update "a | b"',
         'experiment': {'steps': 5, 'name': '<script>'},
     }
-    path = report.page('A <b> & B', ['1 < 2'], {'Table <1>': lines}, {'Loss "x"': image}, details, tmp_path / 'a.html')
+    picture = report.Picture(image, 'Loss "x"', 'Curves of < 2 losses')
+    path = report.page('A <b> & B', ['1 < 2'], {'Table <1>': lines}, [picture], details, tmp_path / 'a.html')
     html = path.read_text(encoding='utf-8')
     page = Page(html)
     assert len(page.fetched) == 1
@@ -207,6 +194,7 @@ def test_the_page_is_self_contained_and_complete(tmp_path):
     assert (kind, base64.b64decode(data)) == ('data:image/png;base64', image.read_bytes())
     assert {'A <b> & B', '1 < 2', 'Table <1>', '<int8>', '<int8>()', details['command']} <= set(page.text)
     assert details['experiment'] in [json.loads(text) for text in page.text if text.startswith('{')]
+    assert (page.alternatives, 'Loss "x"' in page.text) == (['Curves of < 2 losses'], True)
     assert 'url(' not in html
     assert '@import' not in html
     assert html.count('class=best') == 1
@@ -215,13 +203,13 @@ def test_the_page_is_self_contained_and_complete(tmp_path):
 @pytest.mark.parametrize(
     'images, details, message',
     [
-        ({}, {}, "details need a 'command'"),
-        ({}, {'command': 'x', 'experiment': {1, 2}}, r"details\['experiment'\] is not JSON"),
-        ({'a': 'plot.tiff'}, {'command': 'x'}, "not 'plot.tiff'"),
+        ([], {}, "details need a 'command'"),
+        ([], {'command': 'x', 'experiment': {1, 2}}, r"details\['experiment'\] is not JSON"),
+        (['plot.tiff'], {'command': 'x'}, "not 'plot.tiff'"),
     ],
 )
 def test_an_incomplete_page_is_refused(tmp_path, images, details, message):
-    images = {caption: tmp_path / name for caption, name in images.items()}
+    images = [report.Picture(tmp_path / name, 'A caption.', 'An alternative.') for name in images]
     with pytest.raises(ValueError, match=message):
         report.page('A', [], {}, images, details, tmp_path / 'a.html')
     assert not (tmp_path / 'a.html').exists()

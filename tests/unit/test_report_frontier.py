@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_fixtures import labels, legend, line
+from report_fixtures import labels, legend, line, texts_outside
 
 from jaxdist import report
 
@@ -51,7 +51,7 @@ def test_many_points_are_numbered_and_a_note_names_those_off_the_scale(tmp_path)
     assert list(labels(drawing)) == [str(i) for i in range(1, 13)]
     names = [text.get_text() for text in drawing.legends[1].get_texts()]
     assert names == [each.name for each in lines[:12]]
-    assert drawing.axes[0].get_title('left').startswith('a diverging one: 40, above this plot; entropy: 3.000')
+    assert drawing.get_suptitle().startswith('a diverging one: 40, off the scale; entropy: 3.000')
     assert drawing.axes[0].get_ylim()[1] < 4
 
 
@@ -72,8 +72,20 @@ def test_zero_bytes_have_a_separate_place(tmp_path):
 def test_a_note_names_what_is_not_drawn(tmp_path):
     lines = [line('a', 1e6, 2.0, diverged=1), line('wild', 1e6, None, diverged=3)]
     far = report.frontier_plot(lines, tmp_path / 'frontier.svg', ('entropy', 4.5))
-    assert far.axes[0].get_title('left') == 'wild: every run diverged; entropy: 4.500, above this plot'
+    assert far.get_suptitle() == 'wild: every run diverged; entropy: 4.500, off the scale'
     assert list(labels(far)) == ['a (1 of 3 diverged)']
     assert 'entropy: 2.200' in legend(report.frontier_plot(lines, tmp_path / 'f.svg', ('entropy', 2.2)))
     with pytest.raises(ValueError, match='every run diverged'):
         report.frontier_plot(lines[1:], tmp_path / 'frontier.svg')
+
+
+def test_labels_that_cannot_be_placed_become_numbers(tmp_path):
+    names = [f"diloco(every={i}, outer=sgd(0.7, momentum=0.9), codec=top_k(k=41), exchange='gather')" for i in range(9)]
+    # Nine points on almost the same spot.
+    lines = [line(name, 1e6 * (1 + i / 1e3), 2 + i / 1e4, half=0.5) for i, name in enumerate(names)]
+    lines += [line('far away', 1e9, 2.5)]
+    drawing = report.frontier_plot(lines, tmp_path / 'frontier.png')
+    assert set(labels(drawing)) == {str(i) for i in range(1, 11)}
+    listed = [text.get_text().replace('\n', ' ') for text in drawing.legends[1].get_texts()]
+    assert listed == [*names, 'far away']
+    assert texts_outside(drawing) == []

@@ -8,16 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist.core.errors import InputError
-
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy
-    copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma
-    log log1p logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n
-    sign sin sinh sqrt square stop_gradient sub tan tanh xor pcast pvary
-    """.split()  # noqa: SIM905
-)
-"""Primitives that compute each entry of their result from the same entry of their arguments."""
+from jaxdist.core.gate import ELEMENTWISE
 
 CALLS = ('pjit', 'jit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call', 'remat', 'checkpoint', 'cond')
 """Primitives that contain a program, which is checked in their place."""

@@ -18,7 +18,7 @@ from jaxdist.constraints.penalties import init as init_penalty
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import cast_params, inverse, pullback
-from jaxdist.core.guard import is_finite
+from jaxdist.core.guard import is_bounded
 from jaxdist.core.objective import Extreme, Lookahead, ObjectiveOutput, WorkerLoss
 from jaxdist.core.types import Batch, Params
 from jaxdist.core.workers import Workers, local_shapes
@@ -119,7 +119,7 @@ class LagrangianObjective(DualAscent):
         _, reduced, _ = self._evaluate(loss, params, batch, key)
         moved = self._ascend(state, (step + 1) % self.every == 0, reduced, batch, loss.axis)
         # The guard has admitted the first evaluation; non-finite numbers of the second must not reach the multipliers.
-        bad = collectives.psum(1.0 - is_finite(moved.multipliers), loss.axis)
+        bad = collectives.psum(1.0 - is_bounded(moved.multipliers), loss.axis)
         return jax.tree.map(lambda new, old: jnp.where(bad == 0, new, old), moved, state)
 
     def _output(

@@ -1,11 +1,13 @@
-"""The step guard: rejects steps with non-finite gradients, and weights gradients by example counts."""
+"""The step guard: rejects steps whose gradient has no finite squared norm, and weights gradients by example counts."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxdist.core import collectives
+from jaxdist.core.gate import gate
 from jaxdist.core.gradient import inverse
 from jaxdist.core.layout import Layout
 from jaxdist.core.protocol import diverges
@@ -16,9 +18,9 @@ class StepGuard(NamedTuple):
     """Decides whether a step is applied, and weights each worker's gradient by its example count.
 
     Attributes:
-        layout: which leaves of the state, a NamedTuple with `params` and `opt_state`, vary over workers.
+        layout: which leaves of the optimiser's state vary over workers.
         diverge: whether workers diverge; then each decides for itself, otherwise all take the same decision.
-        active: whether steps with a non-finite gradient are rejected.
+        active: whether steps are rejected.
         uneven: whether workers' example counts may differ.
         axis: the worker axis.
     """
@@ -40,11 +42,10 @@ class StepGuard(NamedTuple):
             count: this worker's example count.
             also: further values that must be finite.
         """
-        finite = is_finite((grads, also))
+        finite = is_bounded((grads, also)) if self.active else jnp.bool(True)
         if self.diverge:
             # This step may be a synchronisation round, so no non-finite number may be left to send.
-            ok = finite if self.active else jnp.bool(True)
-            return ok, jax.tree.map(lambda g: jnp.where(ok, g, 0), grads) if self.active else grads
+            return finite, jax.tree.map(lambda g: jnp.where(finite, g, 0), grads) if self.active else grads
         votes = {'bad': 1 - finite.astype(count.dtype)} if self.active else {}
         votes |= {'count': count} if self.uneven else {}
         sums = collectives.psum(votes, self.axis) if votes else {}
@@ -53,36 +54,61 @@ class StepGuard(NamedTuple):
             grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
         return sums['bad'] == 0 if self.active else jnp.bool(True), grads
 
-    def update_kwargs(self, ok: jax.Array) -> dict[str, jax.Array]:
-        """The extra keyword arguments of `update`; see `jaxdist.core.protocol`."""
-        # `idle` is the former name of `rejected`, for algorithms that were written for it.
-        return {'rejected': ~ok, 'idle': ~ok} if self.diverge and self.active else {}
+    def apply(
+        self, ok: jax.Array, update: Callable[..., Any], grads: Params, params: Params, opt_state: Any
+    ) -> tuple[Params, Params, Any]:
+        """The parameters of the update, and the new parameters and optimiser state.
 
-    def commit(self, ok: jax.Array, new: Any, old: Any) -> Any:
-        """The new state or, if the step is rejected, the old one bit for bit.
+        If the step is rejected, both are the old ones bit for bit. Where workers diverge, a worker that rejects the
+        step keeps its optimiser state only: its parameters, and the state of the algorithm that lets workers diverge,
+        are new. That algorithm is called with `rejected`, and the step may be a synchronisation round.
 
-        Where workers diverge, a worker that rejects the step keeps its optimiser state only. Its parameters, and the
-        state of the algorithm that lets workers diverge, are taken from the new state: that algorithm was called with
-        `rejected`, and the step may have been a synchronisation round.
+        Args:
+            ok: whether this worker applies the step.
+            update: `(grads, params, opt_state, **extra) -> (params, opt_state)`; for `extra` see
+                `jaxdist.core.protocol`.
+            grads: this worker's weighted gradient.
+            params: the parameters before the step.
+            opt_state: the optimiser state before the step.
         """
         if not self.active:
-            return new
+            moved, opt_state = update(grads, params, opt_state)
+            return moved, moved, opt_state
+        # `idle` is the former name of `rejected`, for algorithms that were written for it.
+        extra = {'rejected': ~ok, 'idle': ~ok} if self.diverge else {}
+        before = (params, opt_state)
+        (moved, _), choose = gate(lambda extra, *args: update(*args, **extra), (extra, grads, *before), before)
+        return moved, *choose(self._keeps(ok, params, opt_state))
+
+    def _keeps(self, ok: jax.Array, params: Params, opt_state: Any) -> Any:
+        """For each leaf of the state, `ok` if a rejected step leaves it as it was, or None."""
         if not self.diverge:
-            return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+            return jax.tree.map(lambda _: ok, (params, opt_state))
 
-        def keep(varies: Any, new: Any, old: Any) -> Any:
-            return jnp.where(ok, new, old) if varies is True else new
+        def own(varies: Any, state: Any) -> Any:
+            return jax.tree.map(lambda _: ok if varies is True else None, state)
 
-        return new._replace(
-            opt_state=jax.tree.map(keep, self.layout.opt_state, new.opt_state, old.opt_state, is_leaf=diverges)
-        )
+        state_keeps = jax.tree.map(own, self.layout, opt_state, is_leaf=diverges)
+        return jax.tree.map(lambda _: None, params), state_keeps
+
+    def commit(self, ok: jax.Array, new: Any, old: Any) -> Any:
+        """The new state of the objective; the old one if all workers reject the step."""
+        if not self.active or self.diverge:
+            return new
+        return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
-def is_finite(tree: Any) -> jax.Array:
-    """Whether all inexact numbers of a pytree are finite, as one bool.
+def is_bounded(tree: Any) -> jax.Array:
+    """Whether the squared norm of all inexact numbers of a pytree is finite, as one bool.
 
-    >>> is_finite({'a': jnp.ones(2), 'b': jnp.array([jnp.inf]), 'steps': jnp.int32(3)})
+    So are then the numbers themselves, their mean over workers, the norm to clip by, and second moments. Numbers from
+    1.8e19 on have no squares in float32.
+
+    >>> is_bounded({'a': jnp.ones(2), 'b': jnp.array([jnp.inf]), 'steps': jnp.int32(3)})
+    Array(False, dtype=bool)
+    >>> is_bounded(jnp.array([1e30]))
     Array(False, dtype=bool)
     """
-    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
+    numbers = [jnp.abs(x) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    squares = [jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in numbers]
+    return jnp.isfinite(sum(squares, jnp.float32(0)))

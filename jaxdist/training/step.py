@@ -79,7 +79,7 @@ def make_step(
         rules: sharding rules of the parameters over the mesh's other axes.
         accumulate: parts that each worker's batch is taken in, one after the other; the result is that of the whole.
         compute: the dtype in which the loss sees the parameters, if another than theirs: `jnp.bfloat16`.
-        guard: whether a step with a non-finite gradient is rejected: by all workers if one has it (they vote: 4 bytes),
+        guard: whether a step whose gradient has no finite squared norm is rejected: by all workers if one has it (they vote: 4 bytes),
             or by that worker alone where workers diverge.
         objective: what is minimised, if not the loss alone: `LagrangianObjective(...)` of `jaxdist.constraints`.
 
@@ -115,44 +115,42 @@ def make_step(
         with sharded_as(inner_specs):
             return State(zero, params, update.init(params), key, zero, goal.begin(params, part))
 
-    def step(state: State, batch: Batch, guard: StepGuard | None = None) -> tuple[State, Metrics]:
+    def step(guard: StepGuard, state: State, batch: Batch) -> tuple[State, Metrics]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.axis_index(workers.axis))
 
-        def apply(grads: Params, **kwargs: Any) -> tuple[Params, optax.OptState]:
+        def apply(grads: Params, params: Params, opt_state: optax.OptState, **extra: Any) -> Any:
             with sharded_as(inner_specs):
-                updates, opt_state = update.update(grads, state.opt_state, state.params, **kwargs)
-            return optax.apply_updates(state.params, updates), opt_state
+                updates, opt_state = update.update(grads, opt_state, params, **extra)
+            return optax.apply_updates(params, updates), opt_state
 
-        out = goal.gradient(
-            worker_loss, state.objective, state.params, state.step, batch, draw, lambda grads: apply(grads)[0]
-        )
-        ok, grads, kwargs = jnp.bool(True), out.grads, {}
-        if guard is not None:
-            ok, grads = guard.admit(grads, out.examples, out.check)
-            kwargs = guard.update_kwargs(ok)
-        new_params, opt_state = apply(grads, **kwargs)
-        after = goal.after(worker_loss, out.state, new_params, state.step, batch, draw)
-        new = state._replace(params=new_params, opt_state=opt_state, objective=after)
-        if guard is not None:
-            new = guard.commit(ok, new, state)
+        def lookahead(grads: Params) -> Params:
+            return apply(grads, state.params, state.opt_state)[0]
+
+        out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
+
+        ok, grads = guard.admit(out.grads, out.examples, out.check)
+        moved, params, opt_state = guard.apply(ok, apply, grads, state.params, state.opt_state)
+        after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
+        new = state._replace(params=params, opt_state=opt_state, objective=guard.commit(ok, after, state.objective))
         skipped = 1 - ok.astype(jnp.int32)
         metrics = {**out.sums, 'count': out.examples, 'skipped': skipped.astype(jnp.float32), **out.metrics}
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
 
-    layout = find_layout(first, step, workers, (key,), batch)
+    bare = StepGuard((), False, False, False, workers.axis)
+    layout = find_layout(first, functools.partial(step, bare), workers, (key,), batch)
     diverge = _workers_diverge(layout.opt_state)
     if not diverge:
         _refuse_divergence(layout.params)
     goal.check_layout(layout.objective, diverge)
     layout = layout._replace(skipped=guard and diverge)
-    step_guard = StepGuard(layout, diverge, guard, uneven and not goal.weighted, workers.axis)
+    step_guard = StepGuard(layout.opt_state, diverge, guard, uneven and not goal.weighted, workers.axis)
 
     def shard(rows: State) -> State:
         whole = jax.tree.map(lambda _: P(), rows)
         sizes = workers.mesh.shape if workers.mesh is not None else {}
         return whole._replace(params=specs, opt_state=meshes.state_specs(rows.opt_state, rows.params, specs, sizes))
 
-    return build_program(first, functools.partial(step, guard=step_guard), layout, workers, (key,), shard)
+    return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
 
 
 def _counts_differ(loss: Loss, params: Params, batch: Batch, workers: Workers, taken: tuple[str, ...]) -> bool:

@@ -138,7 +138,17 @@ def test_present_properties_of_a_state_do_not_warn() -> None:
 @pytest.mark.parametrize('ok', [False, True])
 def test_the_guard_still_passes_idle_beside_rejected(ok: bool) -> None:
     """Only where workers diverge and the guard is active."""
-    kwargs = StepGuard(layout=None, diverge=True, active=True, uneven=False, axis='workers').update_kwargs(jnp.bool(ok))
-    assert {name: bool(value) for name, value in kwargs.items()} == {'rejected': not ok, 'idle': not ok}
-    for diverge, active in ((True, False), (False, True)):
-        assert StepGuard(None, diverge, active, False, 'workers').update_kwargs(jnp.bool(ok)) == {}
+
+    def extra_of(diverge: bool, active: bool) -> dict[str, bool]:
+        names: list[str] = []
+
+        def update(grads: Any, params: Any, state: Any, **extra: Any) -> Any:
+            names.extend(extra)
+            return jnp.stack([extra[name] for name in extra]) if extra else params, state
+
+        guard = StepGuard((), diverge, active, False, 'workers')
+        _, values, _ = guard.apply(jnp.bool(ok), update, jnp.zeros(2), jnp.zeros(2, bool), ())
+        return dict(zip(names, map(bool, values), strict=False))
+
+    assert extra_of(diverge=True, active=True) == {'rejected': not ok, 'idle': not ok}
+    assert extra_of(diverge=True, active=False) == extra_of(diverge=False, active=True) == {}

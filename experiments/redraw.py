@@ -53,11 +53,8 @@ def redraw(folder: Path) -> None:
         runs = run_folder(folder, dataclasses.replace(experiment, seed=row['seed']))
         if row['held_out'] is not None and runs.exists():
             records.setdefault(name, []).append(read_records(runs))
-    curves = folder / 'curves.png'
-    old = curves.read_bytes() if curves.exists() and not records else None
-    draw_report(rows, records, title, details, folder)
-    if old is not None and experiments[0].evaluate_every < experiments[0].steps:
-        curves.write_bytes(old)
+    lost = not records and experiments[0].evaluate_every < experiments[0].steps
+    draw_report(rows, None if lost else records, title, details, folder)
 
 
 if __name__ == '__main__':

@@ -4,13 +4,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from reading import HERE, Run, mean_text, variants, write
 
+from jaxdist.report.canvas import COLOURS
+
 NAME, NEAR, NOISE = 'squared_norm', 0.01, 1e-3
 DRAWN = {
     'sgd(0.02)': 'plain ascent',
     'nupi(ki=0.02, kp=0.1)': 'nuPI, kp 0.1',
     'nupi(ki=0.02, kp=1.0)': 'nuPI, kp 1',
     'nupi(ki=0.02, kp=5.0)': 'nuPI, kp 5',
-    'sgd(0.002, momentum=0.9)': 'momentum 0.9, as fast',
+    'sgd(0.002, momentum=0.9)': 'momentum 0.9, equal rate',
     'scale_by_penalty() | sgd(1.0), penalty 0.1': 'method of multipliers, 0.1',
 }
 
@@ -44,13 +46,13 @@ def draw(every: list[list[Run]], limit: float) -> None:
     )
     for column, (line, title) in enumerate(DRAWN.items()):
         for axes, key, goal in ((grid[0, column], 'value', 0.0), (grid[1, column], 'multiplier', limit)):
-            for run in drawn[line]:
+            for run, color in zip(drawn[line], COLOURS, strict=False):
                 values = run.metric(NAME, key)
-                axes.plot(range(1, len(values) + 1), values, linewidth=1, alpha=0.8)
+                axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1, alpha=0.8)
             axes.axhline(goal, color='black', linestyle=':', linewidth=1)
         grid[0, column].set_title(title, fontsize=10)
         grid[1, column].set(xlabel='step', xlim=(0, 300))
-    grid[0, 0].set(ylabel='squared norm less 1', ylim=(-1, 1.4))
+    grid[0, 0].set(ylabel='squared norm minus 1', ylim=(-1, 1.4))
     grid[1, 0].set(ylabel='multiplier (dotted: its limit)', ylim=(0, 0.25))
     plt.savefig(HERE / 'damping.png', dpi=120)
 

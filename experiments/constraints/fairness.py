@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from reading import HERE, Run, mean_text, variants, write
 
+from jaxdist.report.canvas import COLOURS, MARKERS
+
 GAPS = ('demographic_parity', 'equal_opportunity')
 
 
@@ -30,16 +32,19 @@ def measured(run: Run) -> dict[str, float]:
 
 def draw(every: list[tuple[str, list[dict[str, float]]]]) -> None:
     """Plots held-out accuracy against each held-out gap; a point for each run."""
-    _, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout='constrained')
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout='constrained')
     for axes, gap in zip(panels, GAPS, strict=True):
-        for label, runs in every:
-            if label == 'no bound' or label.startswith(gap):
-                xs = [run[f'{gap}, held_out'] for run in runs]
-                axes.plot(xs, [run['accuracy'] for run in runs], 'o', label=label.removeprefix(gap).strip())
-        for color, bound in zip(('C1', 'C2', 'C3'), (0.1, 0.05, 0.02), strict=True):
+        chosen = [(label, runs) for label, runs in every if label == 'no bound' or label.startswith(gap)]
+        for color, marker, (label, runs) in zip(COLOURS, MARKERS, chosen, strict=False):
+            xs = [run[f'{gap}, held_out'] for run in runs]
+            text = label.removeprefix(gap).replace('<=', 'gap at most').strip()
+            axes.plot(xs, [run['accuracy'] for run in runs], marker, color=color, label=text)
+        for color, bound in zip(COLOURS[1:], (0.1, 0.05, 0.02), strict=False):
             axes.axvline(bound, color=color, linestyle=':', linewidth=1)
         axes.set(xlabel=f'{gap.replace("_", " ")}: held-out gap (dotted: bounds)', xlim=(0, None))
-        axes.legend()
+        axes.locator_params('x', nbins=5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
     panels[0].set_ylabel('held-out accuracy, %')
     plt.savefig(HERE / 'fairness.png', dpi=120)
 

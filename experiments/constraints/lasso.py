@@ -13,6 +13,7 @@ from jaxdist.constraints.solvers.consensus_admm import Balance, consensus_admm, 
 from jaxdist.constraints.solvers.iteration import program
 from jaxdist.constraints.solvers.proximal import soft_threshold
 from jaxdist.core import workers
+from jaxdist.report.canvas import COLOURS
 
 WORKERS, ALPHA, MOST = 4, 5.0, 300
 RHOS = (0.1, 1.0, 10.0)
@@ -62,14 +63,14 @@ def draw(solutions: dict[str, dict[float, dict]]) -> None:
     _, grid = plt.subplots(2, len(METHODS), figsize=(12, 6), sharex=True, sharey='row', layout='constrained')
     for column, (name, by_rho) in enumerate(solutions.items()):
         above, below = grid[:, column]
-        for color, (rho, solution) in enumerate(by_rho.items()):
+        for color, (rho, solution) in zip(COLOURS, by_rho.items(), strict=False):
             steps = np.arange(1, MOST + 1)
-            above.semilogy(steps, np.maximum(np.abs(solution['gap']), 1e-16), color=f'C{color}', label=f'rho {rho:g}')
-            below.semilogy(steps, np.maximum(solution['primal'], 1e-16), color=f'C{color}')
-            below.semilogy(steps, np.maximum(solution['dual'], 1e-16), color=f'C{color}', linestyle=':')
+            above.semilogy(steps, np.maximum(np.abs(solution['gap']), 1e-16), color=color, label=f'rho {rho:g}')
+            below.semilogy(steps, np.maximum(solution['primal'], 1e-16), color=color)
+            below.semilogy(steps, np.maximum(solution['dual'], 1e-16), color=color, linestyle=':')
         above.set(title=name, ylim=(1e-15, 1))
         below.set(xlabel='iteration', ylim=(1e-12, 1e3))
-    grid[0, 0].set_ylabel('objective above the least, relative')
+    grid[0, 0].set_ylabel('relative gap of the objective')
     grid[1, 0].set_ylabel('residual (dotted: the dual one)')
     grid[0, 0].legend()
     plt.savefig(HERE / 'lasso.png', dpi=110)

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from reading import HERE, Run, mean_text, variants, write
 
+from jaxdist.report.canvas import COLOURS, MARKERS
+
 
 def family(run: Run) -> tuple[str, str]:
     """The kind of bound, and its strength."""
@@ -51,10 +53,10 @@ def main() -> None:
         members = [runs for other, _, runs in every if other == kind]
         for runs in members:
             at = [[run[key] for run in runs] for key in ('norm', 'loss')]
-            axes.plot(*at, 'osD^'[number], color=f'C{number}', label=kind if runs is members[0] else None, markersize=5)
-        axes.plot(
-            *([np.mean([run[key] for run in runs]) for runs in members] for key in ('norm', 'loss')), color=f'C{number}'
-        )
+            style = {'color': COLOURS[number], 'marker': MARKERS[number], 'markersize': 5, 'linestyle': 'none'}
+            axes.plot(*at, label=kind if runs is members[0] else None, **style)
+        means = [[np.mean([run[key] for run in runs]) for runs in members] for key in ('norm', 'loss')]
+        axes.plot(*means, color=COLOURS[number])
     axes.set(xscale='log', xlabel='squared norm of all parameters', ylabel='held-out loss')
     axes.set_xticks([20, 40, 80, 130], ['20', '40', '80', '130'], minor=False)
     axes.minorticks_off()

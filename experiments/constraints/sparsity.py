@@ -13,6 +13,7 @@ import numpy as np
 from reading import HERE, Run, mean_text, variants, write
 
 from jaxdist import line
+from jaxdist.report.canvas import COLOURS, MARKERS
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.step import make_step
 from jaxdist.training.train import Training, first_batch, prepare, shapes
@@ -86,13 +87,13 @@ def compared(run: Run, free: Run) -> dict[str, float]:
 def draw(numbers: dict[str, list[dict[str, float]]]) -> None:
     """Plots accuracy against density; a point for each run."""
     _, axes = plt.subplots(figsize=(7, 4), layout='constrained')
-    lines = {'after': 'trained under the constraint, cut', 'again': 'pruned, trained on', 'pruned': 'pruned'}
-    for color, (key, label) in enumerate(lines.items()):
+    lines = {'after': 'constrained, thresholded', 'again': 'pruned and fine-tuned', 'pruned': 'pruned'}
+    for color, marker, (key, label) in zip(COLOURS, MARKERS, lines.items(), strict=False):
         every = [run for runs in numbers.values() for run in runs]
-        axes.plot([run['density'] for run in every], [run[key] for run in every], 'osD'[color], label=label)
+        axes.plot([run['density'] for run in every], [run[key] for run in every], marker, color=color, label=label)
     dense = float(np.mean([run['dense'] for runs in numbers.values() for run in runs]))
     axes.axhline(dense, color='black', linestyle=':', linewidth=1, label='all weights, no constraint')
-    axes.set(xscale='log', xlabel='part of the weights that is left', ylabel='held-out accuracy, %')
+    axes.set(xscale='log', xlabel='density (share of the weights that are left)', ylabel='held-out accuracy, %')
     axes.set_xticks([0.1, 0.2, 0.5], ['0.1', '0.2', '0.5'])
     axes.minorticks_off()
     axes.legend()

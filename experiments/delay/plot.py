@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from jaxdist.report.canvas import COLOURS, MARKERS
+
 HERE = Path(__file__).parent
 VARIANTS = {
     'uncorrected': r'delay\(steps=(\d+)\) \| mean\(\) \| sgd\(learning_rate=0.1\)',
@@ -32,13 +34,15 @@ def main() -> None:
     _, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     for number, (name, by_delay) in enumerate(losses.items()):
         x = np.array(sorted(by_delay)) + 0.15 * (number - 1.5)  # side by side, so that points do not overlap
-        (line,) = axes.plot(x, [np.nanmean(by_delay[t]) for t in sorted(by_delay)], label=name)
+        style = {'color': COLOURS[number], 'marker': MARKERS[number]}
+        axes.plot(x, [np.nanmean(by_delay[t]) for t in sorted(by_delay)], color=COLOURS[number])
+        axes.plot([], [], label=name, **style)
         for at, t in zip(x, sorted(by_delay), strict=True):
             values = np.array(by_delay[t])
             diverged = np.isnan(values)
-            axes.plot(np.full((~diverged).sum(), at), values[~diverged], 'o', color=line.get_color(), markersize=4)
-            axes.plot(np.full(diverged.sum(), at), np.full(diverged.sum(), 0.9), 'x', color=line.get_color())
-    axes.set(xlabel='delay, steps', ylabel='held-out loss (x: diverged)', xticks=[0, 4, 8])
+            axes.plot(np.full((~diverged).sum(), at), values[~diverged], linestyle='none', markersize=5, **style)
+            axes.plot(np.full(diverged.sum(), at), np.full(diverged.sum(), 0.9), 'x', color=COLOURS[number])
+    axes.set(xlabel='delay (steps)', ylabel='held-out loss (x: diverged)', xticks=[0, 4, 8])
     axes.legend()
     plt.savefig(HERE / 'staleness.png', dpi=120)
 

@@ -24,6 +24,7 @@ from jaxdist import line
 from jaxdist.core import workers
 from jaxdist.data.sampling import permutation
 from jaxdist.report import interval
+from jaxdist.report.canvas import COLOURS, MARKERS
 from jaxdist.training.step import make_step
 
 HERE = Path(__file__).parent
@@ -194,12 +195,12 @@ def draw(held_out: dict[str, list[tuple[float, float]]]) -> None:
 
     panels = Figure(figsize=(10, 3.6), layout='constrained').subplots(1, len(COUNTS) - 1, sharey=True)
     for axes, count in zip(panels, COUNTS[1:], strict=True):
-        for name, points in held_out.items():
-            if name.endswith((f'W={count}', 'W=1')):
-                mean, half = 100 * np.transpose(points)
-                epochs = range(1, len(mean) + 1)
-                axes.plot(epochs, mean, label=name.split(',')[0], marker='.')
-                axes.fill_between(epochs, mean - half, mean + half, alpha=0.2)
+        shown = [(name, points) for name, points in held_out.items() if name.endswith((f'W={count}', 'W=1'))]
+        for color, marker, (name, points) in zip(COLOURS, MARKERS, shown, strict=False):
+            mean, half = 100 * np.transpose(points)
+            epochs = range(1, len(mean) + 1)
+            axes.plot(epochs, mean, label=name.split(',')[0], color=color, marker=marker, markersize=4)
+            axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         axes.set(title=f'{count} workers', xlabel='epoch')
     panels[0].set_ylabel('held-out accuracy, %')
     panels[0].legend(title='mean, 95 % interval', loc='lower right')

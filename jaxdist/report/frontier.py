@@ -165,11 +165,11 @@ def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> bool:
         boxes = [(_moved(text, place), _leader(axes, marks[index], place)) for place in places]
         others = np.delete(marks, index, axis=0)
         drawn = np.vstack([taken, labels, leaders])
-        crossed = np.vstack([np.hstack([others - size, others + size]), labels, leaders])
-        # A leader may cross the interval of another mark, if no other place is left.
-        avoided = np.delete(taken[: len(points)], index, axis=0)
-        covered = [_covered(box, drawn, frame) + _crossing(leader, crossed) for box, leader in boxes]
-        costs = [cost + _crossing(leader, avoided) for cost, (_, leader) in zip(covered, boxes, strict=True)]
+        obstacles = np.vstack([np.hstack([others - size, others + size]), labels, leaders])
+        covered = [_covered(box, drawn, frame) + _length_over(leader, obstacles) for box, leader in boxes]
+        # A leader goes over the interval of another mark only if no other place is left.
+        intervals = np.delete(taken[: len(points)], index, axis=0)
+        costs = [cost + _length_over(leader, intervals) for cost, (_, leader) in zip(covered, boxes, strict=True)]
         best = int(np.argmin(costs))
         covers |= covered[best] > 0
         _moved(text, places[best])
@@ -217,7 +217,7 @@ def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
     return float(_overlap(box, taken).sum() + outside)
 
 
-def _crossing(leader: np.ndarray, others: np.ndarray) -> float:
+def _length_over(leader: np.ndarray, others: np.ndarray) -> float:
     """The area, in pixels, in which the boxes of a leader overlap `others` [N, 4]."""
     return float(sum(_overlap(part, others).sum() for part in leader))
 

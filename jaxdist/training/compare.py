@@ -192,7 +192,7 @@ def write_report(
 
 def draw_report(
     results: Sequence[dict[str, Any]],
-    records: dict[str, list[Any]],
+    records: dict[str, list[Any]] | None,
     title: str,
     details: dict[str, Any],
     folder: Path,
@@ -201,7 +201,7 @@ def draw_report(
 
     Args:
         results: a row for each run, as in `rows`.
-        records: for each variant's name the records of its runs that did not diverge; without them there are no curves.
+        records: for each variant's name the records of its runs that did not diverge, or None: see `draw_pictures`.
         title: the page's title.
         details: what the page shows about the runs; `baseline` is the name of a loss, and the loss.
         folder: the comparison's folder.

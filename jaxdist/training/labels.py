@@ -9,7 +9,7 @@ from jaxdist import line
 from jaxdist.training.experiment import Experiment, flat
 
 READABLE = 60
-"""Where a line has nothing of its own, lines of at most so many characters are easier to read in full."""
+"""Where a line has only what most lines have, lines of at most so many characters are easier to read in full."""
 
 
 def labels(experiments: Sequence[Experiment]) -> list[str]:

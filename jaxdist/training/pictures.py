@@ -11,7 +11,7 @@ NAMES = ('ranking.png', 'frontier.png', 'curves.png')
 
 def draw_pictures(
     summaries: Sequence[report.Summary],
-    records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]] | None,
     baseline: tuple[str, float],
     folder: Path,
 ) -> list[report.Picture]:
@@ -22,7 +22,8 @@ def draw_pictures(
 
     Args:
         summaries: the variants, the baseline first.
-        records: for each variant's name the records of its runs that did not diverge.
+        records: for each variant's name the records of its runs that did not diverge; None if they are lost, in which
+            case a `curves.png` that is there stays.
         baseline: the name and the loss of the best constant prediction.
         folder: the comparison's folder.
 
@@ -32,7 +33,7 @@ def draw_pictures(
     >>> draw_pictures([], {}, ('entropy', 3.0), Path('nowhere'))
     []
     """
-    for name in NAMES:
+    for name in NAMES if records is not None else NAMES[:2]:
         (folder / name).unlink(missing_ok=True)
     drawn = [summary for summary in summaries if summary.held_out is not None]
     pictures = []
@@ -55,11 +56,12 @@ def draw_pictures(
             'points are the Pareto front.',
             f'Plot of the final held-out loss of {len(drawn)} variants against bytes sent per worker.',
         )
-    if any(report.has_curve(run) for runs in records.values() for run in runs):
-        report.curves_plot(records, folder / NAMES[2])
+    if any(report.has_curve(run) for runs in (records or {}).values() for run in runs):
+        report.curves_plot(records or {}, folder / NAMES[2])
+    if (folder / NAMES[2]).exists():
         add(
             NAMES[2],
             'Held-out loss during training. Bands reach from the lowest to the highest loss of all seeds.',
-            f'Curves of the held-out loss of {len(records)} variants during training.',
+            f'Curves of the held-out loss of {len(drawn)} variants during training.',
         )
     return pictures

@@ -21,7 +21,7 @@ def test_labels_are_the_differences() -> None:
     assert labels([two, three]) == ['workers=2', 'workers=3']
 
 
-def test_short_lines_are_given_in_full_if_one_has_nothing_of_its_own() -> None:
+def test_short_lines_are_given_in_full_if_one_has_no_difference() -> None:
     assert labels([small('sgd(0.1)'), small('mean() | sgd(0.1)')]) == ['sgd(0.1)', 'mean() | sgd(0.1)']
 
 
@@ -31,7 +31,7 @@ def test_a_setting_of_two_parts_keeps_its_full_name() -> None:
     assert other.startswith('model.kind=Transformer, layers=2')
 
 
-def test_settings_of_equal_text_are_told_apart() -> None:
+def test_settings_of_equal_text_get_different_labels() -> None:
     held = [('norm(each=True, bound=1.0)',), ('norm(each=True', 'bound=1.0)')]
     experiments = [dataclasses.replace(SMALL, constraints=ConstraintSettings(hold=hold)) for hold in held]
     assert len(set(labels(experiments))) == 2

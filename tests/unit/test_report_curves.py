@@ -81,6 +81,7 @@ def test_labels_stay_inside_the_picture_and_do_not_overlap(tmp_path, count, suff
     assert not overlapping(drawing.texts)
     beside = [text.get_window_extent().x0 for text in end_texts(drawing)]
     assert min(beside) > max(axes.get_window_extent().x1 for axes in drawing.axes)
+    assert sum(axes.get_window_extent().width for axes in drawing.axes) > 0.5 * drawing.bbox.width
 
 
 def test_a_label_has_the_colour_and_the_marker_of_its_curve(tmp_path):

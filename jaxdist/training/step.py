@@ -79,8 +79,8 @@ def make_step(
         rules: sharding rules of the parameters over the mesh's other axes.
         accumulate: parts that each worker's batch is taken in, one after the other; the result is that of the whole.
         compute: the dtype in which the loss sees the parameters, if another than theirs: `jnp.bfloat16`.
-        guard: whether a step whose gradient has no finite squared norm is rejected: by all workers if one has it (they vote: 4 bytes),
-            or by that worker alone where workers diverge.
+        guard: whether a step whose gradient has no finite squared norm is rejected: by all workers if one has such a
+            gradient (they vote: 4 bytes), or by that worker alone where workers diverge.
         objective: what is minimised, if not the loss alone: `LagrangianObjective(...)` of `jaxdist.constraints`.
 
     Raises:

@@ -68,6 +68,7 @@ def _adam_loop(gradients: np.ndarray, start: np.ndarray, switch: int, every: int
         'post_local(optimizer=adam(0.1), start=100, every=4)': (laws.equals('mean() | adam(0.1)'),),
         'post_local(optimizer=adam(0.1), start=0, every=4)': (laws.equals('adam(0.1) | average(every=4)'),),
         'post_local(optimizer=identity(), start=8, every=2, codec=int8(), feedback=True)': (
+            laws.synchronises_at((1, 2, 3, 4, 5, 6, 7, 8, 10, 12)),
             laws.sends_parts((bytes_sent(int8()), 2), (bytes_sent(int8()), 4)),
         ),
     },

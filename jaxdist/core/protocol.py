@@ -7,7 +7,8 @@
 3. **Sharded state**: the property `sharded_fields` of a state lists the fields of which each worker stores a part. For
    another number of workers these are concatenated and split again; every other per-worker leaf becomes its mean.
 4. **Rejected steps**: where workers diverge, `update` is called with `rejected=`, a bool. If true, this worker's
-   gradient is not finite: the worker must not move by itself, and no non-finite number may be sent to the others.
+   gradient has no finite squared norm: the worker must not move by itself, and no non-finite number may be sent to the
+   others.
 5. **Sharded parameters**: while an update is traced, `shard_specs` returns how parameters are sharded over the mesh's
    other axes. It is a context, since types do not have it and neither `init` nor `update` has an argument for it.
 """

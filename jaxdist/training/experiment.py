@@ -86,7 +86,7 @@ class Experiment:
     precision: Literal['float32', 'bfloat16'] = 'float32'
     """Dtype in which the model computes; parameters stay float32."""
     guard: bool = True
-    """Skip steps whose gradient is not finite."""
+    """Skip steps whose gradient has no finite squared norm."""
     constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
     log_every: int = 10
     """Steps between two records of the training loss."""

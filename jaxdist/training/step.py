@@ -127,7 +127,6 @@ def make_step(
             return apply(grads, state.params, state.opt_state)[0]
 
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
-
         ok, grads = guard.admit(out.grads, out.examples, out.check)
         moved, params, opt_state = guard.apply(ok, apply, grads, state.params, state.opt_state)
         after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)

@@ -21,17 +21,19 @@ def test_what_follows_a_choice_does_not_change_the_result(keep: bool) -> None:
 
     def code(x: jax.Array, y: jax.Array) -> Any:
         mean = 0.9 * x + y
+        large = mean > 1  # stored as an integer: what follows it expects a bool
         return {
+            'large': large,
+            'both': large & (y > 2),
             'mean': mean,
             'again': mean,
             'root': jnp.sqrt(mean) + jnp.sum(mean),
             'same': y,
-            'bits': mean > 1,
             'c': 2.0,
         }
 
-    old = {'mean': 5.0, 'again': 6.0, 'root': 7.0, 'same': 8.0, 'bits': True, 'c': 9.0}
-    old = {name: jnp.full((3,) if name != 'c' else (), value) for name, value in old.items()}
+    old = {'large': 3, 'both': True, 'mean': 5.0, 'again': 6.0, 'root': 7.0, 'same': 8.0, 'c': 9.0}
+    old = {name: jnp.full(() if name == 'c' else (3,), value, type(value)) for name, value in old.items()}
     x, y = np.float32([0.1, 1, 2]), np.float32([0, 1, 3])
 
     @jax.jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxdist.codecs._exchange import ExchangeName, choose
+from jaxdist.codecs._exchange import ExchangeName, choose, keep_zeros, votes_sent
 from jaxdist.codecs.codec import AnyCodec, Codec, PerTensor, Reducer, Shape, resolve
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
@@ -57,7 +57,8 @@ class TensorGroup(NamedTuple):
             return self.codec.sends(workers, self.shapes)
         sizes: list[int] = [math.prod(shape) for shape in self.shapes]
         n = sum(sizes)
-        return choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
+        messages = choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
+        return messages + votes_sent(self.codec, workers, len(self.members))
 
     def runner(self, axis: str) -> Run:
         """`(values, states, index, key) -> (means, errors, states)`, on each shard separately.
@@ -89,7 +90,8 @@ class TensorGroup(NamedTuple):
             noise = jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
             exchange = choose(self.exchange, codec, collectives.axis_size(axis), vector.size)
             mean, error = exchange.mean(vector, codec, noise, axis, index)
-            return unflatten(mean, values), unflatten(error, values), states
+            means, errors = keep_zeros(values, [unflatten(mean, values), unflatten(error, values)], codec, axis)
+            return means, errors, states
 
         return by_message if isinstance(codec, Codec) else by_reducer
 

@@ -125,10 +125,13 @@ def reduce_scatter(
         def code(values: Any, index: Any, key: Any) -> Any:
             rows = _padded(_joined(values, w), codec)
             if codec is None:
-                return _split(collectives.reduce_scatter(rows, axis) / w, values, w), values
+                mean = collectives.scaled_mean(lambda rows: collectives.reduce_scatter(rows, axis), rows, w)
+                return _split(mean, values, w), values
             keys = jax.random.split(_noise_key(key, index, group), w)
-            mean, error = exchange.reduce_scatter(rows.astype(jnp.float32), codec, keys, axis, index)
-            return _split(mean, values, w), _tensors(error, values)
+            mean, error = exchange.reduce_scatter(
+                rows.astype(jnp.float32), _real(values, w, codec), codec, keys, axis, index
+            )
+            return exchange.keep_zeros(values, [_split(mean, values, w), _tensors(error, values)], codec, axis)
 
         means, errors = group.run(code, 'trr', 'pt', values, index, jax.random.fold_in(key, number))
         return [_Reduced(*pair) for pair in zip(means, errors, strict=True)]
@@ -164,8 +167,11 @@ def all_gather(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis
                 return (_tensors(collectives.all_gather(_padded(local, codec), axis), known),)
             difference = _padded((local - _joined(known, w)[index]).astype(jnp.float32), codec)
             # The compression error needs no residual: `known` lacks it, so it is part of the next difference.
-            decoded, _ = exchange.all_gather(difference, codec, _noise_key(key, index, group), axis)
-            return ([x + d for x, d in zip(known, _tensors(decoded, known), strict=True)],)
+            real, noise = _real(known, w, codec)[index], _noise_key(key, index, group)
+            decoded, _ = exchange.all_gather(difference, real, codec, noise, axis)
+            moved = _split(difference, known, w)
+            (differences,) = exchange.keep_zeros(moved, [_tensors(decoded, known)], codec, axis)
+            return ([x + d for x, d in zip(known, differences, strict=True)],)
 
         local = [pieces[i] for i in group.members]
         return group.run(code, 'ptrr', 't', local, values, index, jax.random.fold_in(key, number))[0]
@@ -197,9 +203,11 @@ def bytes_sent(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
     """
 
     def formula(workers: int, params: Any) -> Fraction:
-        parts = [group.part(workers) for group in shard_groups(params)]
+        groups = shard_groups(params)
         size = lambda n: 4 * whole_tiles(n) if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
-        return Fraction((workers - 1) * sum(size(n) for n in parts))
+        messages = Fraction((workers - 1) * sum(size(group.part(workers)) for group in groups))
+        votes = [exchange.votes_sent(codec, workers, len(group.members)) for group in groups if codec is not None]
+        return messages + sum(votes)
 
     return formula
 
@@ -240,6 +248,11 @@ def _rows(x: jax.Array, w: int) -> jax.Array:
 def _joined(values: list[jax.Array], w: int) -> jax.Array:
     """The parts of several tensors, side by side: [W, sum of k]."""
     return jnp.concatenate([_rows(x, w) for x in values], axis=1)
+
+
+def _real(values: list[jax.Array], w: int, codec: Codec) -> jax.Array:
+    """Which entries of `_padded(_joined(values, w), codec)` are not padding, [W, n]."""
+    return _padded(_joined([jnp.ones(x.shape, bool) for x in values], w), codec)
 
 
 def _padded(x: jax.Array, codec: Codec | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Collectives over the worker axis, the same under `shard_map` and under `vmap`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -101,8 +102,30 @@ def pmean(tree: Any, axis: str = AXIS) -> Any:
     >>> jax.vmap(pmean, axis_name=AXIS)(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
-    w = axis_size(axis)
-    return jax.tree.map(lambda x: x / w, psum(tree, axis))
+    return scaled_mean(lambda x: psum(x, axis), tree, axis_size(axis))
+
+
+def sum_scale(count: int) -> float:
+    """A power of two: the sum of `count` finite numbers that are multiplied by it is finite.
+
+    Such a product is exact, so that the mean of equal numbers is still that number.
+
+    >>> sum_scale(3), sum_scale(1)
+    (0.25, 1.0)
+    """
+    return 0.5 ** (count - 1).bit_length()
+
+
+def scaled_mean(add: Callable[[Any], Any], tree: Any, count: int) -> Any:
+    """`add(tree) / count` where `add` sums `count` values; finite if these are, though their sum may not be.
+
+    >>> scaled_mean(lambda x: x.sum(0), jnp.float32([3e38, 3e38]), 2)
+    Array(3.e+38, dtype=float32)
+    """
+    scale = sum_scale(count)
+    scaled = jax.tree.map(lambda x: x * scale if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+    whole = lambda x, y: y / (count * scale if jnp.issubdtype(x.dtype, jnp.inexact) else count)  # noqa: E731
+    return jax.tree.map(whole, tree, add(scaled))
 
 
 def pmax(x: jax.Array, axis: str = AXIS) -> jax.Array:

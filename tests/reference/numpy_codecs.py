@@ -17,7 +17,10 @@ HARMLESS = 1e-6  # a difference of decoded values below the tolerances of the te
 
 
 class Codec:
-    """A codec as the map from a vector to its decoded message; a subclass defines it for `blocks`, [count, block]."""
+    """A codec as the map from a vector to its decoded message; a subclass defines it for `blocks`, [count, block].
+
+    Padding is NaN until it comes to `blocks`, which see zeros there and `real`, the mask of all other entries.
+    """
 
     def __init__(self, block: int = 1) -> None:
         self.block, self.margin, self.votes = block, np.inf, False
@@ -35,8 +38,13 @@ class Codec:
 
     def roundtrip(self, x: Array) -> Array:
         """`x`, of any length, as the receiver decodes it; padding to whole blocks is removed."""
-        padded = np.pad(x, (0, -len(x) % self.block)).reshape(-1, self.block)
-        return self.blocks(padded).reshape(-1)[: len(x)]
+        padded = np.pad(x, (0, -len(x) % self.block), constant_values=np.nan).reshape(-1, self.block)
+        self.real = ~np.isnan(padded)
+        return self.blocks(np.where(self.real, padded, 0.0)).reshape(-1)[: len(x)]
+
+    def mean_magnitude(self, x: Array) -> Array:
+        """The mean magnitude of each block's real entries, [count, 1]."""
+        return np.abs(x).sum(1, keepdims=True) / np.maximum(self.real.sum(1, keepdims=True), 1)
 
 
 def largest(x: Array, parts: int = 1) -> Array:
@@ -66,10 +74,12 @@ class Int2(Codec):
     """Codes 1, or 3 from 1.25 mean magnitudes on, with signs, times the least-squares scale."""
 
     def blocks(self, x: Array) -> Array:
-        size, mean = np.abs(x), np.abs(x).mean(1, keepdims=True)
+        size, mean = np.abs(x), self.mean_magnitude(x)
         self.note(np.abs(size - 1.25 * mean), np.where(x == 0, 0.0, mean))
-        codes = np.where(size >= 1.25 * mean, 3.0, 1.0)
-        scale = ((size * codes).sum(1, keepdims=True) / (codes**2).sum(1, keepdims=True)).astype(np.float32)
+        codes = np.where(size >= 1.25 * mean, 3.0, 1.0) * self.real
+        scale = ((size * codes).sum(1, keepdims=True) / np.maximum((codes**2).sum(1, keepdims=True), 1)).astype(
+            np.float32
+        )
         return np.where(x >= 0, codes, -codes) * scale.astype(np.float64)
 
 
@@ -84,7 +94,7 @@ class Sign(Codec):
         self.votes = not scaled
 
     def blocks(self, x: Array) -> Array:
-        mean = np.abs(x).mean(1, keepdims=True).astype(np.float32)
+        mean = self.mean_magnitude(x).astype(np.float32)
         scale = np.ones_like(mean) if self.votes else mean.astype(np.float64)
         self.note(np.abs(x), scale, exact=True)
         return np.where(x >= 0, scale, -scale)
@@ -178,7 +188,8 @@ class TwoPhases(Gather):
     def mean(self, x: Array) -> tuple[Array, Array]:
         workers, size = x.shape
         chunk = -(-size // (workers * self.codec.block)) * self.codec.block
-        chunks = np.pad(x, [(0, 0), (0, workers * chunk - size)]).reshape(workers, workers, chunk)
+        chunks = np.pad(x, [(0, 0), (0, workers * chunk - size)], constant_values=np.nan)
+        chunks = chunks.reshape(workers, workers, chunk)
         error, means = chunks.copy(), np.zeros((workers, chunk))
         for owner in range(workers):
             received = np.array([self.codec.roundtrip(chunks[worker, owner]) for worker in range(workers)])

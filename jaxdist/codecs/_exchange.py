@@ -47,14 +47,28 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
+    if not x.size:
+        return x, x
     w = collectives.axis_size(axis)
     chunk = padded(-(-x.size // w), codec.block)
-    parts, real = (jnp.pad(each, (0, w * chunk - x.size)).reshape(w, chunk) for each in (x, jnp.ones(x.shape, bool)))
+    count = -(-x.size // chunk)  # of small vectors, the last workers receive no entries
+    in_parts = lambda each: jnp.pad(each, (0, count * chunk - x.size)).reshape(-1, chunk)  # noqa: E731
+    parts, real = in_parts(x), in_parts(jnp.ones(x.shape, bool))
     # Each message is rounded with independent noise: noise shared by two workers would not average out.
-    keys = jax.random.split(jax.random.fold_in(key, index), w + 1)
-    mean, error = reduce_scatter(parts, real, codec, keys[:w], axis, index)
-    whole, second_error = all_gather(mean, real[index], codec, keys[w], axis)
-    return whole.reshape(-1)[: x.size], error.at[index].set(w * second_error).reshape(-1)[: x.size]
+    noise = jax.random.fold_in(key, index)
+    messages = jax.vmap(codec.message)(parts, real, jax.random.split(noise, count))
+
+    def answer(received: jax.Array, j: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+        part, real, noise = own
+        mean = _mean_of_messages(received, codec, part, real, j)
+        message = codec.message(mean, real, noise)
+        return message, w * (mean - codec.decode(message, chunk))
+
+    own = parts[index], real[index], jax.random.fold_in(noise, w)
+    answers, second_error = collectives.serve(messages, own, answer, axis)
+    decode = jax.vmap(lambda message: codec.decode(message, chunk))
+    error = (parts - decode(messages)).at[index].set(second_error)
+    return decode(answers).reshape(-1)[: x.size], error.reshape(-1)[: x.size]
 
 
 def reduce_scatter(
@@ -84,14 +98,10 @@ def reduce_scatter(
     Array([[2.],
            [2.]], dtype=float32)
     """
-    w, n = parts.shape
+    n = parts.shape[1]
     messages = jax.vmap(codec.message)(parts, real, keys)
-    decode = jax.vmap(lambda message: codec.decode(message, n))
-    received = decode(collectives.all_to_all(messages, axis))
-    counted = received if codec.votes else received.at[index].set(parts[index])
-    # Padding can be decoded as something else than zero, and must not be sent on.
-    mean = jnp.where(real[index], collectives.scaled_mean(collectives.sum_rows, counted, w), 0)
-    error = parts - decode(messages)
+    mean = _mean_of_messages(collectives.all_to_all(messages, axis), codec, parts[index], real[index], index)
+    error = parts - jax.vmap(lambda message: codec.decode(message, n))(messages)
     return mean, error if codec.votes else error.at[index].set(0)
 
 
@@ -152,6 +162,16 @@ def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax
     mean = summed.decode(collectives.psum(message, axis), largest, key, scaled.size, w) / (w * scale)
     error = (scaled - summed.decode(message, largest, key, scaled.size, 1)) / scale
     return mean[: x.size], error[: x.size]
+
+
+def _mean_of_messages(
+    received: jax.Array, codec: Codec, own: jax.Array, real: jax.Array, index: jax.Array
+) -> jax.Array:
+    """The mean [n] of the messages [W, bytes] of all workers; the worker `index` has its `own` values, not decoded."""
+    decoded = jax.vmap(lambda message: codec.decode(message, own.size))(received)
+    counted = decoded if codec.votes else decoded.at[index].set(own)
+    # Padding can be decoded as something else than zero, and must not be sent on.
+    return jnp.where(real, collectives.scaled_mean(collectives.sum_rows, counted, len(received)), 0)
 
 
 def keep_zeros(exact: Sequence[jax.Array], coded: Sequence[Sequence[jax.Array]], codec: Codec, axis: str) -> Any:

@@ -186,3 +186,39 @@ def reduce_scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
     # The scattered dim must be outside of a TPU's tiles, whose rows have 128 lanes, or XLA makes an all-reduce instead.
     rows = x.reshape(x.shape[0], -1, 128) if x.ndim == 2 and x.shape[1] % 128 == 0 else x
     return lax.psum_scatter(pvary(rows, axis), axis).reshape(x.shape[1:])
+
+
+def serve(
+    rows: jax.Array, own: Any, answer: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]], axis: str = AXIS
+) -> tuple[jax.Array, Any]:
+    """Row j of every worker goes to worker j, and worker j's answer to all: an `all_to_all`, then an `all_gather`.
+
+    There may be fewer rows than workers; the others answer too, as shapes on a mesh must be equal, and are not heard.
+    Simulated workers answer once for all who hear it, so that the cost is linear in workers, not quadratic.
+
+    Args:
+        rows: what this worker sends, [J, ...] with J of W or fewer.
+        own: what else this worker needs for its answer, a tree of arrays.
+        answer: `(rows of all workers [W, ...], j, own of worker j) -> (answer [...], what worker j keeps)`. All values
+            that differ between workers must be among its arguments.
+        axis: the worker axis.
+
+    Returns:
+        The answers of workers 0 to J - 1, [J, ...], replicated, and what this worker keeps (without meaning if its
+        index is J or more).
+
+    >>> total = lambda rows, j, own: (rows.sum(), own + rows.sum())
+    >>> run = lambda x: serve(x, 100 * axis_index(), total)
+    >>> jax.vmap(run, axis_name=AXIS, out_axes=(None, 0))(jnp.array([[0, 1], [2, 3]]))
+    (Array([2, 4], dtype=int32), Array([  2, 104], dtype=int32))
+    """
+    count, index = len(rows), axis_index(axis)
+    if is_manual(axis):
+        padded = jnp.pad(rows, [(0, axis_size(axis) - count)] + [(0, 0)] * (rows.ndim - 1))
+        heard, kept = answer(all_to_all(padded, axis), index, own)
+        return all_gather(heard, axis)[:count], kept
+    # Under vmap, what is gathered has no worker axis, and neither has what is computed of it.
+    sent = jnp.moveaxis(lax.all_gather(rows, axis), 1, 0)
+    owns = jax.tree.map(lambda x: lax.all_gather(x, axis)[:count], own)
+    heard, kept = jax.vmap(answer)(sent, jnp.arange(count), owns)
+    return heard, jax.tree.map(lambda x: x[index], kept)

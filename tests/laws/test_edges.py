@@ -32,8 +32,13 @@ def slow_but(*quick: str) -> list[Any]:
 
 @pytest.mark.parametrize('text', [pytest.param(text, marks=SLOW) for text in EXAMPLES if 'decay' not in text])
 def test_a_tensor_without_a_gradient_does_not_move_under_any_algorithm(text: str) -> None:
-    workers = laws.count_for(registry.algorithms()[EXAMPLES[text]].examples[text], 3)
-    laws.keeps_still(rounding=1e-6).check(laws.Trial(line.build(text), workers))
+    laws.keeps_still(rounding=1e-6).check(algorithm(text))
+
+
+@functools.cache
+def algorithm(text: str) -> laws.Trial:
+    """The example of an algorithm as a program, with workers as many as its laws need."""
+    return laws.Trial(line.build(text), laws.count_for(registry.algorithms()[EXAMPLES[text]].examples[text], 3))
 
 
 @pytest.mark.parametrize('codec, exchange', slow_but('sign()'))
@@ -172,24 +177,65 @@ def trial_of(codec: str, shapes: tuple[tuple[int, ...], ...]) -> laws.Trial:
     return laws.Trial(line.build(f'mean(codec={codec})'), COUNT, {f'p{i}': s for i, s in enumerate(shapes)})
 
 
+def drawn(
+    data: st.DataObject, trial: laws.Trial, steps: int, values: st.SearchStrategy[float] = values
+) -> tuple[dict[str, np.ndarray], str | None]:
+    """Gradients [steps, W, ...] of a few drawn values, and the name of a tensor whose gradients are zero, or None."""
+    gradients, frozen = {}, data.draw(st.sampled_from([*trial.shapes, None]))
+    for name, shape in trial.shapes.items():
+        few = np.float32(data.draw(st.lists(values, min_size=4, max_size=4)))
+        picks = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, 4, (steps, trial.count, *shape))
+        gradients[name] = few[picks] * np.float32(name != frozen)
+    return gradients, frozen
+
+
+def holds(trial: laws.Trial, gradients: dict[str, np.ndarray], frozen: str | None) -> None:
+    """Updates of these gradients are finite, and the same on all workers; a tensor of zeros stays zeros."""
+    for name, u in trial.run(gradients).updates.items():
+        assert np.isfinite(u).all(), (name, gradients[name], u)
+        assert np.array_equal(u, np.broadcast_to(u[:, :1], u.shape))
+        if name == frozen:
+            np.testing.assert_array_equal(u, 0)
+
+
 @SLOW
 @pytest.mark.parametrize('codec', [codec for codec in CODECS if not codec.startswith('by_path')])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_tree_of_any_values(codec: str, data: st.DataObject) -> None:
-    """The mean is finite, a tensor of zeros stays zeros, and workers agree."""
     shapes = data.draw(st.sampled_from([((7,), (0, 3)), ((), (65,), (8,)), ((3, 5), (1,))]))
     trial = trial_of(codec, shapes)
-    gradients, frozen = {}, data.draw(st.sampled_from([*trial.shapes, None]))
-    for name, shape in trial.shapes.items():
-        few = np.float32(data.draw(st.lists(values, min_size=4, max_size=4)))
-        picks = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, 4, (1, COUNT, *shape))
-        gradients[name] = few[picks] * np.float32(name != frozen)
+    gradients, frozen = drawn(data, trial, 1)
     if codec == 'fp16()':
         gradients = {name: np.clip(g, -6e4, 6e4) for name, g in gradients.items()}
-    updates = trial.run(gradients).updates
-    for name, u in updates.items():
-        assert np.isfinite(u).all(), (name, gradients[name], u)
-        assert np.array_equal(u, np.broadcast_to(u[:, :1], u.shape))
-        if name == frozen:
-            np.testing.assert_array_equal(u, 0)
+    holds(trial, gradients, frozen)
+
+
+@SLOW
+@pytest.mark.parametrize('codec, exchange', [route for route in ROUTES if allows_feedback(route[0])])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_values_with_feedback_by_any_exchange(codec: str, exchange: str, data: st.DataObject) -> None:
+    trial = with_feedback(codec, exchange)
+    gradients, frozen = drawn(data, trial, 3)
+    if codec == 'fp16()':
+        gradients = {name: np.clip(g, -6e4, 6e4) for name, g in gradients.items()}
+    holds(trial, gradients, frozen)
+
+
+@functools.cache
+def with_feedback(codec: str, exchange: str) -> laws.Trial:
+    update = line.build(f'mean(codec={codec}, exchange={exchange!r}, feedback=True)')
+    return laws.Trial(update, COUNT, {'a': (65,), 'b': (3, 5), 'none': (0, 3)})
+
+
+@SLOW
+@pytest.mark.parametrize('text', EXAMPLES)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_algorithms_with_any_values(text: str, data: st.DataObject) -> None:
+    """The parameters stay finite over two rounds, or more."""
+    trial = algorithm(text)
+    gradients, _ = drawn(data, trial, 8, st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-38, 1e-30, -1e4]))
+    for name, params in trial.run(gradients).params.items():
+        assert np.isfinite(params).all(), (name, params)

@@ -170,8 +170,9 @@ def _mean_of_messages(
     """The mean [n] of the messages [W, bytes] of all workers; the worker `index` has its `own` values, not decoded."""
     decoded = jax.vmap(lambda message: codec.decode(message, own.size))(received)
     counted = decoded if codec.votes else decoded.at[index].set(own)
-    # Padding can be decoded as something else than zero, and must not be sent on.
-    return jnp.where(real, collectives.scaled_mean(collectives.sum_rows, counted, len(received)), 0)
+    mean = collectives.scaled_mean(collectives.sum_rows, counted, len(received))
+    # Without a code for zero, padding is decoded as something else, which must not be sent on.
+    return mean if codec.has_zero else jnp.where(real, mean, 0)
 
 
 def keep_zeros(exact: Sequence[jax.Array], coded: Sequence[Sequence[jax.Array]], codec: Codec, axis: str) -> Any:

@@ -131,7 +131,7 @@ def reduce_scatter(
             mean, error = exchange.reduce_scatter(
                 rows.astype(jnp.float32), _real(values, w, codec), codec, keys, axis, index
             )
-            return exchange.keep_zeros(values, [_split(mean, values, w), _tensors(error, values)], codec, axis)
+            return tuple(exchange.keep_zeros(values, [_split(mean, values, w), _tensors(error, values)], codec, axis))
 
         means, errors = group.run(code, 'trr', 'pt', values, index, jax.random.fold_in(key, number))
         return [_Reduced(*pair) for pair in zip(means, errors, strict=True)]

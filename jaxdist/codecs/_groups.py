@@ -105,19 +105,22 @@ def group_tensors(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = No
         exchange: the name of the exchange, or None for the one that sends the fewest bytes.
 
     Raises:
-        InputError: a leaf is not of a floating-point dtype, or the codec does not fit the tree.
+        InputError: a leaf with a codec is not of a floating-point dtype, or the codec does not fit the tree.
 
     >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
     >>> [group.members for group in group_tensors({'b': np.ones(3), 'w': np.ones((2, 2))}, int8())]
     [(0, 1)]
     """
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = meshes.path_text(path)
-            raise InputError(f'{name!r} is {leaf.dtype}: a codec takes means of floating-point numbers only')
     specs, tensors = shard_specs(tree), _tensors(tree)
     shapes, codecs = [shape for _, shape in tensors], resolve(codec, tensors)
+    for leaf, (path, _), leaf_codec in zip(jax.tree.leaves(tree), tensors, codecs, strict=True):
+        if leaf_codec is not None and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f'{path!r} is {leaf.dtype}, and a codec encodes real numbers: store the real and the imaginary parts '
+                f'of complex numbers as two parameters, or average {path!r} exactly, as by_path(rules={{{path!r}: '
+                'None}, rest=...) does'
+            )
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for i, leaf_codec in enumerate(codecs):
         if leaf_codec is not None and 0 not in shapes[i]:  # an empty tensor has nothing to send

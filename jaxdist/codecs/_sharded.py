@@ -138,6 +138,8 @@ def reduce_scatter(
 
     pairs = _for_each_group(offset, run)
     means, errors = (jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=_is_reduced) for i in (0, 1))
+    # The residual is float32; a mean of that dtype would change the dtype of a 16-bit parameter's optimiser state.
+    means = jax.tree.map(lambda mean, value: mean.astype(value.dtype), means, tree)
     return means, errors if with_residual else ()
 
 
@@ -204,7 +206,7 @@ def bytes_sent(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
 
     def formula(workers: int, params: Any) -> Fraction:
         groups = shard_groups(params)
-        size = lambda n: 4 * whole_tiles(n) if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
+        size = lambda n: codec.size(_length(n, codec)) if codec else 4 * _length(n, None)  # noqa: E731
         messages = Fraction((workers - 1) * sum(size(group.part(workers)) for group in groups))
         votes = [exchange.votes_sent(codec, workers, len(group.members)) for group in groups if codec is not None]
         return messages + sum(votes)
@@ -257,8 +259,12 @@ def _real(values: list[jax.Array], w: int, codec: Codec) -> jax.Array:
 
 def _padded(x: jax.Array, codec: Codec | None) -> jax.Array:
     """`x` with its last dimension padded with zeros, to whole blocks of the codec; without one, to `whole_tiles`."""
-    n = x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, (padded(n, codec.block) if codec else whole_tiles(n)) - n)])
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, _length(x.shape[-1], codec) - x.shape[-1])])
+
+
+def _length(n: int, codec: Codec | None) -> int:
+    """The padded length of n entries. Without any entry a block is sent all the same: a message needs one."""
+    return padded(max(n, 1), codec.block) if codec else whole_tiles(max(n, 1))
 
 
 def _split(row: jax.Array, like: list[jax.Array], w: int) -> list[jax.Array]:

@@ -16,6 +16,7 @@ from jaxdist.core.errors import InputError
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout, varying
 from jaxdist.core.objective import Extreme, LossObjective, Objective, WorkerLoss
+from jaxdist.core.parameters import as_params
 from jaxdist.core.program import Program, build_program
 from jaxdist.core.protocol import diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params
@@ -72,7 +73,7 @@ def make_step(
 
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.core.types.Loss`.
-        init: `key -> params`, float32.
+        init: `key -> params`: a pytree of real numbers, float32, or complex ones; see `Params`.
         update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`.
         batch: the whole batch of all workers, or its shapes: [B, ...].
         workers: the workers.
@@ -84,8 +85,8 @@ def make_step(
         objective: what is minimised, if not the loss alone: `LagrangianObjective(...)` of `jaxdist.constraints`.
 
     Raises:
-        InputError: the batch or the loss does not fit; parameters would diverge though nothing in the update says that
-            workers may; or the objective does not fit.
+        InputError: the batch, the parameters or the loss do not fit; parameters would diverge though nothing in the
+            update says that workers may; or the objective does not fit.
 
     >>> import jaxdist
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
@@ -100,7 +101,7 @@ def make_step(
     update = optax.with_extra_args_support(update)
     goal: Objective = objective or LossObjective()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(init, key)
+    params = jax.eval_shape(lambda key: as_params(init(key)), key)
     _refuse_rules_over_workers(rules, workers.axis)
     specs = meshes.specs(params, rules, workers.mesh)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
@@ -110,7 +111,7 @@ def make_step(
     part = local_shapes(batch, workers.count)
 
     def first(key: jax.Array) -> State:
-        params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice
+        params = as_params(init(key))
         zero = jnp.zeros((), jnp.int32)
         with sharded_as(inner_specs):
             return State(zero, params, update.init(params), key, zero, goal.begin(params, part))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jaxdist.training.checkpoint.digests import _compiled, digest, digests
 
 DTYPES = ['bool', 'int8', 'int16', 'int32', 'uint8', 'uint16', 'uint32', 'int64', 'uint64']
-DTYPES += ['float8_e4m3fn', 'float16', 'bfloat16', 'float32', 'float64']
+DTYPES += ['float8_e4m3fn', 'float16', 'bfloat16', 'float32', 'float64', 'complex64', 'complex128']
+WIDE = ('64', '128')
 
 
 def random_bits(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -32,7 +33,7 @@ def mix_by_numpy(x: np.ndarray) -> np.ndarray:
 def digest_by_numpy(x: np.ndarray) -> list[int]:
     """The reference implementation, on the bytes in memory as one row of words."""
     size = x.dtype.itemsize
-    words = np.frombuffer(x.tobytes(), '<u4' if size == 8 else f'<u{size}').astype(np.uint32)
+    words = np.frombuffer(x.tobytes(), '<u4' if size >= 8 else f'<u{size}').astype(np.uint32)
     first = mix_by_numpy(words ^ mix_by_numpy(np.arange(len(words), dtype=np.uint32) + np.uint32(0x9E3779B9)))
     second = mix_by_numpy(first + np.uint32(0x9E3779B9))
     return [int(lane.sum(dtype=np.uint32)) for lane in (first, second)]
@@ -45,14 +46,14 @@ shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), shapes, st.integers(0, 99))
 def test_the_digest_equals_the_numpy_reference(dtype: str, shape: tuple[int, ...], seed: int) -> None:
-    with jax.enable_x64(dtype.endswith('64')):
+    with jax.enable_x64(dtype.endswith(WIDE)):
         x = random_bits(dtype, shape, seed)
         assert jax.jit(digest)(jnp.asarray(x)).tolist() == digest_by_numpy(x)
 
 
-@pytest.mark.parametrize('dtype', ['uint8', 'bfloat16', 'float32', 'float64'])
+@pytest.mark.parametrize('dtype', ['uint8', 'bfloat16', 'float32', 'float64', 'complex64'])
 def test_every_bit_changes_both_halves_of_the_digest(dtype: str) -> None:
-    with jax.enable_x64(dtype.endswith('64')):
+    with jax.enable_x64(dtype.endswith(WIDE)):
         x = random_bits(dtype, (2, 3))
         of = jax.jit(digest)
         before = of(jnp.asarray(x))

@@ -13,7 +13,7 @@ _GOLDEN = 0x9E3779B9
 
 
 def digest(x: jax.Array) -> jax.Array:
-    """Returns a checksum [2] uint32 of the bits of `x` [...]: bool, or integers or floats of 8 to 64 bits.
+    """Returns a checksum [2] uint32 of the bits of `x` [...]: bool, complex, or integers or floats of 8 to 64 bits.
 
     The bits of each element are mixed with its flat index by a bijection (the finaliser of MurmurHash3, by Austin
     Appleby) and summed modulo 2^32. A change within 32 bits of one element always changes the checksum; any other
@@ -92,9 +92,11 @@ def _add(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tupl
 
 
 def _words(x: jax.Array) -> list[jax.Array]:
-    """The bits of `x` [...] as arrays [...] of uint32: one, or two for elements of 64 bits."""
+    """The bits of `x` [...] as arrays [...] of uint32: one, or two for elements of 64 bits, four for 128."""
     if x.dtype == jnp.bool_:
         return [x.astype(jnp.uint32)]
+    if jnp.iscomplexobj(x):
+        return [*_words(x.real), *_words(x.imag)]
     if x.dtype.itemsize == 8:
         pair = lax.bitcast_convert_type(x, jnp.uint32)
         return [pair[..., 0], pair[..., 1]]

@@ -70,9 +70,9 @@ def _message(error: Exception, frames: list[Frame], diverge: bool) -> str | None
     if isinstance(error, MisusedError):
         return f'{rule} {text}'
     if missing := _MISSING.search(text):
-        rule = rule_of([(missing[1], '')])
-        if not set(re.findall(r"'(\w+)'", missing[2])) <= set(OFFERED):
-            return f'{rule} needs {missing[2]}, and a training step gives {given} only: take another optimiser'
+        rule, names = rule_of([(missing[1], '')]), re.findall(r"'(\w+)'", missing[2])
+        if unknown := [repr(name) for name in names if name not in OFFERED]:
+            return f'{rule} needs {", ".join(unknown)}, and a training step gives {given} only: take another optimiser'
         if algorithm := next((name.split('.')[0] for name, file in frames if file.startswith(_ALGORITHMS)), ''):
             return (
                 f'{algorithm}: {rule} needs {missing[2]}, and there is no loss of the parameters that it moves: take '

@@ -121,9 +121,8 @@ def find_extra_args(
             another function.
 
     >>> from jaxdist.core.workers import simulated
-    >>> find_extra_args(optax.polyak_sgd(), jax.ShapeDtypeStruct((3,), 'float32'), simulated(2))
-    Traceback (most recent call last):
-    jaxdist.InputError: scale_by_polyak combines the loss of all workers with the gradient of one: put mean() before it
+    >>> find_extra_args(optax.contrib.reduce_on_plateau(), jax.ShapeDtypeStruct((3,), 'float32'), simulated(2))
+    ExtraArgs(names=frozenset({'value'}), diverge=False)
     """
     found: list[ExtraArgs] = []
 

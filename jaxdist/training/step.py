@@ -13,6 +13,7 @@ from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
+from jaxdist.core.extra_args import find_extra_args
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout, varying
 from jaxdist.core.objective import Extreme, LossObjective, Objective, WorkerLoss
@@ -74,7 +75,8 @@ def make_step(
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.core.types.Loss`.
         init: `key -> params`: a pytree of real numbers, float32, or complex ones; see `Params`.
-        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`.
+        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`. If it
+            uses them, it gets `value`, `grad` and `value_fn` of the mean loss; see `jaxdist.core.extra_args`.
         batch: the whole batch of all workers, or its shapes: [B, ...].
         workers: the workers.
         rules: sharding rules of the parameters over the mesh's other axes.
@@ -86,7 +88,7 @@ def make_step(
 
     Raises:
         InputError: the batch, the parameters or the loss do not fit; parameters would diverge though nothing in the
-            update says that workers may; or the objective does not fit.
+            update says that workers may; the update needs arguments that there are not; or the objective does not fit.
 
     >>> import jaxdist
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
@@ -109,6 +111,7 @@ def make_step(
     goal.check(params, batch, workers, accumulate)
     worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis)
     part = local_shapes(batch, workers.count)
+    extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
 
     def first(key: jax.Array) -> State:
         params = as_params(init(key))
@@ -125,11 +128,16 @@ def make_step(
             return optax.apply_updates(params, updates), opt_state
 
         def lookahead(grads: Params) -> Params:
+            extras.check_lookahead()
             return apply(grads, state.params, state.opt_state)[0]
 
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
-        ok, grads = guard.admit(out.grads, out.examples, out.check)
-        moved, params, opt_state = guard.apply(ok, apply, grads, state.params, state.opt_state)
+        value = extras.value(worker_loss, out, state.params)
+        ok, grads = guard.admit(out.grads, out.examples, (out.check, value))
+        extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
+        moved, params, opt_state = guard.apply(
+            ok, functools.partial(apply, **extra), grads, state.params, state.opt_state
+        )
         after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
         new = state._replace(params=params, opt_state=opt_state, objective=guard.commit(ok, after, state.objective))
         skipped = 1 - ok.astype(jnp.int32)

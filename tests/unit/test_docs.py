@@ -55,6 +55,12 @@ def test_the_worked_example_trains_in_plain_python(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(space['state'].params, truth, atol=1e-3)  # type: ignore[attr-defined]
 
 
+def test_the_worked_example_of_a_line_search_fits_a_regression() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('update_line.md')[0], space)
+    np.testing.assert_allclose(space['state'].params, [1.0, -2.0, 3.0], atol=1e-4)
+
+
 def in_first_column(page: str) -> list[str]:
     """The code in the first column of a page's tables."""
     rows = re.findall(r'^\| (`.*?`) \| ', (DOCS / page).read_text().replace('\\|', '¦'), re.MULTILINE)

@@ -18,6 +18,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxdist.core import registry
+
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 
@@ -59,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Links the kept entries into a folder of this process, and has JAX use that."""
     if hasattr(config, 'workerinput') or not config.getoption('numprocesses', None):  # a process that runs tests
         set_flags()
+        registry.names()  # tests replace the registry for a while: jaxdist's own names must be in it before
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles: fewer collections save a tenth
         kept = kept_entries()

@@ -1,4 +1,4 @@
-"""Writes and reads arrays with Orbax; no other file imports it."""
+"""Writes and reads arrays with Orbax; imported when it is used, since Orbax takes long to import."""
 
 import logging
 import os
@@ -13,8 +13,6 @@ from etils import epath  # type: ignore[import-untyped]
 
 from jaxdist.training.checkpoint import manifest
 from jaxdist.training.checkpoint.errors import CheckpointError, reason
-
-TEMPORARY = '.orbax-checkpoint-tmp'
 
 # Orbax logs each failure with several stack traces; here the caller gets every failure as an exception.
 logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)

@@ -225,7 +225,7 @@ def _register(
 
 def _check_name(name: str, kind: Kind, module: str) -> None:
     # Registering must not import a package that registers: it may be about to be imported.
-    entry = (_ENTRIES if module.startswith(PACKAGES) else _entries()).get(name)
+    entry = (_ENTRIES if str(module).startswith(PACKAGES) else _entries()).get(name)
     # The same module may register a name again, because it may be reloaded.
     if entry and (entry.kind, entry.make.__module__) != (kind, module):
         raise InputError(f'{kind} {name!r} of {module}: the {entry.kind} of {entry.make.__module__} has that name')

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxdist.cli.compilation_cache import processor
 from jaxdist.core import registry
 
 jax.config.update('jax_platforms', 'cpu')
@@ -49,10 +49,7 @@ def set_flags() -> None:
 
 def kept_entries() -> Path:
     """The folder of what was compiled by this version of JAX for this processor with these flags."""
-    cpu = Path('/proc/cpuinfo')
-    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
-    features = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
-    key = hashlib.sha256(f'{platform.machine()} {features} {FLAGS}'.encode()).hexdigest()[:12]
+    key = hashlib.sha256(f'{processor()} {FLAGS}'.encode()).hexdigest()[:12]
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'jaxdist-tests' / f'jax-{jax.__version__}-{key}'
 
@@ -74,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
                 else:
                     os.link(entry, own / entry.name)
         config.stash[OWN] = own
+        os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for processes that tests start: JAX has read it here
+        jax.config.update('jax_enable_compilation_cache', True)
         jax.config.update('jax_compilation_cache_dir', str(own))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -117,9 +117,8 @@ def group_tensors(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = No
     for leaf, (path, _), leaf_codec in zip(jax.tree.leaves(tree), tensors, codecs, strict=True):
         if leaf_codec is not None and not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(
-                f'{path!r} is {leaf.dtype}, and a codec encodes real numbers: store the real and the imaginary parts '
-                f'of complex numbers as two parameters, or average {path!r} exactly, as by_path(rules={{{path!r}: '
-                'None}, rest=...) does'
+                f'{path!r} is {leaf.dtype}: a codec takes means of floating-point numbers only. Average it exactly, as '
+                f'by_path(rules={{{path!r}: None}}, rest=...) does, or store complex numbers as two real parameters'
             )
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for i, leaf_codec in enumerate(codecs):

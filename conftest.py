@@ -22,6 +22,7 @@ from jaxdist.core import registry
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_enable_compilation_cache', True)
 
 FLAGS = ['--xla_cpu_parallel_codegen_split_count=1']
 """Each program is compiled by one thread, for test processes fill the processors already: the code is the same."""
@@ -72,7 +73,6 @@ def pytest_configure(config: pytest.Config) -> None:
                     os.link(entry, own / entry.name)
         config.stash[OWN] = own
         os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for processes that tests start: JAX has read it here
-        jax.config.update('jax_enable_compilation_cache', True)
         jax.config.update('jax_compilation_cache_dir', str(own))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

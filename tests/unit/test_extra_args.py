@@ -31,6 +31,7 @@ from jaxdist.constraints.constraint import inequality
 from jaxdist.constraints.objective import LagrangianObjective
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import ExtraArgs, find_extra_args
+from jaxdist.core.objective import WorkerLoss
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import abstract, simulated
 from jaxdist.line import build
@@ -234,6 +235,14 @@ def test_in_local_training_only_the_worker_of_a_bad_loss_stays(where: str) -> No
             np.testing.assert_array_equal(new[1], old[1])
             assert np.isfinite(new).all()
     assert (after.params['b'][[0, 2, 3]] != before.params['b'][[0, 2, 3]]).all()
+
+
+def test_in_local_training_a_rejected_loss_is_zero_as_the_gradient_is() -> None:
+    args = ExtraArgs(frozenset({'value'}), diverge=True)
+    worker_loss = WorkerLoss(loss, 1, None, uneven=False, axis='workers')
+    for value, ok, expected in ((np.nan, False, 0.0), (2.0, True, 2.0)):
+        given = args.arguments(worker_loss, jnp.float32(value), {}, jnp.bool(ok), {}, {}, jax.random.key(0))
+        assert jax.tree.map(float, given) == {'value': expected}
 
 
 def test_a_loss_that_is_not_finite_is_rejected_though_its_gradient_is() -> None:

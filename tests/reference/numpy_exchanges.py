@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy_codecs import Array, Codec
+from numpy_codecs import Array, Codec, largest, ratio
 
 Parts = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -245,7 +245,9 @@ def _joined(values: list[jax.Array], w: int) -> jax.Array:
 def _padded(x: jax.Array, codec: Codec | None) -> jax.Array:
     """`x` with its last dimension padded with zeros, to whole blocks of the codec; without one, to `whole_tiles`."""
     n = x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, (padded(n, codec.block) if codec else whole_tiles(n)) - n)])
+    more = (padded(n, codec.block) if codec else whole_tiles(n)) - n
+    # XLA makes one pass of this and of the concatenation before it; of a `pad` it makes a second one.
+    return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], more), x.dtype)], axis=-1)
 
 
 def _split(row: jax.Array, like: list[jax.Array], w: int) -> list[jax.Array]:

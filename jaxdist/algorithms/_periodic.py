@@ -1,7 +1,7 @@
 """The wrapper of algorithms that train locally and synchronise every few steps: when a round is due, and what is sent.
 
 An algorithm's file defines what a worker sends in a round (`message`) and how it uses the mean over workers
-(`receive`). The rest is here: the step counter, the compressed mean, the guard, and the one conditional.
+(`receive`). The rest is here: the step counter, the compressed mean, the guard, and the one conditional (`when`).
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxdist.codecs import _compressed_mean as compressed
 from jaxdist.codecs._compressed_mean import Channel, CompressionState
 from jaxdist.core import collectives
+from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
 
 Every = int | Callable[[jax.Array], Any]
@@ -82,6 +82,7 @@ class Local(NamedTuple):
 
 Message = Callable[[Local, State], Any]
 Receive = Callable[[Local, State, Any], tuple[Any, State]]
+Round = tuple[optax.Updates, State, CompressionState]
 LocalStep = Callable[..., tuple[Any, State]]
 
 
@@ -131,20 +132,19 @@ def periodic(
         own = state.own
         if local is not None:
             updates, own = local(updates, own, params, rejected=rejected, step=state.rounds.step, **extra)
-        worker = Local(params, mask_rejected(updates, rejected), state.rounds.step, channel.axis)
+        updates = collectives.pvary(mask_rejected(updates, rejected), channel.axis)
 
-        def synchronise() -> tuple[Any, State, CompressionState]:
-            mean, compression = compressed.mean(message(worker, own), state.compression, channel)
+        def synchronise(before: Round[State]) -> Round[State]:
+            updates, own, compression = before
+            worker = Local(params, updates, state.rounds.step, channel.axis)
+            mean, compression = compressed.mean(message(worker, own), compression, channel)
             moves, after = receive(worker, own, mean)
             return collectives.pvary(moves, channel.axis), _varying_like(after, own, channel.axis), compression
 
-        def stay() -> tuple[Any, State, CompressionState]:
-            return collectives.pvary(worker.updates, channel.axis), own, state.compression
-
         due, rounds = advance(state.rounds, every)
-        # All workers have the same counter, so all take the same branch: its collectives cannot deadlock.
-        moves, after, compression = lax.cond(due, synchronise, stay)
-        return moves, PeriodicState(rounds, after, compression)
+        # All workers have the same counter, so none waits alone in a collective of the round.
+        moves, own, compression = when(due, synchronise, (updates, own, state.compression))
+        return moves, PeriodicState(rounds, own, compression)
 
     return optax.GradientTransformationExtraArgs(begin, update)
 
@@ -252,7 +252,7 @@ def check_every(name: str, every: Every, argument: str = 'every') -> None:
 
 
 def _varying_like(new: Any, old: Any, axis: str) -> Any:
-    """`new`, typed as varying where `old` is: both branches of a conditional must have one type."""
+    """`new`, typed as varying where `old` is: a round must not change the type of what it updates."""
     if not collectives.is_manual(axis):
         return new
     return jax.tree.map(lambda n, o: collectives.pvary(n, axis) if collectives.varies(o, axis) else n, new, old)

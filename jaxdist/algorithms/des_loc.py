@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
@@ -17,6 +16,7 @@ from jaxdist.codecs._compressed_mean import Channel, Feedback, bytes_sent
 from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.core import collectives
+from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
@@ -165,7 +165,7 @@ def _average_moments(state: optax.OptState, name: str, due: jax.Array, axis: str
     leaves, like = jax.tree_util.tree_flatten_with_path(state)
     chosen = [i for i, (path, leaf) in enumerate(leaves) if name in _names(path) and _is_real(leaf)]
     local = collectives.pvary([leaves[i][1] for i in chosen], axis)
-    averaged = lax.cond(due, lambda: collectives.pvary(collectives.pmean(local, axis), axis), lambda: local)
+    averaged = when(due, lambda local: collectives.pvary(collectives.pmean(local, axis), axis), local)
     new = dict(zip(chosen, averaged, strict=True))
     return jax.tree.unflatten(like, [new.get(i, leaf) for i, (_, leaf) in enumerate(leaves)])
 

@@ -126,7 +126,8 @@ def fed_admm(
     def begin(params: optax.Params) -> FedAdmmState:
         dual = collectives.pvary(jax.tree.map(jnp.zeros_like, params), axis)
         known = collectives.pvary(params, axis) if codec is not None else ()
-        return FedAdmmState(params, dual, known, optimizer.init(params))
+        # A step that one worker rejects does not count in its optimiser: even a step count differs between workers.
+        return FedAdmmState(params, dual, known, collectives.pvary(optimizer.init(params), axis))
 
     def local_step(
         grads: optax.Updates, state: FedAdmmState, params: optax.Params, *, rejected: Any, step: Any, **extra: Any
@@ -137,7 +138,8 @@ def fed_admm(
         grads = jax.tree.map(lambda g, d: (g + rho * d).astype(g.dtype), grads, pull)
         moves, inner = optimizer.update(grads, state.inner, params, **extra)
         # The guard leaves this state to the algorithm: a rejected step must not count.
-        return moves, state._replace(inner=jax.tree.map(lambda n, o: jnp.where(rejected, o, n), inner, state.inner))
+        inner = jax.tree.map(lambda n, o: jnp.where(rejected, o, n), inner, state.inner)
+        return moves, state._replace(inner=collectives.pvary(inner, axis))
 
     def ascend(local: periodic.Local, state: FedAdmmState) -> tuple[optax.Params, optax.Params]:
         """The dual after this round, and x + dual."""

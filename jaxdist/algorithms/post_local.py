@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
@@ -18,6 +17,7 @@ from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int8 import int8
 from jaxdist.core import collectives
+from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.registry import algorithm
@@ -134,24 +134,25 @@ def post_local(
     def local_step(
         grads: optax.Updates, state: PostLocalState, params: optax.Params, *, rejected: Any, step: Any, **extra: Any
     ) -> tuple[optax.Updates, PostLocalState]:
-        def average() -> tuple[optax.Updates, CompressionState, Any]:
-            mean, compression = compressed.mean(grads, state.gradients, gradient_channel)
+        guarded = rejected is not False
+
+        def average(before: tuple[optax.Updates, CompressionState, Any]) -> tuple[optax.Updates, CompressionState, Any]:
+            grads, old, rejected = before
+            mean, compression = compressed.mean(grads, old, gradient_channel)
             # A worker that alone rejected the common gradient would diverge.
-            vote = rejected is not False and collectives.pmax(jnp.asarray(rejected, jnp.int32), axis) > 0
-            kept = jax.tree.map(lambda new, old: jnp.where(vote, old, new), compression, state.gradients)
+            vote = guarded and collectives.pmax(rejected.astype(jnp.int32), axis) > 0
+            kept = jax.tree.map(lambda new, old: jnp.where(vote, old, new), compression, old)
             return collectives.pvary(mean, axis), kept, collectives.pvary(jnp.asarray(vote), axis)
 
-        def stay() -> tuple[optax.Updates, CompressionState, Any]:
-            return collectives.pvary(grads, axis), state.gradients, collectives.pvary(jnp.asarray(rejected), axis)
-
-        grads, compression, skips = lax.cond(step < start, average, stay)
-        skips = rejected is not False and skips
+        given = (collectives.pvary(grads, axis), state.gradients, collectives.pvary(jnp.asarray(rejected), axis))
+        grads, compression, skips = when(step < start, average, given)
+        skips = guarded and skips
         moves, after = inner.update(grads, state.inner, params, **extra)
         after = collectives.pvary(jax.tree.map(lambda n, o: jnp.where(skips, o, n), after, state.inner), axis)
         anchor = state.anchor
         if codec is not None:
             # The step after the last mean of gradients begins with parameters that all workers have in common.
-            anchor = lax.cond(step == start, lambda: collectives.pvary(params, axis), lambda: state.anchor)
+            anchor = when(step == start, lambda _: collectives.pvary(params, axis), state.anchor)
         return periodic.mask_rejected(moves, skips), PostLocalState(after, compression, anchor)
 
     def message(local: periodic.Local, state: PostLocalState) -> optax.Params:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxdist import laws
 from jaxdist.algorithms import _periodic as periodic
@@ -21,6 +20,7 @@ from jaxdist.codecs._groups import resolve_for
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int4 import int4
 from jaxdist.core import collectives
+from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.protocol import leaves_sharded_as
@@ -186,50 +186,44 @@ def streaming_diloco(
     ) -> tuple[optax.Updates, StreamingDilocoState]:
         periodic.require_params('streaming_diloco', params)
         updates, step = periodic.mask_rejected(updates, rejected), state.step + 1
-        pseudo_gradients = periodic.displacement(optax.apply_updates(params, updates), state.anchor, axis)
-        parts, to_send = channels(params), state.sent if overlap else pseudo_gradients
+        parts = channels(params)
 
         def turn(number: int, members: tuple[int, ...], own: Channel) -> tuple[Any, ...]:
-            """One fragment's updates, anchor, outer state and compression state after this step."""
-            start, local, anchor, message = (pick(tree, members) for tree in (params, updates, state.anchor, to_send))
-            outer_state, compression = state.outer[number], state.compression[number]
+            """One fragment's updates, anchor, outer state, compression state and pseudo-gradients after this step."""
+            start, local, anchor = (pick(tree, members) for tree in (params, updates, state.anchor))
+            in_flight, first = pick(state.sent, members) if overlap else (), number * every // len(parts)
 
-            def synchronise() -> tuple[Any, ...]:
-                gradient, compression_after = compressed.mean(message, compression, own)
-                outer_updates, outer_after = outer.update(gradient, outer_state, anchor)
+            def pseudo_gradients(local: Any, anchor: Any) -> Any:
+                return periodic.displacement(optax.apply_updates(start, local), anchor, axis)
+
+            def synchronise(before: tuple[Any, ...]) -> tuple[Any, ...]:
+                local, anchor, outer_state, compression = before
+                message = in_flight if overlap else pseudo_gradients(local, anchor)
+                gradient, compression = compressed.mean(message, compression, own)
+                outer_updates, outer_state = outer.update(gradient, outer_state, anchor)
                 new = optax.apply_updates(anchor, outer_updates)
                 mixed = jax.tree.map(lambda x, u, a: mixing * (x + u) + (1 - mixing) * a, start, local, new)
                 moves = periodic.displacement(start, mixed if mixing else new, axis)
-                return moves, new, outer_after, compression_after
-
-            def stay() -> tuple[Any, ...]:
-                return collectives.pvary(local, axis), anchor, outer_state, compression
+                return moves, new, outer_state, compression
 
             # Fragment 0 has its first turn at step `every`: at step `overlap` nothing of it is in flight.
-            due = (step > overlap) & ((step - overlap - number * every // len(parts)) % every == 0)
+            due = (step > overlap) & ((step - overlap - first) % every == 0)
+            before = (collectives.pvary(local, axis), anchor, state.outer[number], state.compression[number])
             with leaves_sharded_as(members):
-                return lax.cond(due, synchronise, stay)
+                moves, anchor, outer_state, compression = when(due, synchronise, before)
+            if overlap:
+                # No fragment has its turn at the step at which its pseudo-gradients are taken: `moves` are local, and
+                # the anchor is that of its last round. From `local` and `state.anchor`, XLA would copy the buffers.
+                taken = (step - first) % every == 0
+                in_flight = when(taken, lambda _: pseudo_gradients(moves, anchor), in_flight)
+            return moves, anchor, outer_state, compression, in_flight
 
         after = [turn(number, *part) for number, part in enumerate(parts)]
-        moves, anchors, outers, compressions = zip(*after, strict=True)
-        sent = state.sent
-        if overlap:
-            sent = _in_flight(step, every, [members for members, _ in parts], pseudo_gradients, sent)
-        return join(moves), StreamingDilocoState(step, join(anchors), outers, sent, compressions)
+        moves, anchors, outers, compressions, sent = zip(*after, strict=True)
+        new = StreamingDilocoState(step, join(anchors), outers, join(sent) if overlap else (), compressions)
+        return join(moves), new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _in_flight(
-    step: jax.Array, every: int, parts: list[tuple[int, ...]], pseudo_gradients: optax.Updates, sent: optax.Updates
-) -> optax.Updates:
-    """The pseudo-gradients in flight after this step: new ones for the fragment whose turn it is."""
-
-    def one(number: int, members: tuple[int, ...]) -> optax.Updates:
-        now = (step - number * every // len(parts)) % every == 0
-        return jax.tree.map(lambda g, s: jnp.where(now, g, s), pick(pseudo_gradients, members), pick(sent, members))
-
-    return join([one(number, members) for number, members in enumerate(parts)])
 
 
 def _check(every: int, overlap: int, mixing: float) -> None:

@@ -259,7 +259,9 @@ def _real(values: list[jax.Array], w: int, codec: Codec) -> jax.Array:
 
 def _padded(x: jax.Array, codec: Codec | None) -> jax.Array:
     """`x` with its last dimension padded with zeros, to whole blocks of the codec; without one, to `whole_tiles`."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, _length(x.shape[-1], codec) - x.shape[-1])])
+    more = _length(x.shape[-1], codec) - x.shape[-1]
+    # XLA makes one pass of this and of the concatenation before it; of a `pad` it makes a second one.
+    return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], more), x.dtype)], axis=-1)
 
 
 def _length(n: int, codec: Codec | None) -> int:

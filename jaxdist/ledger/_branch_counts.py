@@ -35,7 +35,7 @@ def with_branch_counts(program: Any, conditionals: Sequence[str]) -> ClosedJaxpr
 
     Args:
         program: a closed jaxpr.
-        conditionals: paths, as in `Branch`, of conditionals that are in no `while` loop.
+        conditionals: paths, as in `Branch`, of conditionals that are in no `while` loop of several turns.
 
     >>> traced = jax.make_jaxpr(lambda i, x: jax.lax.cond(i > 2, jnp.sin, jnp.cos, x))(3, 1.0)
     >>> unknown = 0.0
@@ -93,6 +93,8 @@ class _Recorder:
             return self._cond(eqn, inputs, path)
         if name == 'scan':
             return self._scan(eqn, inputs, path)
+        if name == 'while' and (condition := jaxprs.condition_of(eqn)) is not None:
+            return self._once(eqn, inputs, path, condition)
         if name in _IDENTITIES:
             return inputs
         if eqn.effects or jaxprs.depends_on_mesh(eqn):
@@ -119,14 +121,29 @@ class _Recorder:
         """Runs every branch, which has no effects here, and selects."""
         index, *operands = inputs
         branches = eqn.params['branches']
-        taken = [(index == i) & self.active for i in range(len(branches))]
-        if path in self.conditionals:
-            self.counts[path] = jnp.stack(taken).astype(jnp.int32)
+        taken = self._count(path, [index == i for i in range(len(branches))])
         outputs = [
             _Recorder(self.conditionals, self.unknown, active, self.counts).run(branch, operands, f'{path}:{i}')
             for i, (branch, active) in enumerate(zip(branches, taken, strict=True))
         ]
         return [lax.select_n(index, *cases) for cases in zip(*outputs, strict=True)]
+
+    def _once(self, eqn: Any, inputs: list[Any], path: str, condition: int) -> list[Any]:
+        """A loop that runs its body once or never: runs it, and selects."""
+        n, m = jaxprs.while_sizes(eqn)
+        constants, carry = inputs[n : n + m], inputs[n + m :]
+        runs = carry[condition]
+        active = self._count(path, [~runs, runs])[1]
+        recorder = _Recorder(self.conditionals, self.unknown, active, self.counts)
+        after = recorder.run(eqn.params['body_jaxpr'], [*constants, *carry], f'{path}:1')
+        return [lax.select_n(runs, *cases) for cases in zip(carry, after, strict=True)]
+
+    def _count(self, path: str, taken: list[Any]) -> list[Any]:
+        """Counts the branches of a conditional; returns which of them are taken if all around them are."""
+        taken = [branch & self.active for branch in taken]
+        if path in self.conditionals:
+            self.counts[path] = jnp.stack(taken).astype(jnp.int32)
+        return taken
 
     def _scan(self, eqn: Any, inputs: list[Any], path: str) -> list[Any]:
         n, m = jaxprs.scan_sizes(eqn)
@@ -149,7 +166,7 @@ def _off_mesh(atoms: Sequence[Any]) -> tuple[jax.core.ShapedArray, ...]:
 
 
 def _while(eqn: Any, *inputs: Any) -> list[Any]:
-    n, m = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+    n, m = jaxprs.while_sizes(eqn)
     recorder = _Recorder((), None)
     return lax.while_loop(
         lambda carry: recorder.run(eqn.params['cond_jaxpr'], [*inputs[:n], *carry])[0],

@@ -87,6 +87,39 @@ def scan_sizes(eqn: Any) -> tuple[int, int]:
     return len(list(constants)), len(list(carried))
 
 
+def while_sizes(eqn: Any) -> tuple[int, int]:
+    """How many operands of a `while` are constants of its condition, and of its body; the others are carried.
+
+    >>> import jax
+    >>> code = lambda x, end: jax.lax.while_loop(lambda x: x < end, lambda x: x + 1, x)
+    >>> while_sizes(jax.make_jaxpr(code)(2, 5).eqns[0])
+    (1, 0)
+    """
+    return eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+
+
+def condition_of(eqn: Any) -> int | None:
+    """Which carried value is the condition of a `while` that runs its body once or never; None for any other.
+
+    It does if its condition is a carried value that its body makes false, as in `jaxdist.core.conditional.when`.
+
+    >>> import jax
+    >>> once = lambda go, x: jax.lax.while_loop(lambda s: s[1], lambda s: (s[0] + 1, False), (x, go))
+    >>> condition_of(jax.make_jaxpr(once)(True, 2.0).eqns[0])
+    1
+    >>> turns = lambda x: jax.lax.while_loop(lambda x: x < 3, lambda x: x + 1, x)
+    >>> condition_of(jax.make_jaxpr(turns)(2.0).eqns[0])
+    """
+    condition, _ = parts(eqn.params['cond_jaxpr'])
+    body, _ = parts(eqn.params['body_jaxpr'])
+    carried = list(condition.invars[while_sizes(eqn)[0] :])
+    go = condition.outvars[0]
+    if isinstance(go, core.Literal) or go not in carried:
+        return None
+    after = literal(body.outvars[carried.index(go)])
+    return None if after is None or after else carried.index(go)
+
+
 def is_sharded(outer: Any, inner: Any) -> bool:
     """Whether a value has another shape inside a `shard_map` than outside.
 

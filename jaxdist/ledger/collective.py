@@ -27,7 +27,8 @@ class Branch:
     Attributes:
         cond: the path of the conditional: in a traced program the positions of the equations that lead to it,
             such as `0.7`; in a compiled one the names of the instructions.
-        index: which of its branches; of `lax.cond`, 1 is the one taken when the predicate is true.
+        index: which of its branches; of `lax.cond`, 1 is the one taken when the predicate is true. A loop that
+            runs once or never is a conditional too, with its body as branch 1.
     """
 
     cond: str

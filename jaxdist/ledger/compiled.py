@@ -79,7 +79,9 @@ class _Walk:
             if self._is_new(op, chains):
                 yield from self._collective(op, where, place)
         elif opcode == 'while':
-            inside = here.looped(trip_count(self.module, where, op))
+            turns = trip_count(self.module, where, op)
+            once = turns is None and runs_once_or_never(self.module, op)
+            inside = here.taken(1) if once else here.looped(turns)
             for called in op.called('body') + op.called('condition'):
                 yield from self.computation(called, inside, set())
         elif opcode == 'conditional':
@@ -150,6 +152,40 @@ def trip_count(module: Module, where: str, loop: Instruction) -> int | None:
     body = module.computations[loop.called('body')[0]]
     condition = module.computations[loop.called('condition')[0]]
     return _counted(module.computations[where], loop, body, condition)
+
+
+def runs_once_or_never(module: Module, loop: Instruction) -> bool:
+    """Whether the condition of a `while` is a carried value that its body makes false.
+
+    >>> text = '''HloModule jit_f
+    ...
+    ... %body (x: (pred[], s32[])) -> (pred[], s32[]) {
+    ...   %x = (pred[], s32[]) parameter(0)
+    ...   %y = s32[] get-tuple-element(%x), index=1
+    ...   %no = pred[] constant(false)
+    ...   ROOT %r = (pred[], s32[]) tuple(%no, %y)
+    ... }
+    ...
+    ... %go (x: (pred[], s32[])) -> pred[] {
+    ...   %x = (pred[], s32[]) parameter(0)
+    ...   ROOT %p = pred[] get-tuple-element(%x), index=0
+    ... }
+    ...
+    ... ENTRY %main (x: (pred[], s32[])) -> (pred[], s32[]) {
+    ...   %x = (pred[], s32[]) parameter(0)
+    ...   ROOT %w = (pred[], s32[]) while(%x), condition=%go, body=%body
+    ... }'''
+    >>> module = hlo.parse(text)
+    >>> runs_once_or_never(module, module.computations['main'].instructions['w'])
+    True
+    """
+    body = module.computations[loop.called('body')[0]]
+    condition = module.computations[loop.called('condition')[0]]
+    after, at = _elements(body, body.root), _index(condition, _source(condition, condition.root))
+    if after is None or at is None:
+        return False
+    last = _source(body, after[at])
+    return last.opcode == 'constant' and last.operands == ('false',)
 
 
 def _counted(outside: Computation, loop: Instruction, body: Computation, condition: Computation) -> int | None:

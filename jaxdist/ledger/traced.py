@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Conditional(NamedTuple):
-    """A conditional of a traced program.
+    """A conditional of a traced program. A loop that runs its body once or never is one, with the body as branch 1.
 
     Attributes:
         branches: how many branches it has.
@@ -95,6 +95,9 @@ class Flow:
                 self._walk(branch, place.taken(i))
         elif name == 'scan':
             self._walk(eqn.params['jaxpr'], place.looped(eqn.params['length']))
+        elif name == 'while' and jaxprs.condition_of(eqn) is not None:
+            self.conditionals[place.path] = Conditional(2, place.times)
+            self._walk(eqn.params['body_jaxpr'], place.taken(1))
         elif name == 'while':
             inside = place.looped(None)
             self._walk(eqn.params['cond_jaxpr'], inside.at(0))

@@ -29,6 +29,7 @@ LOCAL = (
     'sgd(0.1) | easgd(every=3)',
     "des_loc(optimizer=adamw(0.01), every=3, moments={'mu': 4, 'nu': 6})",
     'post_local(optimizer=adamw(0.01), start=1, every=3)',
+    'fed_admm(every=3, optimizer=adam(0.01))',
 )
 
 

@@ -1,5 +1,6 @@
 """The sharded parameter server: memory per device, refused optimisers, a model axis, another number of workers."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from codec_fixtures import linear_loss, random_gradients
 
 import jaxdist
 from jaxdist import ledger, line
-from jaxdist.core import mesh, workers
+from jaxdist.codecs import _sharded as sharded
+from jaxdist.core import collectives, mesh, workers
+from jaxdist.ledger import _hlo as hlo
 from jaxdist.training.resize import resized, saved_by
 from jaxdist.training.step import make_step
 
@@ -55,6 +58,18 @@ def test_a_device_stores_its_shard_of_the_optimisers_state() -> None:
         parts = sum(-(-int(np.prod(shape)) // count) for shape in SHAPES.values())
         assert ledger.memory_bytes((state.optimizer[0].mu, state.optimizer[0].nu, state.served)) == 3 * 4 * parts
         assert parts <= entries / count + len(SHAPES)
+
+
+def test_a_push_is_packed_in_one_pass() -> None:
+    """A message is concatenated with its padding: 2 x 128 entries from two tensors of 36 and 84 rows of two workers."""
+    shapes = {'a': (6, 12), 'b': (12, 14)}
+    pack = lambda tree: sharded.reduce_scatter(tree, (), None, 0.0, jax.random.key(0))[0]  # noqa: E731
+    place = jax.P(collectives.AXIS)
+    code = jax.shard_map(pack, mesh=mesh.make({'workers': 2}), in_specs=jax.P(), out_specs=place)
+    compiled = jax.jit(code).lower({name: jnp.ones(shape) for name, shape in shapes.items()}).compile()
+    ops = [op for c in hlo.parse(compiled.as_text()).computations.values() for op in c.instructions.values()]
+    written = [op for op in ops if re.search(r'f32\[2,(120|128)\]', op.shape) and op.opcode in ('concatenate', 'pad')]
+    assert [op.shape.partition('{')[0] for op in written] == ['f32[2,128]']
 
 
 @pytest.mark.parametrize('model', [1, pytest.param(2, marks=SLOW)])

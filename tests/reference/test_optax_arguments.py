@@ -93,8 +93,11 @@ def assert_close(actual: Any, expected: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), actual, expected)
 
 
-@pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('rule', [*RULES, *(pytest.param(rule, marks=pytest.mark.slow) for rule in SLOW)])
+@pytest.mark.parametrize(
+    'rule, where',
+    [*((rule, where) for rule in RULES for where in PLACES)]
+    + [pytest.param(rule, 'mesh', marks=pytest.mark.slow) for rule in SLOW],  # they compile long
+)
 @in_float64
 def test_a_rule_after_a_mean_is_optax_on_the_whole_batch(rule: str, where: str) -> None:
     """On the mesh each worker takes its weighted examples in two parts, and one has none."""

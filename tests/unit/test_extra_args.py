@@ -208,8 +208,10 @@ def same_bits(a: Any, b: Any) -> None:
 GUARDED = ['polyak_sgd(0.1)', 'contrib.momo(1.0)', f'adam(0.1) | {PLATEAU}', BACKTRACKING]
 
 
-@pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('rule', [*GUARDED, pytest.param('lbfgs()', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'rule, where',
+    [*((rule, where) for rule in GUARDED for where in PLACES), pytest.param('lbfgs()', 'mesh', marks=pytest.mark.slow)],
+)
 def test_a_rejected_step_leaves_no_trace_in_the_state(rule: str, where: str) -> None:
     one, data = program(f'mean() | {rule}', where), batches(3)
     state, _ = run(one, data[:2])

@@ -2,31 +2,19 @@
 
 import textwrap
 from fractions import Fraction
-from typing import Any
 
-import jax
 import pytest
+from ledger_fixtures import GRID, GROUPS, program
 
 from jaxdist import ledger
 from jaxdist.ledger import _hlo as hlo
 
-MESH = jax.sharding.AbstractMesh((4, 2), ('workers', 'model'))
 WORKERS = [[0, 2, 4, 6], [1, 3, 5, 7]]
 MODEL = [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
-def program(body: str, head: str = 'num_partitions=8', more: str = '') -> str:
-    """A program whose entry has these instructions; %x is f32[80], 320 bytes."""
-    lines = textwrap.dedent(body).strip().splitlines()
-    entry = '\n'.join(f'  {line}' for line in ['%x = f32[80]{0:T(256)} parameter(0)', *lines])
-    return (
-        f'HloModule jit_f, is_scheduled=true, {head}\n\n{textwrap.dedent(more)}\n'
-        f'ENTRY %main.1_spmd (x: f32[80]) -> f32[80] {{\n{entry}\n}}\n'
-    )
-
-
 def read(body: str, **options: str) -> list[tuple[tuple[str, ...], str, str, Fraction, int | None]]:
-    return [e[:5] for e in ledger.compiled(program(body, **options), MESH)]
+    return [e[:5] for e in ledger.compiled(program(body, **options), GRID)]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +72,6 @@ def test_shapes(shape: str, expected: dict[str, Fraction]) -> None:
 def test_an_unknown_dtype() -> None:
     with pytest.raises(ValueError, match="'q7' is not a dtype"):
         hlo.payload('q7[3]')
-
-
-GROUPS = 'replica_groups=[2,4]<=[4,2]T(1,0)'
 
 
 def test_every_kind() -> None:
@@ -161,7 +146,7 @@ def test_branches(branches: str) -> None:
         }}
     """
     body = f'%i = s32[] constant(1)\nROOT %choice = f32[80]{{0}} conditional(%i, %x, %x), {branches}'
-    [collective] = ledger.compiled(program(body, more=more), MESH)
+    [collective] = ledger.compiled(program(body, more=more), GRID)
     assert collective.branch == (ledger.Branch('choice', 1),)
     assert ledger.totals([collective]) == {(('workers',), 'float32', True): 480}
 
@@ -209,43 +194,6 @@ KNOWN = ENTERED.rstrip() + ', backend_config={"known_trip_count":{"n":"7"},"know
 def test_loops(body: str, loop: str, times: int | None) -> None:
     """The trip count is in the text or, for TPU, has to be computed."""
     assert read(body, more=loop) == [(('workers',), 'all_reduce', 'float32', 480, times)]
-
-
-GO = 'ROOT %p = pred[] get-tuple-element(%s), index=0'
-ONCE = f"""
-    %body (s: (pred[], f32[80])) -> (pred[], f32[80]) {{
-      %s = (pred[], f32[80]{{0}}) parameter(0)
-      %no = pred[] constant(false)
-      %again = pred[]{{:T(512)}} copy(%no)
-      %y = f32[80]{{0}} get-tuple-element(%s), index=1
-      %z = f32[80]{{0}} all-reduce(%y), channel_id=1, {GROUPS}, to_apply=%add
-      ROOT %t = (pred[], f32[80]{{0}}) tuple(%again, %z)
-    }}
-
-    %go (s: (pred[], f32[80])) -> pred[] {{
-      %s = (pred[], f32[80]{{0}}) parameter(0)
-      {GO}
-    }}
-"""
-IF_DUE = """
-    %due = pred[] parameter(1)
-    %t = (pred[], f32[80]{0}) tuple(%due, %x)
-    ROOT %w = (pred[], f32[80]{0}) while(%t), condition=%go, body=%body
-"""
-
-
-@pytest.mark.parametrize(
-    'loop, times, branch',
-    [
-        (ONCE, 1, (ledger.Branch('w', 1),)),
-        (ONCE.replace('constant(false)', 'constant(true)'), None, ()),
-        (ONCE.replace('constant(false)', 'get-tuple-element(%s), index=0'), None, ()),
-        (ONCE.replace(GO, f'%p{GO[7:]}\n      ROOT %n = pred[] not(%p)'), None, ()),
-    ],
-)
-def test_a_loop_that_runs_once_or_never_is_a_branch(loop: str, times: int | None, branch: Any) -> None:
-    [collective] = ledger.compiled(program(IF_DUE, more=loop), MESH)
-    assert (collective.sent, collective.times, collective.branch) == (480, times, branch)
 
 
 def test_a_chain_of_fusions_on_tpu_is_one_collective() -> None:
@@ -334,4 +282,4 @@ def test_transfers_to_the_host_are_not_counted() -> None:
 
 def test_a_text_that_is_not_a_compiled_program() -> None:
     with pytest.raises(ValueError, match='no computation is marked ENTRY'):
-        ledger.compiled('module @jit_f {}', MESH)
+        ledger.compiled('module @jit_f {}', GRID)

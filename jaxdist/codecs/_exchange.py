@@ -137,7 +137,7 @@ def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Arr
     """
     real = _whole_blocks(jnp.ones(x.shape, bool), codec)
     decoded, error = all_gather(_whole_blocks(x, codec), real, codec, jax.random.fold_in(key, index), axis)
-    mean = collectives.scaled_mean(collectives.sum_rows, decoded, collectives.axis_size(axis))
+    mean = collectives.mean_rows(decoded)
     return mean[: x.size], error[: x.size]
 
 
@@ -170,7 +170,7 @@ def _mean_of_messages(
     """The mean [n] of the messages [W, bytes] of all workers; the worker `index` has its `own` values, not decoded."""
     decoded = jax.vmap(lambda message: codec.decode(message, own.size))(received)
     counted = decoded if codec.votes else decoded.at[index].set(own)
-    mean = collectives.scaled_mean(collectives.sum_rows, counted, len(received))
+    mean = collectives.mean_rows(counted)
     # Without a code for zero, padding is decoded as something else, which must not be sent on.
     return mean if codec.has_zero else jnp.where(real, mean, 0)
 

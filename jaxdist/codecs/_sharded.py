@@ -125,8 +125,7 @@ def reduce_scatter(
         def code(values: Any, index: Any, key: Any) -> Any:
             rows = _padded(_joined(values, w), codec)
             if codec is None:
-                mean = collectives.scaled_mean(lambda rows: collectives.reduce_scatter(rows, axis), rows, w)
-                return _split(mean, values, w), values
+                return _split(collectives.reduce_scatter(rows, axis) / w, values, w), values
             keys = jax.random.split(_noise_key(key, index, group), w)
             mean, error = exchange.reduce_scatter(
                 rows.astype(jnp.float32), _real(values, w, codec), codec, keys, axis, index

@@ -2,6 +2,7 @@
 
 import os
 
+import jax
 import pytest
 from jax.experimental import topologies
 
@@ -19,4 +20,5 @@ os.environ.update(
 @pytest.fixture(scope='session')
 def chips() -> topologies.TopologyDescription:
     """Eight chips, to compile for; nothing runs on them."""
+    jax.config.update('jax_enable_compilation_cache', False)  # a program for a TPU cannot be loaded without one
     return topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4')

@@ -2,7 +2,6 @@
 
 import textwrap
 from fractions import Fraction
-from typing import Any
 
 import jax
 import pytest
@@ -209,43 +208,6 @@ KNOWN = ENTERED.rstrip() + ', backend_config={"known_trip_count":{"n":"7"},"know
 def test_loops(body: str, loop: str, times: int | None) -> None:
     """The trip count is in the text or, for TPU, has to be computed."""
     assert read(body, more=loop) == [(('workers',), 'all_reduce', 'float32', 480, times)]
-
-
-GO = 'ROOT %p = pred[] get-tuple-element(%s), index=0'
-ONCE = f"""
-    %body (s: (pred[], f32[80])) -> (pred[], f32[80]) {{
-      %s = (pred[], f32[80]{{0}}) parameter(0)
-      %no = pred[] constant(false)
-      %again = pred[]{{:T(512)}} copy(%no)
-      %y = f32[80]{{0}} get-tuple-element(%s), index=1
-      %z = f32[80]{{0}} all-reduce(%y), channel_id=1, {GROUPS}, to_apply=%add
-      ROOT %t = (pred[], f32[80]{{0}}) tuple(%again, %z)
-    }}
-
-    %go (s: (pred[], f32[80])) -> pred[] {{
-      %s = (pred[], f32[80]{{0}}) parameter(0)
-      {GO}
-    }}
-"""
-IF_DUE = """
-    %due = pred[] parameter(1)
-    %t = (pred[], f32[80]{0}) tuple(%due, %x)
-    ROOT %w = (pred[], f32[80]{0}) while(%t), condition=%go, body=%body
-"""
-
-
-@pytest.mark.parametrize(
-    'loop, times, branch',
-    [
-        (ONCE, 1, (ledger.Branch('w', 1),)),
-        (ONCE.replace('constant(false)', 'constant(true)'), None, ()),
-        (ONCE.replace('constant(false)', 'get-tuple-element(%s), index=0'), None, ()),
-        (ONCE.replace(GO, f'%p{GO[7:]}\n      ROOT %n = pred[] not(%p)'), None, ()),
-    ],
-)
-def test_a_loop_that_runs_once_or_never_is_a_branch(loop: str, times: int | None, branch: Any) -> None:
-    [collective] = ledger.compiled(program(IF_DUE, more=loop), MESH)
-    assert (collective.sent, collective.times, collective.branch) == (480, times, branch)
 
 
 def test_a_chain_of_fusions_on_tpu_is_one_collective() -> None:

@@ -11,7 +11,6 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxdist import ledger
-from jaxdist.core.conditional import when
 
 P = jax.P
 W = 'workers'
@@ -58,52 +57,6 @@ def test_branches_have_the_names_of_the_trace() -> None:
     jaxpr = jax.make_jaxpr(sharded(every_fifth))(jnp.int32(0), BATCH)
     [collective] = ledger.traced(jaxpr, MESH.shape)
     assert branches[collective.branch[-1]] == Fraction(1, 5)
-
-
-@pytest.mark.parametrize('steps, runs', [(60, 12), (7, 1), (4, 0)])
-def test_a_loop_that_runs_once_or_never_is_a_conditional(steps: int, runs: int) -> None:
-    """Its body is branch 1, at the frequency of its condition: a counter that the loop itself changes."""
-
-    def code(state: Any, x: jax.Array) -> Any:
-        def turn(before: Any) -> Any:
-            x, state = before
-            return synchronise(x), {'since': jnp.int32(0), 'slow': state['slow'] + 1}
-
-        state = {**state, 'since': state['since'] + 1}
-        x, state = when(state['since'] >= 5, turn, (local(x), state))
-        return state, x
-
-    state = {'since': jnp.int32(0), 'slow': jax.ShapeDtypeStruct((), jnp.int32)}
-    assert frequencies(code, state, steps) == both(Fraction(runs, steps))
-    [row] = ledger.traced_step(sharded(code), state, BATCH, MESH.shape, steps)
-    assert (row.count, row.bytes_when_run, row.frequency) == (1, Fraction(6, 4) * 24, Fraction(runs, steps))
-
-
-def test_nested_loops_that_run_once_or_never() -> None:
-    """In each other, in a conditional and in a scan; in a loop of several turns the frequency is not known."""
-
-    def nested(count: jax.Array, x: jax.Array) -> Any:
-        inner = lambda x: when(count % 3 == 0, synchronise, x)  # noqa: E731
-        x = when(count % 2 == 0, inner, x)
-        return count + 1, lax.cond(count % 4 == 0, lambda: when(count % 3 == 0, synchronise, x), lambda: x)
-
-    def scanned(count: jax.Array, x: jax.Array) -> Any:
-        turn = lambda x, i: (when((i + count) % 5 < 2, synchronise, x), None)  # noqa: E731
-        return count + 5, lax.scan(turn, x, jnp.arange(5))[0]
-
-    def looped(count: jax.Array, x: jax.Array) -> Any:
-        turn = lambda s: (s[0] + 1, when(s[0] % 2 == 0, synchronise, s[1]))  # noqa: E731
-        return count + 1, lax.while_loop(lambda s: s[0] < 3, turn, (count % 3, x))[1]
-
-    def by_batch(count: jax.Array, x: jax.Array) -> Any:
-        return count + 1, when(lax.pmean(x[0, 0], W) > 0, synchronise, x)
-
-    half, fourth, sixth, twelfth = (Fraction(1, n) for n in (2, 4, 6, 12))
-    shares = [share for _, share in frequencies(nested, jnp.int32(0))]
-    assert sorted(shares) == sorted([half, half, half - sixth, sixth, 1 - fourth, fourth, fourth - twelfth, twelfth])
-    assert frequencies(scanned, jnp.int32(0)) == both(Fraction(2, 5))
-    assert frequencies(looped, jnp.int32(0)) == both(None)
-    assert frequencies(by_batch, jnp.int32(0)) == both(None)
 
 
 def test_the_counter_among_other_state() -> None:

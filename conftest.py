@@ -9,7 +9,6 @@ import contextlib
 import gc
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -18,8 +17,12 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxdist.cli.compilation_cache import processor
+from jaxdist.core import registry
+
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_enable_compilation_cache', True)
 
 FLAGS = ['--xla_cpu_parallel_codegen_split_count=1']
 """Each program is compiled by one thread, for test processes fill the processors already: the code is the same."""
@@ -47,10 +50,7 @@ def set_flags() -> None:
 
 def kept_entries() -> Path:
     """The folder of what was compiled by this version of JAX for this processor with these flags."""
-    cpu = Path('/proc/cpuinfo')
-    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
-    features = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
-    key = hashlib.sha256(f'{platform.machine()} {features} {FLAGS}'.encode()).hexdigest()[:12]
+    key = hashlib.sha256(f'{processor()} {FLAGS}'.encode()).hexdigest()[:12]
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'jaxdist-tests' / f'jax-{jax.__version__}-{key}'
 
@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Links the kept entries into a folder of this process, and has JAX use that."""
     if hasattr(config, 'workerinput') or not config.getoption('numprocesses', None):  # a process that runs tests
         set_flags()
+        registry.names()  # tests replace the registry for a while: jaxdist's own names must be in it before
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and few cycles: fewer collections save a tenth
         kept = kept_entries()
@@ -71,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 else:
                     os.link(entry, own / entry.name)
         config.stash[OWN] = own
+        os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for processes that tests start: JAX has read it here
         jax.config.update('jax_compilation_cache_dir', str(own))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -40,7 +40,7 @@ def exported(package: Path = PACKAGE) -> dict[str, str]:
     The text is read, not run: the reference can be made where jaxdist does not import.
     """
     names = {}
-    for node in _imports(package / '__init__.py'):
+    for node in _imports(package / '_public.py'):
         folder = package.parent.joinpath(*node.module.split('.'))
         again = {each.name: other.module for other in _imports(folder / '__init__.py') for each in other.names}
         for each in node.names:

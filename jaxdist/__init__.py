@@ -1,52 +1,33 @@
 """jaxdist: distributed algorithms as optax transformations that run inside a worker axis of a JAX mesh.
 
-The names here are those that every user needs, and all registered algorithms and codecs.
+The names here are those that every user needs, and all registered algorithms and codecs. They are imported when one of
+them is first used, so that commands which need none of them start at once.
 """
 
-from importlib import metadata
-from typing import Any
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jaxdist import algorithms as algorithms
-from jaxdist import codecs as codecs
-from jaxdist import constraints as constraints
-from jaxdist import laws as laws
 from jaxdist._former_names import MOVED
-from jaxdist.core import deprecation, registry
-from jaxdist.core.errors import InputError as InputError
-from jaxdist.core.errors import JaxdistError as JaxdistError
-from jaxdist.core.registry import algorithm as algorithm
-from jaxdist.core.registry import codec as codec
-from jaxdist.core.workers import on_mesh as on_mesh
-from jaxdist.core.workers import simulated as simulated
-from jaxdist.line import build as build
-from jaxdist.training.experiment import Experiment as Experiment
-from jaxdist.training.step import make_step as make_step
-from jaxdist.training.step import means as means
+from jaxdist.core import deprecation
 
-__version__ = metadata.version('jaxdist')
+if TYPE_CHECKING:
+    from jaxdist._public import *  # noqa: F403
 
 deprecation.install(MOVED)
-_registered: dict[str, Any] = {
-    name: entry.make for name, entry in {**registry.algorithms(), **registry.codecs()}.items()
-}
-globals().update(_registered)
-
-__all__ = [
-    'Experiment',
-    'InputError',
-    'JaxdistError',
-    '__version__',
-    'algorithm',
-    'build',
-    'codec',
-    'make_step',
-    'means',
-    'on_mesh',
-    'simulated',
-    *sorted(_registered),
-]
+_modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
 
 
 def __getattr__(name: str) -> Any:
-    """Raises AttributeError. Type checkers read it as a declaration of further names: algorithms and codecs."""
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    """The subpackage or public name, imported now. Type checkers read it as a declaration of algorithms and codecs."""
+    if name in _modules:
+        return importlib.import_module(f'{__name__}.{name}')
+    public = importlib.import_module(f'{__name__}._public')
+    if name != '__all__' and name not in public.__all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_modules, *__getattr__('__all__')})

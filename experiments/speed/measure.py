@@ -131,10 +131,10 @@ def transformer(size: int) -> tuple[Model, Any]:
     return Transformer(layers=2, width=128, heads=4).build(Task('tokens', (64,), 256)), {'tokens': tokens}
 
 
-def perceptron(hidden: tuple[int, ...]) -> tuple[Model, Any]:
+def perceptron(hidden: tuple[int, ...], examples: int = 256) -> tuple[Model, Any]:
     rng = np.random.default_rng(0)
-    batch = {'x': rng.normal(size=(256, 64)).astype(np.float32), 'y': rng.integers(0, 10, 256).astype(np.int32)}
-    return Perceptron(hidden).build(Task('classes', (64,), 10)), batch
+    x, y = rng.normal(size=(examples, 64)).astype(np.float32), rng.integers(0, 10, examples).astype(np.int32)
+    return Perceptron(hidden).build(Task('classes', (64,), 10)), {'x': x, 'y': y}
 
 
 if __name__ == '__main__':

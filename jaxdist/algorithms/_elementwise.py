@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist.core.errors import InputError
+from jaxdist.core.extra_args import call_update
 from jaxdist.core.gate import ELEMENTWISE
 
 CALLS = ('pjit', 'jit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call', 'remat', 'checkpoint', 'cond')
@@ -52,7 +53,9 @@ def check_elementwise(name: str, optimizer: optax.GradientTransformationExtraArg
 def _steps(optimizer: optax.GradientTransformationExtraArgs, params: Any) -> list[tuple[str, str]]:
     """Every primitive of an update on more than scalars, and the shape whose entries it combines, '' if none."""
     state = jax.eval_shape(optimizer.init, params)
-    traced = jax.make_jaxpr(lambda u, s, p: optimizer.update(u, s, p))(params, state, params)
+    # The loss is a scalar, which an update may use as a factor.
+    update = lambda u, s, p: call_update(optimizer, u, s, p, value=jnp.zeros(()))  # noqa: E731
+    traced = jax.make_jaxpr(update)(params, state, params)
     return list(_walk(traced.jaxpr))
 
 

@@ -58,7 +58,8 @@ def join(parts: Sequence[Any]) -> Any:
     >>> join([{'a': None, 'b': 2.0}, {'a': 1.0, 'b': None}])
     {'a': 1.0, 'b': 2.0}
     """
-    present = lambda *leaves: next(leaf for leaf in leaves if leaf is not None)  # noqa: E731
+    # None in all parts is None in the tree.
+    present = lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None)  # noqa: E731
     return jax.tree.map(present, *parts, is_leaf=lambda x: x is None)
 
 

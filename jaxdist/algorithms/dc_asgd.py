@@ -11,6 +11,7 @@ from jaxdist import laws
 from jaxdist.algorithms import _delay_queue as delay_queue
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
+from jaxdist.core.parameters import check_real
 from jaxdist.core.registry import algorithm
 
 
@@ -65,8 +66,8 @@ def dc_asgd(
 
     Raises:
         InputError: a delay or `strength` is negative, `steps` is a schedule (two gradients could be due at once), or
-            `decay` is not in [0, 1); in `update`, no parameters are given, or the delays are for another number of
-            workers.
+            `decay` is not in [0, 1); in `init`, a parameter is complex; in `update`, no parameters are given, or the
+            delays are for another number of workers.
 
     >>> update = dc_asgd(steps=1, strength=1.0)
     >>> state = update.init(jnp.array(0.0))
@@ -84,6 +85,8 @@ def dc_asgd(
     count = delay_queue.slots(steps, None)
 
     def init(params: optax.Params) -> DcAsgdState:
+        cure = 'contrib.split_real_and_imaginary(dc_asgd(...)) compensates their real and imaginary parts'
+        check_real('dc_asgd: the squared gradient stands for a diagonal of real numbers', params, cure)
         square = jax.tree.map(jnp.zeros_like, params) if adaptive else ()
         return DcAsgdState(delay_queue.init(params, count), delay_queue.init(params, count), square)
 

@@ -14,6 +14,7 @@ import optax
 
 from jaxdist import laws
 from jaxdist.core.errors import InputError
+from jaxdist.core.parameters import check_real
 from jaxdist.core.registry import algorithm
 
 PAPER = 'Reddi et al. 2021, Adaptive Federated Optimization, arXiv 2003.00295'
@@ -75,7 +76,8 @@ def fed_adagrad(
         initial_accumulator_value: v before the first step; None for tau^2, the least that the paper allows.
 
     Raises:
-        InputError: `b1` is not in [0, 1), `tau` is not above 0, or `initial_accumulator_value` is below 0.
+        InputError: `b1` is not in [0, 1), `tau` is not above 0, `initial_accumulator_value` is below 0, or a parameter
+            is complex.
 
     >>> outer = fed_adagrad(learning_rate=1.0, tau=1.0, initial_accumulator_value=0.0)
     >>> outer.update(jnp.array([3.0]), outer.init(jnp.zeros(1)))[0]
@@ -114,7 +116,8 @@ def fed_adam(
         initial_accumulator_value: v before the first step; None for tau^2, the least that the paper allows.
 
     Raises:
-        InputError: `b1` or `b2` is not in [0, 1), `tau` is not above 0, or `initial_accumulator_value` is below 0.
+        InputError: `b1` or `b2` is not in [0, 1), `tau` is not above 0, `initial_accumulator_value` is below 0, or a
+            parameter is complex.
 
     >>> outer = fed_adam(learning_rate=1.0, b1=0.5, b2=0.75, tau=0.5, initial_accumulator_value=0.0)
     >>> outer.update(jnp.array([3.0]), outer.init(jnp.zeros(1)))[0]
@@ -154,7 +157,8 @@ def fed_yogi(
         initial_accumulator_value: v before the first step; None for tau^2, the least that the paper allows.
 
     Raises:
-        InputError: `b1` or `b2` is not in [0, 1), `tau` is not above 0, or `initial_accumulator_value` is below 0.
+        InputError: `b1` or `b2` is not in [0, 1), `tau` is not above 0, `initial_accumulator_value` is below 0, or a
+            parameter is complex.
 
     >>> outer = fed_yogi(learning_rate=1.0, b1=0.5, b2=0.75, tau=0.5, initial_accumulator_value=0.0)
     >>> outer.update(jnp.array([3.0]), outer.init(jnp.zeros(1)))[0]
@@ -184,6 +188,8 @@ def _adaptive(
         raise InputError(f'{name}: initial_accumulator_value={initial} must be 0 or more: it is a second moment')
 
     def init(params: optax.Params) -> FedOptState:
+        cure = f'contrib.split_real_and_imaginary({name}(...)) steps their real and imaginary parts'
+        check_real(f'{name}: second moments are of real numbers', params, cure)
         return FedOptState(
             jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, first), params)
         )

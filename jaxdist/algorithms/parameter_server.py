@@ -20,6 +20,7 @@ from jaxdist.codecs.int8 import int8
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
+from jaxdist.core.parameters import check_real
 from jaxdist.core.registry import algorithm
 
 
@@ -103,7 +104,7 @@ def parameter_server(
     Raises:
         InputError: `optimizer` is not an optimiser, or works on whole tensors; a codec does not encode messages, or its
             error is larger than its input and would be fed back; feedback is given without `push`; `staleness` is
-            negative; or `update` is given no parameters.
+            negative; a parameter is complex; or `update` is given no parameters.
 
     >>> update = parameter_server(optax.sgd(1.0))
     >>> run = lambda p, g: p + update.update(g, update.init(p), p)[0]
@@ -116,6 +117,8 @@ def parameter_server(
     _check(push, pull, feedback, staleness)
 
     def init(params: optax.Params) -> ParameterServerState:
+        cure = 'contrib.split_real_and_imaginary(parameter_server(...)) shards their real and imaginary parts'
+        check_real('parameter_server: the shards of all tensors share messages of real numbers', params, cure)
         check_elementwise('parameter_server', inner, params)
         served = collectives.pvary(sharded.local_shard(params, axis), axis)
         # Residuals are float32 at least: in the parameters' dtype a small one would be rounded away.

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jaxdist import report
 from jaxdist.cli import options
+from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.training import pictures
@@ -42,6 +43,7 @@ class Compare:
     """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
     """The folder for rows, table, plots and page. By default runs/compare-CONFIG."""
+    compilation_cache: options.CompilationCache = ''
     title: Annotated[str | None, tyro.conf.arg(metavar='TEXT', help_behavior_hint='')] = None
     """The page's title. By default the config's name."""
 
@@ -56,9 +58,10 @@ def main(arguments: list[str]) -> None:
         experiments = [_under(_parse(path, rest, base), base.update) for base in sweep(path or Path())]
     compared = variants(experiments)
     options.start(*experiments)
+    kept = keep_programs(chosen.compilation_cache)
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
-    _run(compared, chosen.seeds, folder)
+    _run(compared, chosen.seeds, folder, kept)
     title = chosen.title or f'{name}: a comparison'
     _show(write_report(compared, chosen.seeds, folder, title, options.command_line()), folder)
 
@@ -78,10 +81,11 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
     return {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
 
 
-def _run(compared: Sequence[Variant], seeds: int, folder: Path) -> None:
+def _run(compared: Sequence[Variant], seeds: int, folder: Path, kept: str) -> None:
     """Runs the variants and seeds that have no result yet."""
     command = options.command_line()
     with asked_to_stop() as stop, Progress(stop) as progress:
+        progress.print_line(kept)
         for name, seed, event in compare(compared, seeds, folder, command=command, stop=stop):
             progress.show(event, f'{name}, seed {seed}')
         if stop():

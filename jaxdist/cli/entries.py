@@ -8,6 +8,7 @@ import tyro
 
 from jaxdist.core import registry
 from jaxdist.core.errors import InputError
+from jaxdist.core.spelling import nearest
 from jaxdist.training.user_code import load_script
 
 Names = tyro.conf.Positional[
@@ -51,7 +52,7 @@ def every() -> dict[str, registry.Entry]:
 
 def _named(name: str, known: dict[str, registry.Entry]) -> registry.Entry:
     if name not in known:
-        close = registry.nearest(name, known)
+        close = nearest(name, known)
         hint = f'; did you mean {close[0]!r}?' if close else f'; there are {", ".join(known)}'
         raise InputError(f'there is no {" or ".join(sorted({e.kind for e in known.values()}))} {name!r}{hint}')
     return known[name]

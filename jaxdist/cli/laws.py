@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxdist.cli import entries, options
+from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.laws import LawResult, check_entry
 
 
@@ -20,6 +21,7 @@ class Laws:
     """Number of workers, on as many emulated devices."""
     seed: int = 0
     """Seed of the gradients of the tests."""
+    compilation_cache: options.CompilationCache = ''
 
 
 def main(arguments: list[str]) -> None:
@@ -27,6 +29,8 @@ def main(arguments: list[str]) -> None:
     chosen = options.parse(Laws(), arguments, 'laws')
     options.emulate(chosen.workers)
     console = Console(highlight=False, soft_wrap=True)
+    if kept := keep_programs(chosen.compilation_cache):
+        console.print(escape(kept))
     broken = 0
     for entry in entries.chosen(chosen.names, entries.every()):
         for line, results in check_entry(entry, chosen.workers, chosen.seed).items():

@@ -1,5 +1,6 @@
 """The program `jaxdist`. Nothing outside this package prints."""
 
+import importlib
 import os
 import signal
 import sys
@@ -7,18 +8,17 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from jaxdist.cli import compare, laws, listing, plan, train
 from jaxdist.core.errors import JaxdistError
-from jaxdist.core.registry import nearest
+from jaxdist.core.spelling import nearest
 
-COMMANDS = {
-    'train': (train.main, 'train an experiment, or resume a run'),
-    'plan': (plan.main, 'show the bytes that an experiment sends and stores, before it runs'),
-    'compare': (compare.main, 'run several update lines on the same data, and write a report'),
-    'laws': (laws.main, 'test algorithms and codecs, also your own, against their laws'),
-    'algorithms': (listing.algorithms, 'list the algorithms of update lines, and the bytes that they send'),
-    'codecs': (listing.codecs, 'list the codecs for gradient compression, and the bytes that they send'),
-    'constraints': (listing.constraints, 'list constraints, transformations of dual lines, and penalties'),
+COMMANDS = {  # imported when they are called, so that none waits for what another needs
+    'train': ('train', 'main', 'train an experiment, or resume a run'),
+    'plan': ('plan', 'main', 'show the bytes that an experiment sends and stores, before it runs'),
+    'compare': ('compare', 'main', 'run several update lines on the same data, and write a report'),
+    'laws': ('laws', 'main', 'test algorithms and codecs, also your own, against their laws'),
+    'algorithms': ('listing', 'algorithms', 'list the algorithms of update lines, and the bytes that they send'),
+    'codecs': ('listing', 'codecs', 'list the codecs for gradient compression, and the bytes that they send'),
+    'constraints': ('listing', 'constraints', 'list constraints, transformations of dual lines, and penalties'),
 }
 
 
@@ -38,7 +38,8 @@ def main() -> None:
 def _call(name: str, arguments: list[str]) -> None:
     """Runs a command; errors for the user are printed without a traceback."""
     try:
-        COMMANDS[name][0](arguments)
+        module, function, _ = COMMANDS[name]
+        getattr(importlib.import_module(f'jaxdist.cli.{module}'), function)(arguments)
     except JaxdistError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of a pipe has ended, as with `| head`
@@ -56,6 +57,6 @@ def _fail(text: str, code: int) -> None:
 def _usage() -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print('usage: jaxdist COMMAND ...\n\nResearch on distributed optimisation, in JAX.\n')
-    for name, (_, about) in COMMANDS.items():
+    for name, (_, _, about) in COMMANDS.items():
         console.print(f'  {name:<12}{about}')
     console.print('\nOptions of a command: jaxdist COMMAND --help')

@@ -24,6 +24,14 @@ Options = TypeVar('Options')
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='CALL.KEYWORD=VALUE')]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar='FOLDER', help_behavior_hint='')]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+CompilationCache = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar='FOLDER|none',
+        help_behavior_hint='',
+        help="The folder in which compiled programs are kept for later runs. By default in the user's cache folder.",
+    ),
+]
 ExperimentFields = Annotated[Experiment, tyro.conf.arg(name='')]
 
 

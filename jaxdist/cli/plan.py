@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxdist.cli import options
+from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
 from jaxdist.cluster.processes import Cluster
 from jaxdist.report import bytes_text
@@ -28,6 +29,7 @@ class PlanOptions:
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
     json: options.Flag = False
     """Print the plan as JSON."""
+    compilation_cache: options.CompilationCache = ''
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -38,15 +40,16 @@ def main(arguments: list[str]) -> None:
     chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
     options.start(experiment, cluster=chosen.cluster)
+    kept = keep_programs(chosen.compilation_cache)
     cost = plan(prepare(experiment))
     if chosen.json:
         print(json.dumps(cost.to_json(), indent=2))
     else:
-        show(cost, experiment)
+        show(cost, experiment, kept)
 
 
-def show(cost: Plan, experiment: Experiment) -> None:
-    """Prints a plan."""
+def show(cost: Plan, experiment: Experiment, kept: str) -> None:
+    """Prints a plan, and the line on the compilation cache."""
     console = Console(highlight=False, soft_wrap=True)
     print_line = lambda text: console.print(escape(text))  # noqa: E731
     print_line(f'update      {cost.update}')
@@ -71,3 +74,5 @@ def show(cost: Plan, experiment: Experiment) -> None:
     if each_step is not None:
         total = bytes_text(float(each_step * experiment.steps))
         print_line(f'in {experiment.steps} steps each worker sends {total} to the others')
+    if kept:
+        print_line(kept)

@@ -63,8 +63,9 @@ class Progress:
             self.bar.stop()
 
     def print_line(self, text: str) -> None:
-        """Prints a line, above the live one if there is one."""
-        self.console.print(escape(text))
+        """Prints a line that is not empty, above the live one if there is one."""
+        if text:
+            self.console.print(escape(text))
 
     def show(self, event: Event, label: str) -> None:
         """Prints an event of the run with this label."""

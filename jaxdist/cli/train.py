@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxdist.cli import options
+from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.plan import show as show_plan
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
@@ -33,6 +34,7 @@ class Train:
     """The run's folder; a run of this experiment in it is resumed. By default a new folder below runs/."""
     dry_run: options.Flag = False
     """Show the plan and stop."""
+    compilation_cache: options.CompilationCache = ''
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -43,10 +45,11 @@ def main(arguments: list[str]) -> None:
     chosen = options.parse(default, rest, f'train {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
     options.start(experiment, cluster=chosen.cluster)
+    kept = keep_programs(chosen.compilation_cache)
     if chosen.dry_run:
-        show_plan(plan(prepare(experiment)), experiment)
+        show_plan(plan(prepare(experiment)), experiment, kept)
         return
-    _train(experiment, chosen.run or new_folder(Path('runs'), _name(path)))
+    _train(experiment, chosen.run or new_folder(Path('runs'), _name(path)), kept)
 
 
 def _name(path: Path | None) -> str:
@@ -56,9 +59,10 @@ def _name(path: Path | None) -> str:
     return path.resolve().parent.name.rsplit('-', 1)[0] if path.name == 'experiment.json' else path.stem
 
 
-def _train(experiment: Experiment, folder: Path) -> None:
+def _train(experiment: Experiment, folder: Path, kept: str) -> None:
     resume = f'{options.train_command()} {shlex.quote(str(folder))}'
     with asked_to_stop() as stop, Progress(stop) as progress:
+        progress.print_line(kept)
         for event in run(experiment, folder, command=options.command_line(), stop=stop):
             progress.show(event, str(folder))
             if event.kind == 'done':

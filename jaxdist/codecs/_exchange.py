@@ -1,8 +1,8 @@
 """Exchanges: the collectives that carry the messages of a compressed mean over workers, and the bytes they send."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,18 +47,32 @@ def two_phases(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
+    if not x.size:
+        return x, x
     w = collectives.axis_size(axis)
     chunk = padded(-(-x.size // w), codec.block)
-    parts = jnp.pad(x, (0, w * chunk - x.size)).reshape(w, chunk)
+    count = -(-x.size // chunk)  # of small vectors, the last workers receive no entries
+    in_parts = lambda each: jnp.pad(each, (0, count * chunk - x.size)).reshape(-1, chunk)  # noqa: E731
+    parts, real = in_parts(x), in_parts(jnp.ones(x.shape, bool))
     # Each message is rounded with independent noise: noise shared by two workers would not average out.
-    keys = jax.random.split(jax.random.fold_in(key, index), w + 1)
-    mean, error = reduce_scatter(parts, codec, keys[:w], axis, index)
-    whole, second_error = all_gather(mean, codec, keys[w], axis)
-    return whole.reshape(-1)[: x.size], error.at[index].set(w * second_error).reshape(-1)[: x.size]
+    noise = jax.random.fold_in(key, index)
+    messages = jax.vmap(codec.message)(parts, real, jax.random.split(noise, count))
+
+    def answer(received: jax.Array, j: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+        part, real, noise = own
+        mean = _mean_of_messages(received, codec, part, real, j)
+        message = codec.message(mean, real, noise)
+        return message, w * (mean - codec.decode(message, chunk))
+
+    own = parts[index], real[index], jax.random.fold_in(noise, w)
+    answers, second_error = collectives.serve(messages, own, answer, axis)
+    decode = jax.vmap(lambda message: codec.decode(message, chunk))
+    error = (parts - decode(messages)).at[index].set(second_error)
+    return decode(answers).reshape(-1)[: x.size], error.reshape(-1)[: x.size]
 
 
 def reduce_scatter(
-    parts: jax.Array, codec: Codec, keys: jax.Array, axis: str, index: jax.Array
+    parts: jax.Array, real: jax.Array, codec: Codec, keys: jax.Array, axis: str, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """A compressed reduce-scatter of the mean: row j of `parts` is sent to worker j. W - 1 messages.
 
@@ -66,6 +80,7 @@ def reduce_scatter(
 
     Args:
         parts: this worker's values, [W, n].
+        real: which of them are not padding, [W, n].
         codec: how a row is encoded.
         keys: a random key for each row.
         axis: the worker axis.
@@ -76,34 +91,36 @@ def reduce_scatter(
 
     >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x, keys: reduce_scatter(x, int8(block=1), keys, 'workers', collectives.axis_index())[0]
+    >>> real = jnp.ones((2, 1), bool)
+    >>> run = lambda x, keys: reduce_scatter(x, real, int8(block=1), keys, 'workers', collectives.axis_index())[0]
     >>> each = jax.vmap(run, axis_name='workers', in_axes=(0, None))
     >>> jax.jit(each)(np.float32([[[0], [2]], [[4], [2]]]), jax.random.split(jax.random.key(0)))
     Array([[2.],
            [2.]], dtype=float32)
     """
-    w, n = parts.shape
-    messages = jax.vmap(codec.encode)(parts, keys)
-    decode = jax.vmap(lambda message: codec.decode(message, n))
-    received = decode(collectives.all_to_all(messages, axis))
-    mean = collectives.sum_rows(received if codec.votes else received.at[index].set(parts[index])) / w
-    error = parts - decode(messages)
+    n = parts.shape[1]
+    messages = jax.vmap(codec.message)(parts, real, keys)
+    mean = _mean_of_messages(collectives.all_to_all(messages, axis), codec, parts[index], real[index], index)
+    error = parts - jax.vmap(lambda message: codec.decode(message, n))(messages)
     return mean, error if codec.votes else error.at[index].set(0)
 
 
-def all_gather(part: jax.Array, codec: Codec, key: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+def all_gather(
+    part: jax.Array, real: jax.Array, codec: Codec, key: jax.Array, axis: str
+) -> tuple[jax.Array, jax.Array]:
     """A compressed all-gather: the decoded `part` [n] of each worker, [W, n], and this worker's compression error, [n].
 
-    Every worker, the sender included, uses the decoded part, so that the result is replicated. W - 1 messages.
+    Entries that are not `real`, bools [n], are padding. Every worker, the sender included, uses the decoded part, so
+    that the result is replicated. W - 1 messages.
 
     >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
-    >>> run = lambda x: all_gather(x, int8(block=1), jax.random.key(0), 'workers')[0]
+    >>> run = lambda x: all_gather(x, np.array([True]), int8(block=1), jax.random.key(0), 'workers')[0]
     >>> jax.jit(jax.vmap(run, axis_name='workers', out_axes=None))(np.float32([[2], [4]]))
     Array([[2.],
            [4.]], dtype=float32)
     """
-    message = codec.encode(part, key)
+    message = codec.message(part, real, key)
     decoded = jax.vmap(lambda message: codec.decode(message, part.size))(collectives.all_gather(message, axis))
     return decoded, part - codec.decode(message, part.size)
 
@@ -118,8 +135,10 @@ def gather(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Arr
     Array([[2., 2.],
            [2., 2.]], dtype=float32)
     """
-    decoded, error = all_gather(_whole_blocks(x, codec), codec, jax.random.fold_in(key, index), axis)
-    return (collectives.sum_rows(decoded) / collectives.axis_size(axis))[: x.size], error[: x.size]
+    real = _whole_blocks(jnp.ones(x.shape, bool), codec)
+    decoded, error = all_gather(_whole_blocks(x, codec), real, codec, jax.random.fold_in(key, index), axis)
+    mean = collectives.mean_rows(decoded)
+    return mean[: x.size], error[: x.size]
 
 
 def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -135,13 +154,56 @@ def all_reduce(x: jax.Array, codec: Codec, key: jax.Array, axis: str, index: jax
     Array([[62.,  3.],
            [62.,  3.]], dtype=float32)
     """
-    w, whole = collectives.axis_size(axis), _whole_blocks(x, codec)
-    summed = _summed(codec, w)
-    largest = collectives.pmax(summed.agree(whole), axis)
-    message = summed.encode(whole, largest, key, jax.random.fold_in(key, index))
-    mean = summed.decode(collectives.psum(message, axis), largest, key, whole.size, w) / w
-    error = whole - summed.decode(message, largest, key, whole.size, 1)
+    w = collectives.axis_size(axis)
+    scale = collectives.sum_scale(w)
+    scaled, summed = _whole_blocks(x, codec) * scale, _summed(codec, w)
+    largest = collectives.pmax(summed.agree(scaled), axis)
+    message = summed.encode(scaled, largest, key, jax.random.fold_in(key, index))
+    mean = summed.decode(collectives.psum(message, axis), largest, key, scaled.size, w) / (w * scale)
+    error = (scaled - summed.decode(message, largest, key, scaled.size, 1)) / scale
     return mean[: x.size], error[: x.size]
+
+
+def _mean_of_messages(
+    received: jax.Array, codec: Codec, own: jax.Array, real: jax.Array, index: jax.Array
+) -> jax.Array:
+    """The mean [n] of the messages [W, bytes] of all workers; the worker `index` has its `own` values, not decoded."""
+    decoded = jax.vmap(lambda message: codec.decode(message, own.size))(received)
+    counted = decoded if codec.votes else decoded.at[index].set(own)
+    mean = collectives.mean_rows(counted)
+    # Without a code for zero, padding is decoded as something else, which must not be sent on.
+    return mean if codec.has_zero else jnp.where(real, mean, 0)
+
+
+def keep_zeros(exact: Sequence[jax.Array], coded: Sequence[Sequence[jax.Array]], codec: Codec, axis: str) -> Any:
+    """What was decoded of tensors, with zeros for a tensor that is zero on all workers: they vote in one all-reduce.
+
+    Args:
+        exact: this worker's tensors, before they were encoded.
+        coded: lists of decoded tensors, such as means and compression errors.
+        codec: the codec; where it has a code for zero there is nothing to do.
+        axis: the worker axis.
+
+    >>> import numpy as np
+    >>> from jaxdist.codecs.sign import sign
+    >>> run = lambda x: keep_zeros([x, 0 * x], [[x + 1, x + 1]], sign(), 'workers')[0]
+    >>> jax.jit(jax.vmap(run, axis_name='workers'))(np.float32([0, 1]))
+    [Array([1., 2.], dtype=float32), Array([0., 0.], dtype=float32)]
+    """
+    if codec.has_zero:
+        return coded
+    votes = collectives.psum(jnp.stack([jnp.any(x != 0).astype(jnp.float32) for x in exact]), axis)
+    return [[jnp.where(vote > 0, x, 0) for vote, x in zip(votes, tensors, strict=True)] for tensors in coded]
+
+
+def votes_sent(codec: Codec, w: int, tensors: int) -> Fraction:
+    """Bytes that one worker sends in `keep_zeros`.
+
+    >>> from jaxdist.codecs.sign import sign
+    >>> votes_sent(sign(), 4, 10)
+    Fraction(60, 1)
+    """
+    return Fraction(0) if codec.has_zero else Fraction(2 * (w - 1), w) * 4 * tensors
 
 
 def _whole_blocks(x: jax.Array, codec: Codec) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxdist.codecs._exchange import ExchangeName, choose
+from jaxdist.codecs._exchange import ExchangeName, choose, keep_zeros, votes_sent
 from jaxdist.codecs.codec import AnyCodec, Codec, PerTensor, Reducer, Shape, resolve
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
@@ -57,7 +57,8 @@ class TensorGroup(NamedTuple):
             return self.codec.sends(workers, self.shapes)
         sizes: list[int] = [math.prod(shape) for shape in self.shapes]
         n = sum(sizes)
-        return choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
+        messages = choose(self.exchange, self.codec, workers, n).sends(self.codec, workers, n)
+        return messages + votes_sent(self.codec, workers, len(self.members))
 
     def runner(self, axis: str) -> Run:
         """`(values, states, index, key) -> (means, errors, states)`, on each shard separately.
@@ -89,7 +90,8 @@ class TensorGroup(NamedTuple):
             noise = jax.random.fold_in(key, lax.axis_index(axes)) if axes else key
             exchange = choose(self.exchange, codec, collectives.axis_size(axis), vector.size)
             mean, error = exchange.mean(vector, codec, noise, axis, index)
-            return unflatten(mean, values), unflatten(error, values), states
+            means, errors = keep_zeros(values, [unflatten(mean, values), unflatten(error, values)], codec, axis)
+            return means, errors, states
 
         return by_message if isinstance(codec, Codec) else by_reducer
 
@@ -103,19 +105,21 @@ def group_tensors(tree: Any, codec: AnyCodec, exchange: ExchangeName | None = No
         exchange: the name of the exchange, or None for the one that sends the fewest bytes.
 
     Raises:
-        InputError: a leaf is not of a floating-point dtype, or the codec does not fit the tree.
+        InputError: a leaf with a codec is not of a floating-point dtype, or the codec does not fit the tree.
 
     >>> import numpy as np
     >>> from jaxdist.codecs.int8 import int8
     >>> [group.members for group in group_tensors({'b': np.ones(3), 'w': np.ones((2, 2))}, int8())]
     [(0, 1)]
     """
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = meshes.path_text(path)
-            raise InputError(f'{name!r} is {leaf.dtype}: a codec takes means of floating-point numbers only')
     specs, tensors = shard_specs(tree), _tensors(tree)
     shapes, codecs = [shape for _, shape in tensors], resolve(codec, tensors)
+    for leaf, (path, _), leaf_codec in zip(jax.tree.leaves(tree), tensors, codecs, strict=True):
+        if leaf_codec is not None and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f'{path!r} is {leaf.dtype}: a codec takes means of floating-point numbers only. Average it exactly, as '
+                f'by_path(rules={{{path!r}: None}}, rest=...) does, or store complex numbers as two real parameters'
+            )
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for i, leaf_codec in enumerate(codecs):
         if leaf_codec is not None and 0 not in shapes[i]:  # an empty tensor has nothing to send

@@ -127,14 +127,18 @@ def reduce_scatter(
             if codec is None:
                 return _split(collectives.reduce_scatter(rows, axis) / w, values, w), values
             keys = jax.random.split(_noise_key(key, index, group), w)
-            mean, error = exchange.reduce_scatter(rows.astype(jnp.float32), codec, keys, axis, index)
-            return _split(mean, values, w), _tensors(error, values)
+            mean, error = exchange.reduce_scatter(
+                rows.astype(jnp.float32), _real(values, w, codec), codec, keys, axis, index
+            )
+            return tuple(exchange.keep_zeros(values, [_split(mean, values, w), _tensors(error, values)], codec, axis))
 
         means, errors = group.run(code, 'trr', 'pt', values, index, jax.random.fold_in(key, number))
         return [_Reduced(*pair) for pair in zip(means, errors, strict=True)]
 
     pairs = _for_each_group(offset, run)
     means, errors = (jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=_is_reduced) for i in (0, 1))
+    # The residual is float32; a mean of that dtype would change the dtype of a 16-bit parameter's optimiser state.
+    means = jax.tree.map(lambda mean, value: mean.astype(value.dtype), means, tree)
     return means, errors if with_residual else ()
 
 
@@ -164,8 +168,11 @@ def all_gather(parts: Any, known: Any, codec: Codec | None, key: jax.Array, axis
                 return (_tensors(collectives.all_gather(_padded(local, codec), axis), known),)
             difference = _padded((local - _joined(known, w)[index]).astype(jnp.float32), codec)
             # The compression error needs no residual: `known` lacks it, so it is part of the next difference.
-            decoded, _ = exchange.all_gather(difference, codec, _noise_key(key, index, group), axis)
-            return ([x + d for x, d in zip(known, _tensors(decoded, known), strict=True)],)
+            real, noise = _real(known, w, codec)[index], _noise_key(key, index, group)
+            decoded, _ = exchange.all_gather(difference, real, codec, noise, axis)
+            moved = _split(difference, known, w)
+            (differences,) = exchange.keep_zeros(moved, [_tensors(decoded, known)], codec, axis)
+            return ([x + d for x, d in zip(known, differences, strict=True)],)
 
         local = [pieces[i] for i in group.members]
         return group.run(code, 'ptrr', 't', local, values, index, jax.random.fold_in(key, number))[0]
@@ -197,9 +204,11 @@ def bytes_sent(codec: Codec | None = None) -> Callable[[int, Any], Fraction]:
     """
 
     def formula(workers: int, params: Any) -> Fraction:
-        parts = [group.part(workers) for group in shard_groups(params)]
-        size = lambda n: 4 * whole_tiles(n) if codec is None else codec.size(padded(n, codec.block))  # noqa: E731
-        return Fraction((workers - 1) * sum(size(n) for n in parts))
+        groups = shard_groups(params)
+        size = lambda n: codec.size(_length(n, codec)) if codec else 4 * _length(n, None)  # noqa: E731
+        messages = Fraction((workers - 1) * sum(size(group.part(workers)) for group in groups))
+        votes = [exchange.votes_sent(codec, workers, len(group.members)) for group in groups if codec is not None]
+        return messages + sum(votes)
 
     return formula
 
@@ -242,12 +251,21 @@ def _joined(values: list[jax.Array], w: int) -> jax.Array:
     return jnp.concatenate([_rows(x, w) for x in values], axis=1)
 
 
+def _real(values: list[jax.Array], w: int, codec: Codec) -> jax.Array:
+    """Which entries of `_padded(_joined(values, w), codec)` are not padding, [W, n]."""
+    return _padded(_joined([jnp.ones(x.shape, bool) for x in values], w), codec)
+
+
 def _padded(x: jax.Array, codec: Codec | None) -> jax.Array:
     """`x` with its last dimension padded with zeros, to whole blocks of the codec; without one, to `whole_tiles`."""
-    n = x.shape[-1]
-    more = (padded(n, codec.block) if codec else whole_tiles(n)) - n
+    more = _length(x.shape[-1], codec) - x.shape[-1]
     # XLA makes one pass of this and of the concatenation before it; of a `pad` it makes a second one.
     return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], more), x.dtype)], axis=-1)
+
+
+def _length(n: int, codec: Codec | None) -> int:
+    """The padded length of n entries. Without any entry a block is sent all the same: a message needs one."""
+    return padded(max(n, 1), codec.block) if codec else whole_tiles(max(n, 1))
 
 
 def _split(row: jax.Array, like: list[jax.Array], w: int) -> list[jax.Array]:

@@ -41,6 +41,11 @@ class Codec(NamedTuple):
             approximate the vector.
         summed: `workers -> Summed`, for a codec with summable messages; None for others.
         sums_as_fine: whether summable messages are as precise as the others.
+        has_zero: whether a zero entry is always decoded as zero. Where it is not, workers vote which tensors are zero
+            on all of them, and these stay zero.
+        encode_part: `(x [n], real bool [n], key) -> message`, as `encode` but for a vector in which only the entries
+            that are `real` count, for instance in the mean of a block; the others are padding. None if `encode` does
+            not depend on padding with zeros.
     """
 
     block: int
@@ -51,6 +56,12 @@ class Codec(NamedTuple):
     votes: bool = False
     summed: Callable[[int], Summed] | None = None
     sums_as_fine: bool = False
+    has_zero: bool = True
+    encode_part: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+
+    def message(self, x: jax.Array, real: jax.Array, key: jax.Array) -> jax.Array:
+        """The message for a vector whose entries that are not `real` are padding with zeros."""
+        return self.encode(x, key) if self.encode_part is None else self.encode_part(x, real, key)
 
 
 class Reducer(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._blocks import block_bytes, in_blocks
+from jaxdist.codecs._blocks import block_bytes, coins, in_part_blocks, mean_magnitude
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
@@ -26,7 +26,8 @@ def int2(block: int = 64) -> Codec:
 
     For normally distributed entries the compression error is an eighth of the squared norm, against a third for `sign`
     and more than half for three levels scaled by the largest magnitude. With the fitted scale the codec is contractive,
-    as error feedback needs.
+    as error feedback needs. A zero becomes 1 or -1 at random, so that an entry without a gradient does not drift; a
+    tensor that is zero on all workers stays zero (workers vote, 4 bytes a tensor in an all-reduce).
 
     Args:
         block: entries that share a scale; a multiple of 4.
@@ -41,15 +42,17 @@ def int2(block: int = 64) -> Codec:
     Array([ 1., -3.,  3., -1.], dtype=float32)
     """
 
-    def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def to_codes(blocks: jax.Array, real: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         magnitude = jnp.abs(blocks)
-        level = jnp.where(magnitude >= BOUNDARY * jnp.mean(magnitude, axis=1, keepdims=True), 3, 1)
+        level = jnp.where(magnitude >= BOUNDARY * mean_magnitude(blocks, real), 3, 1)
         # The least-squares scale of these levels.
-        scale = jnp.sum(level * magnitude, axis=1, keepdims=True) / jnp.sum(level**2, axis=1, keepdims=True)
-        codes = jnp.where(blocks < 0, -level, level)
+        squares = jnp.maximum(jnp.sum(jnp.where(real, level**2, 0), axis=1, keepdims=True), 1)
+        scale = jnp.sum(level * magnitude / squares, axis=1, keepdims=True)
+        positive = jnp.where(blocks == 0, coins(key, blocks.shape), blocks > 0)
+        codes = jnp.where(positive, level, -level)
         return ((codes + 3) // 2).astype(jnp.uint8), jnp.where(jnp.isfinite(scale), scale, jnp.nan)
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (2 * codes.astype(jnp.float32) - 3) * scale
 
-    return in_blocks('int2', block, 2, to_codes, from_codes)
+    return in_part_blocks('int2', block, 2, to_codes, from_codes)._replace(has_zero=False)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._blocks import block_bytes, in_blocks
+from jaxdist.codecs._blocks import block_bytes, coins, in_blocks
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
@@ -21,8 +21,9 @@ def majority(block: int = 4096) -> Codec:
 
     `mean(codec=majority()) | sgd(1e-3)` is signSGD with majority vote; with `ema(0.9)` before it, it is Signum. The
     sign of a zero is random, and so is the result of a tie: entries without a gradient do not drift. A block of zeros
-    stays zeros. The exchange is `two_phases`, because one worker must count all votes for an entry. The result has no
-    magnitudes, so `feedback` is refused (see `sign`).
+    stays zeros, and so does a tensor that is zero on all workers (they vote, 4 bytes a tensor in an all-reduce). The
+    exchange is `two_phases`, because one worker must count all votes for an entry. The result has no magnitudes, so
+    `feedback` is refused (see `sign`).
 
     Args:
         block: entries that share a 4-byte flag for a block of zeros or with a non-finite entry; a multiple of 8.
@@ -39,8 +40,7 @@ def majority(block: int = 4096) -> Codec:
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         # With a fixed sign for zeros, parameters without a gradient would drift.
-        coin = jax.random.bernoulli(key, 0.5, blocks.shape)
-        positive = jnp.where(blocks == 0, coin, blocks > 0)
+        positive = jnp.where(blocks == 0, coins(key, blocks.shape), blocks > 0)
         scale = jnp.any(blocks != 0, axis=1, keepdims=True).astype(jnp.float32)
         finite = jnp.all(jnp.isfinite(blocks), axis=1, keepdims=True)
         return positive.astype(jnp.uint8), jnp.where(finite, scale, jnp.nan)
@@ -48,4 +48,4 @@ def majority(block: int = 4096) -> Codec:
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (2 * codes.astype(jnp.float32) - 1) * scale
 
-    return in_blocks('majority', block, 1, to_codes, from_codes)._replace(contracts=False, votes=True)
+    return in_blocks('majority', block, 1, to_codes, from_codes)._replace(contracts=False, votes=True, has_zero=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdist import laws
 from jaxdist.codecs.codec import PerTensor, Reducer, Shape
@@ -27,9 +28,10 @@ def power_sgd(rank: int = 2) -> PerTensor:
     """A mean as a product P Q^T of rank `rank`: all-reduces of rank (n + m) numbers in place of n m, per matrix [n, m].
 
     The power iteration starts from the last mean's Q (warm start), so the approximation of a slowly changing gradient
-    improves from mean to mean; use `feedback=True` for the compression error. A tensor of more dimensions is reshaped
-    to the matrix with the smallest factors, its first dimensions by its last. Tensors of fewer than two dimensions, and
-    those whose factors would not be smaller, are averaged exactly. Each shard of a sharded tensor is a separate matrix.
+    improves from mean to mean; use `feedback=True` for the compression error. Columns of Q that a gradient of zeros, or
+    of low rank, leaves without direction are drawn anew. A tensor of more dimensions is reshaped to the matrix with the
+    smallest factors, its first dimensions by its last. Tensors of fewer than two dimensions, and those whose factors
+    would not be smaller, are averaged exactly. Each shard of a sharded tensor is a separate matrix.
 
     Args:
         rank: the rank of the approximation; the paper uses 2 for its convolutional net and 4 for its LSTM.
@@ -50,7 +52,7 @@ def power_sgd(rank: int = 2) -> PerTensor:
     def mean(
         tensors: list[jax.Array], states: list[Any], axis: str
     ) -> tuple[list[jax.Array], list[jax.Array], list[Any]]:
-        matrices = [x.reshape(_sides(x.shape)) for x in tensors]
+        matrices, states = [x.reshape(_sides(x.shape)) for x in tensors], [_revived(q) for q in states]
         ps = _mean([_times(m, q) for m, q in zip(matrices, states, strict=True)], axis)
         ps = [jnp.linalg.qr(p)[0] for p in ps]
         qs = _mean([_times(m.T, p) for m, p in zip(matrices, ps, strict=True)], axis)
@@ -66,6 +68,22 @@ def power_sgd(rank: int = 2) -> PerTensor:
         return [reducer if len(s) > 1 and rank * sum(_sides(s)) < math.prod(s) else None for _, s in tensors]
 
     return PerTensor(pick)
+
+
+def _revived(q: jax.Array) -> jax.Array:
+    """The factor [m, rank] with random numbers for columns that are zero, or no more than noise beside the largest.
+
+    A gradient of zeros or of low rank leaves such columns; every later product with them would be zero too.
+    """
+    size = jnp.max(jnp.abs(q), axis=0)
+    top = jnp.max(size)
+    alive = size > jnp.finfo(q.dtype).eps * top
+
+    def redraw() -> jax.Array:
+        draw = jax.random.normal(jax.random.key(0), q.shape, q.dtype)  # the same on all workers
+        return jnp.where(alive, q, draw * jnp.where(top > 0, top, 1))
+
+    return lax.cond(jnp.all(alive), lambda: q, redraw)
 
 
 def _mean(factors: list[jax.Array], axis: str) -> list[jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._blocks import block_bytes, in_blocks, rounder, safe
+from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
@@ -50,7 +50,8 @@ def qsgd(bits: Literal[2, 4, 8] = 4, block: int = 512) -> Codec:
     round_off = rounder('qsgd', 'stochastic')
 
     def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = jnp.sqrt(jnp.sum(blocks**2, axis=1, keepdims=True)) / levels
+        top = safe(largest(blocks))  # squares of large or small entries would leave the range of float32
+        scale = top * jnp.sqrt(jnp.sum((blocks / top) ** 2, axis=1, keepdims=True)) / levels
         numbers = jnp.clip(round_off(blocks / safe(scale), key), -levels, levels)
         return (numbers + levels).astype(jnp.uint8), scale
 

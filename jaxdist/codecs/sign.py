@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._blocks import block_bytes, in_blocks
+from jaxdist.codecs._blocks import block_bytes, coins, in_part_blocks, mean_magnitude
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.registry import codec
 
@@ -17,7 +17,10 @@ from jaxdist.core.registry import codec
     },
 )
 def sign(block: int = 512) -> Codec:
-    """The sign of each entry times the block's mean magnitude; zero counts as positive.
+    """The sign of each entry times the block's mean magnitude.
+
+    The sign of a zero is random, so that an entry without a gradient does not drift; a tensor that is zero on all
+    workers stays zero (workers vote, 4 bytes a tensor in an all-reduce).
 
     With error feedback this is EF-signSGD; without it, the codec is biased and SGD need not converge. Signs without a
     scale, by majority vote, are `majority`.
@@ -35,10 +38,11 @@ def sign(block: int = 512) -> Codec:
     Array([ 2., -2.,  2., -2.,  2., -2.,  2., -2.], dtype=float32)
     """
 
-    def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return (blocks >= 0).astype(jnp.uint8), jnp.mean(jnp.abs(blocks), axis=1, keepdims=True)
+    def to_codes(blocks: jax.Array, real: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        positive = jnp.where(blocks == 0, coins(key, blocks.shape), blocks > 0)
+        return positive.astype(jnp.uint8), mean_magnitude(blocks, real)
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (2 * codes.astype(jnp.float32) - 1) * scale
 
-    return in_blocks('sign', block, 1, to_codes, from_codes)
+    return in_part_blocks('sign', block, 1, to_codes, from_codes)._replace(has_zero=False)

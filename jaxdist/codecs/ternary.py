@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import laws
-from jaxdist.codecs._blocks import block_bytes, in_blocks, largest, rounder, safe
+from jaxdist.codecs._blocks import block_bytes, in_part_blocks, largest, rounder, safe
 from jaxdist.codecs.codec import Codec
 from jaxdist.core.errors import InputError
 from jaxdist.core.registry import codec
@@ -32,7 +32,8 @@ def ternary(
         block: entries that share a scale; a multiple of 4.
         rounding: `stochastic` as in the paper, which is unbiased; or `nearest`.
         clip: the number of standard deviations of the block at which entries are clipped first (the paper's 2.5), for
-            less variance and some bias; None for no clipping.
+            less variance and some bias; None for no clipping. Deviations are from zero, a gradient's expected value, so
+            that a block of equal entries is not clipped to nothing.
 
     Raises:
         InputError: the block does not fill whole bytes, `clip` is 0 or less, or there is no such rounding.
@@ -47,9 +48,9 @@ def ternary(
         raise InputError(f'ternary: clip={clip} must be above 0 standard deviations')
     round_off = rounder('ternary', rounding)
 
-    def to_codes(blocks: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def to_codes(blocks: jax.Array, real: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if clip is not None:
-            bound = clip * jnp.std(blocks, axis=1, keepdims=True)
+            bound = clip * _deviation(blocks, real)
             blocks = jnp.where(jnp.isfinite(bound), jnp.clip(blocks, -bound, bound), blocks)
         scale = largest(blocks)
         return (jnp.clip(round_off(blocks / safe(scale), key), -1, 1) + 1).astype(jnp.uint8), scale
@@ -58,4 +59,11 @@ def ternary(
         return (codes.astype(jnp.float32) - 1) * scale
 
     # Stochastic rounding moves a small entry by up to the scale, so the error can exceed the norm: not contractive.
-    return in_blocks('ternary', block, 2, to_codes, from_codes)._replace(contracts=rounding == 'nearest')
+    return in_part_blocks('ternary', block, 2, to_codes, from_codes)._replace(contracts=rounding == 'nearest')
+
+
+def _deviation(blocks: jax.Array, real: jax.Array) -> jax.Array:
+    """The root of the mean square of each block's real entries, [b, 1]."""
+    top = safe(largest(blocks))  # squares of large or small entries would leave the range of float32
+    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    return top * jnp.sqrt(jnp.sum((blocks / top) ** 2, axis=1, keepdims=True) / count)

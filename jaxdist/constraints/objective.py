@@ -17,7 +17,7 @@ from jaxdist.constraints.penalties import current
 from jaxdist.constraints.penalties import init as init_penalty
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
-from jaxdist.core.gradient import cast_params, inverse, pullback
+from jaxdist.core.gradient import cast_params, conjugate, inverse, pullback
 from jaxdist.core.guard import is_bounded
 from jaxdist.core.objective import Extreme, Lookahead, ObjectiveOutput, WorkerLoss
 from jaxdist.core.types import Batch, Params
@@ -162,7 +162,7 @@ class LagrangianObjective(DualAscent):
             cotangents['parts'] = {name: weights[name] for name in out['parts']}
             grads = pull_data(collectives.pvary(cotangents, loss.axis))
             more = pull_params(collectives.pvary({name: weights[name] for name in parts}, loss.axis))[0]
-            return jax.tree.map(jnp.add, grads, more)
+            return jax.tree.map(jnp.add, grads, conjugate(more))
 
         return out, reduced, pull
 

@@ -1,5 +1,6 @@
 """Collectives over the worker axis, the same under `shard_map` and under `vmap`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,11 +99,27 @@ def psum(tree: Any, axis: str = AXIS) -> Any:
 def pmean(tree: Any, axis: str = AXIS) -> Any:
     """The mean over workers, leaf by leaf; replicated. Sends the same bytes as `psum`.
 
+    The mean of finite float16 numbers is finite, though their sum may not be. Of wider numbers the sum is finite unless
+    they are larger than what the guard of a step admits; a product before the sum would keep a TPU from overlapping it.
+
     >>> jax.vmap(pmean, axis_name=AXIS)(jnp.arange(4.0))
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
     w = axis_size(axis)
-    return jax.tree.map(lambda x: x / w, psum(tree, axis))
+    scale = lambda x: sum_scale(w) if x.dtype == jnp.float16 else 1  # noqa: E731
+    total = psum(jax.tree.map(lambda x: x * scale(x) if scale(x) != 1 else x, tree), axis)
+    return jax.tree.map(lambda x, y: y / (w * scale(x)), tree, total)
+
+
+def sum_scale(count: int) -> float:
+    """A power of two: the sum of `count` finite numbers that are multiplied by it is finite.
+
+    Such a product is exact, so that the mean of equal numbers is still that number.
+
+    >>> sum_scale(3), sum_scale(1)
+    (0.25, 1.0)
+    """
+    return 0.5 ** (count - 1).bit_length()
 
 
 def pmax(x: jax.Array, axis: str = AXIS) -> jax.Array:
@@ -127,6 +144,16 @@ def sum_rows(x: jax.Array) -> jax.Array:
     Array([4., 6.], dtype=float32)
     """
     return jnp.tensordot(jnp.ones(x.shape[0], x.dtype), x, 1, precision='highest')
+
+
+def mean_rows(x: jax.Array) -> jax.Array:
+    """The mean over the first dim of `x` [n, ...]; finite if `x` is, though the sum may not be.
+
+    >>> mean_rows(jnp.float32([3e38, 3e38]))
+    Array(3.e+38, dtype=float32)
+    """
+    scale = sum_scale(len(x))
+    return sum_rows(x * scale) / (len(x) * scale)
 
 
 def all_gather(x: jax.Array, axis: str = AXIS) -> jax.Array:
@@ -163,3 +190,39 @@ def reduce_scatter(x: jax.Array, axis: str = AXIS) -> jax.Array:
     # The scattered dim must be outside of a TPU's tiles, whose rows have 128 lanes, or XLA makes an all-reduce instead.
     rows = x.reshape(x.shape[0], -1, 128) if x.ndim == 2 and x.shape[1] % 128 == 0 else x
     return lax.psum_scatter(pvary(rows, axis), axis).reshape(x.shape[1:])
+
+
+def serve(
+    rows: jax.Array, own: Any, answer: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]], axis: str = AXIS
+) -> tuple[jax.Array, Any]:
+    """Row j of every worker goes to worker j, and worker j's answer to all: an `all_to_all`, then an `all_gather`.
+
+    There may be fewer rows than workers; the others answer too, as shapes on a mesh must be equal, and are not heard.
+    Simulated workers answer once for all who hear it, so that the cost is linear in workers, not quadratic.
+
+    Args:
+        rows: what this worker sends, [J, ...] with J of W or fewer.
+        own: what else this worker needs for its answer, a tree of arrays.
+        answer: `(rows of all workers [W, ...], j, own of worker j) -> (answer [...], what worker j keeps)`. All values
+            that differ between workers must be among its arguments.
+        axis: the worker axis.
+
+    Returns:
+        The answers of workers 0 to J - 1, [J, ...], replicated, and what this worker keeps (without meaning if its
+        index is J or more).
+
+    >>> total = lambda rows, j, own: (rows.sum(), own + rows.sum())
+    >>> run = lambda x: serve(x, 100 * axis_index(), total)
+    >>> jax.vmap(run, axis_name=AXIS, out_axes=(None, 0))(jnp.array([[0, 1], [2, 3]]))
+    (Array([2, 4], dtype=int32), Array([  2, 104], dtype=int32))
+    """
+    count, index = len(rows), axis_index(axis)
+    if is_manual(axis):
+        padded = jnp.pad(rows, [(0, axis_size(axis) - count)] + [(0, 0)] * (rows.ndim - 1))
+        heard, kept = answer(all_to_all(padded, axis), index, own)
+        return all_gather(heard, axis)[:count], kept
+    # Under vmap, what is gathered has no worker axis, and neither has what is computed of it.
+    sent = jnp.moveaxis(lax.all_gather(rows, axis), 1, 0)
+    owns = jax.tree.map(lambda x: lax.all_gather(x, axis)[:count], own)
+    heard, kept = jax.vmap(answer)(sent, jnp.arange(count), owns)
+    return heard, jax.tree.map(lambda x: x[index], kept)

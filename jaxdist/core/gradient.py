@@ -31,7 +31,7 @@ def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None)
             return sums['loss'] * (inverse(count) if of_mean else 1), (sums, count)
 
         (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return sums, count, grads
+        return sums, count, conjugate(grads)
 
     def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
         parts = _parts(batch, key, accumulate)
@@ -61,14 +61,23 @@ def pullback(
     """
     if accumulate == 1:
         out, vjp = jax.vjp(lambda params: fn(params, batch, key), params)
-        return out, lambda weights: vjp(weights)[0]
+        return out, lambda weights: conjugate(vjp(weights)[0])
     parts = _parts(batch, key, accumulate)
     total = lambda one: _sum_of_parts(one, parts)  # noqa: E731
 
     def pull(weights: Any) -> Params:
-        return total(lambda part: jax.vjp(lambda params: fn(params, *part), params)[1](weights)[0])
+        return conjugate(total(lambda part: jax.vjp(lambda params: fn(params, *part), params)[1](weights)[0]))
 
     return total(lambda part: fn(params, *part)), pull
+
+
+def conjugate(grads: Params) -> Params:
+    """The gradient along which a function increases most, from JAX's: of complex parameters that is its conjugate.
+
+    >>> conjugate(jax.grad(lambda z: jnp.abs(z) ** 2)(jnp.complex64(1 + 2j)))
+    Array(2.+4.j, dtype=complex64)
+    """
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
 
 
 def _parts(batch: Batch, key: jax.Array, accumulate: int) -> tuple[Batch, jax.Array]:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
 from jaxdist.core.layout import Init, Layout, Step, find_layout, pack, packed, specs, under_shard_map, unpack
+from jaxdist.core.rule_errors import explained
 from jaxdist.core.types import Params
 from jaxdist.core.workers import Workers
 
@@ -93,7 +94,8 @@ def update_program(
         return params, extended.init(params)
 
     def step(state: Any, batch: Any) -> Any:
-        updates, opt_state = extended.update(jax.tree.map(lambda x: x[0], batch), state[1], state[0])
+        with explained():
+            updates, opt_state = extended.update(jax.tree.map(lambda x: x[0], batch), state[1], state[0])
         params = optax.apply_updates(state[0], updates)
         return (params, opt_state), (updates, params)
 

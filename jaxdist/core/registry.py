@@ -1,9 +1,9 @@
 """The names that update lines can use: registered algorithms, codecs, duals and constraints, then those of optax."""
 
 import ast
-import difflib
+import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,9 @@ from jaxdist.core.errors import InputError
 Kind = Literal['algorithm', 'codec', 'dual', 'constraint']
 Syncs = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
+
+PACKAGES = ('jaxdist.codecs', 'jaxdist.algorithms', 'jaxdist.constraints')
+"""The packages whose modules register names; they are imported when a name is first looked up."""
 
 _ENTRIES: dict[str, 'Entry'] = {}
 
@@ -180,7 +183,7 @@ def find(name: str) -> Entry | Callable[..., Any] | None:
     >>> find('contrib.muon') is optax.contrib.muon
     True
     """
-    return _ENTRIES.get(name) or _OPTAX.get(name.removeprefix('optax.'))
+    return _entries().get(name) or _OPTAX.get(name.removeprefix('optax.'))
 
 
 def names() -> list[str]:
@@ -189,31 +192,18 @@ def names() -> list[str]:
     >>> 'adamw' in names() and 'contrib.muon' in names()
     True
     """
-    return list(dict.fromkeys([*sorted(_ENTRIES), *_OPTAX]))
+    return list(dict.fromkeys([*sorted(_entries()), *_OPTAX]))
 
 
-def nearest(name: str, candidates: Iterable[str]) -> list[str]:
-    """Up to three candidates that are similar to `name`, best first; if there are none, candidates that contain it.
-
-    Case is ignored, and so is everything before the last dot.
-
-    >>> nearest('Muon', ['contrib.muon', 'adamw'])
-    ['contrib.muon']
-    """
-    by_ending: dict[str, str] = {}
-    for candidate in candidates:
-        by_ending.setdefault(_ending(candidate), candidate)
-    short = _ending(name)
-    close = difflib.get_close_matches(short, by_ending) or [ending for ending in by_ending if short in ending]
-    return [by_ending[ending] for ending in close[:3]]
-
-
-def _ending(name: str) -> str:
-    return name.rpartition('.')[2].lower()
+def _entries() -> dict[str, Entry]:
+    """All entries, those of jaxdist's packages included."""
+    for package in PACKAGES:
+        importlib.import_module(package)
+    return _ENTRIES
 
 
 def _of_kind(kind: Kind) -> dict[str, Entry]:
-    return {name: entry for name, entry in sorted(_ENTRIES.items()) if entry.kind == kind}
+    return {name: entry for name, entry in sorted(_entries().items()) if entry.kind == kind}
 
 
 def _register(
@@ -234,7 +224,8 @@ def _register(
 
 
 def _check_name(name: str, kind: Kind, module: str) -> None:
-    entry = _ENTRIES.get(name)
+    # Registering must not import a package that registers: it may be about to be imported.
+    entry = (_ENTRIES if str(module).startswith(PACKAGES) else _entries()).get(name)
     # The same module may register a name again, because it may be reloaded.
     if entry and (entry.kind, entry.make.__module__) != (kind, module):
         raise InputError(f'{kind} {name!r} of {module}: the {entry.kind} of {entry.make.__module__} has that name')

@@ -6,7 +6,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 Params = Any
-"""A pytree of arrays: the model's parameters."""
+"""A pytree of arrays: the model's parameters, real or complex.
+
+`None` and empty containers are no leaves; numbers become arrays. Of a complex parameter z = x + iy the gradient is that
+of x plus i times that of y, as in PyTorch and as optax expects: the conjugate of what `jax.grad` returns.
+"""
 
 Batch = dict[str, Any]
 """Arrays with a leading batch dim. Tokens: `tokens` [B, T+1]. Else `x` [B, ...] and `y` [B].

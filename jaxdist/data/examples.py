@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.registry import nearest
+from jaxdist.core.spelling import nearest
 from jaxdist.core.types import Batch, Task
 from jaxdist.data.dataset import Data, Facts, batches, constant_loss, digest, held_out_count, in_order
 from jaxdist.data.division import Division, Even

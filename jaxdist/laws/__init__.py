@@ -16,6 +16,7 @@ from jaxdist.laws.claims import agrees as agrees
 from jaxdist.laws.claims import conserves_feedback as conserves_feedback
 from jaxdist.laws.claims import equals as equals
 from jaxdist.laws.claims import exact_mean as exact_mean
+from jaxdist.laws.claims import keeps_still as keeps_still
 from jaxdist.laws.claims import matches_reference as matches_reference
 from jaxdist.laws.claims import near_mean as near_mean
 from jaxdist.laws.codecs import CodecTrial as CodecTrial

@@ -59,6 +59,30 @@ def near_mean(tolerance: float) -> Law:
     return Law(f'within {tolerance:.4g} of the mean', check)
 
 
+def keeps_still(rounding: float = 0.0) -> Law:
+    """A tensor that has no gradient on any worker does not move.
+
+    Algorithms that move parameters without a gradient, by weight decay for instance, break it.
+
+    Args:
+        rounding: the relative change that is allowed; the mean of equal parameters need not be one of them.
+
+    >>> keeps_still().name
+    'what has no gradient does not move'
+    """
+
+    def check(trial: Trial) -> None:
+        for name in trial.shapes:
+            gradients = trial.gradients(6)
+            params = trial.run({**gradients, name: np.zeros_like(gradients[name])}).params[name]
+            first = np.broadcast_to(params[:1], params.shape)
+            if not np.allclose(params, first, rtol=rounding, atol=0):
+                off = np.abs(params.astype(np.float64) - first.astype(np.float64)).max()
+                raise LawBroken(f'{name!r} has no gradient and moves by {off:.4g} in 6 steps')
+
+    return Law('what has no gradient does not move', check)
+
+
 def conserves_feedback(residual: Callable[[Any], Any]) -> Law:
     """Error feedback: the applied updates plus the mean of the residuals are the sum of the mean gradients.
 

@@ -87,7 +87,8 @@ def universal_codec() -> tuple[Law, ...]:
     """The laws for every codec.
 
     >>> [law.name for law in universal_codec()]
-    ['message size as declared', 'pure', 'same without jit', 'zeros stay zeros', 'non-finite stays non-finite']
+    ['message size as declared', 'pure', 'same without jit', 'zeros stay zeros', 'non-finite stays non-finite',
+     'padding does not count']
     """
     return (
         Law('message size as declared', _size),
@@ -95,6 +96,7 @@ def universal_codec() -> tuple[Law, ...]:
         Law('same without jit', _without_jit),
         Law('zeros stay zeros', _zeros),
         Law('non-finite stays non-finite', _nan),
+        Law('padding does not count', _padding),
     )
 
 
@@ -158,6 +160,27 @@ def _nan(trial: CodecTrial) -> None:
         x.reshape(-1)[1] = bad
         if np.isfinite(trial.decoded(x)).all():
             raise LawBroken(f'a vector with {bad} decodes to finite numbers, which would hide the error')
+
+
+def _padding(trial: CodecTrial) -> None:
+    """Of a block of ones the last ones may be padding: the others are decoded no worse."""
+    if not trial.of_vectors:
+        return
+    n = trial.codec.block
+
+    @jax.jit
+    def decoded(real: jax.Array) -> jax.Array:
+        ones = real.astype(jnp.float32)
+        return trial.codec.decode(trial.codec.message(ones, real, jax.random.key(0)), n)
+
+    def error(count: int) -> float:
+        return float(np.abs(np.asarray(decoded(jnp.arange(n) < count))[:count] - 1).max())
+
+    whole, part = error(n), error(n // 2 + 1)
+    if not part <= whole + 1e-5:
+        raise LawBroken(
+            f'{n // 2 + 1} ones and padding are decoded with an error of {part:.4g}, {n} ones of {whole:.4g}'
+        )
 
 
 def takes(formula: Callable[[int], int]) -> Law:

@@ -174,7 +174,8 @@ class _Builder:
     def _update(self, node: ast.expr) -> optax.GradientTransformation:
         result = self.value(node)
         if isinstance(result, optax.MultiSteps):
-            return result.gradient_transformation()
+            # Its own conversion would drop the extra arguments of `update`.
+            return optax.GradientTransformationExtraArgs(result.init, result.update)
         if isinstance(result, optax.GradientTransformation):
             return result
         if callable(result):

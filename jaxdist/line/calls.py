@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterable
 from inspect import Parameter, signature
 
-from jaxdist.core.registry import Entry, Kind, find, nearest
+from jaxdist.core.registry import Entry, Kind, find
+from jaxdist.core.spelling import nearest
 
 FILLED = ('axis', 'model')
 """Parameters of registered functions that are filled in: the worker axis, and for constraints the model."""

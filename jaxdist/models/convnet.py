@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
 from jaxdist.core.errors import InputError
 from jaxdist.core.types import Model, Task
 from jaxdist.models.scoring import Rules, misfit, model
@@ -39,35 +35,10 @@ class ConvNet:
         >>> params['conv0']['kernel'].shape, params['dense']['kernel'].shape
         ((9, 4), (64, 5))
         """
+        from jaxdist.models import _layers
+
         if task.kind == 'tokens' or len(task.shape) != 3:
             raise misfit('ConvNet', 'images [H, W, C]', task)
         if min(*self.channels, self.dense, 1) < 1:
             raise InputError(f'every size of a ConvNet must be 1 or more: {self}')
-        return model(_Layers(self.channels, self.dense, task.classes), task, RULES)
-
-
-class _Layers(nn.Module):
-    """Images [B, H, W, C] to float32 outputs [B, outputs]."""
-
-    channels: tuple[int, ...]
-    dense: int
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer, size in enumerate(self.channels):
-            x = nn.relu(nn.Dense(size, name=f'conv{layer}')(_patches(x)))
-        x = nn.relu(nn.Dense(self.dense, name='dense')(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.outputs, name='head')(x.astype(jnp.float32))
-
-
-def _patches(x: jax.Array) -> jax.Array:
-    """Every second 3 x 3 patch of [B, H, W, C], as [B, ceil(H / 2), ceil(W / 2), 9 C].
-
-    Patches times a matrix is still a matrix product when simulated workers have different weights. XLA would turn a
-    convolution into a grouped one, which took four times as long on CPU.
-    """
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    offsets = [(row, column) for row in range(3) for column in range(3)]
-    return jnp.concatenate([padded[:, i : i + height : 2, j : j + width : 2] for i, j in offsets], axis=-1)
+        return model(_layers.ConvNetLayers(self.channels, self.dense, task.classes), task, RULES)

@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
 from jaxdist.core.errors import InputError
 from jaxdist.core.types import Model, Task
 from jaxdist.models.scoring import misfit, model
@@ -32,6 +28,8 @@ class Perceptron:
         >>> params['hidden0']['kernel'].shape, params['head']['kernel'].shape
         ((4, 5), (5, 3))
         """
+        from jaxdist.models import _layers
+
         if task.kind == 'tokens':
             raise misfit('Perceptron', 'classes or values', task)
         if min(self.hidden, default=1) < 1:
@@ -42,18 +40,4 @@ class Perceptron:
             (f'{last}/bias', ('model',)),
             ('head/kernel', ('model', None)),
         )
-        return model(_Layers(self.hidden, task.classes), task, rules if self.hidden else ())
-
-
-class _Layers(nn.Module):
-    """Inputs [B, ...] to float32 outputs [B, outputs]."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)
-        for layer, size in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(size, name=f'hidden{layer}')(x))
-        return nn.Dense(self.outputs, name='head')(x.astype(jnp.float32))
+        return model(_layers.PerceptronLayers(self.hidden, task.classes), task, rules if self.hidden else ())

@@ -1,9 +1,8 @@
 """From a flax module to a `Model`, whose loss is a sum over a batch, in float32, with its count."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,11 +10,14 @@ import optax
 from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Params, Task
 
+if TYPE_CHECKING:
+    import flax.linen as nn
+
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 """Sharding rules; see `jaxdist.core.mesh.Rules`."""
 
 
-def model(module: nn.Module, task: Task, rules: Rules = ()) -> Model:
+def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
     """The `Model` of a module that maps a batch of inputs to outputs [B, ..., classes].
 
     Parameters are a nested dict. The module computes in their dtype, to which inputs other than tokens are cast.

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from jaxdist.core.errors import InputError
 from jaxdist.report.fields import number
@@ -86,6 +85,8 @@ def interval(values: Sequence[float]) -> Interval:
     >>> mean, round(half, 3), n
     (2.0, 12.706, 2)
     """
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
     n = len(values)
     if n == 0:
         raise InputError('no values: a mean needs one or more')

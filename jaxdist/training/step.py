@@ -13,9 +13,11 @@ from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
+from jaxdist.core.extra_args import find_extra_args
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout, varying
 from jaxdist.core.objective import Extreme, LossObjective, Objective, WorkerLoss
+from jaxdist.core.parameters import as_params
 from jaxdist.core.program import Program, build_program
 from jaxdist.core.protocol import diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params
@@ -72,8 +74,9 @@ def make_step(
 
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.core.types.Loss`.
-        init: `key -> params`, float32.
-        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`.
+        init: `key -> params`: a pytree of real numbers, float32, or complex ones; see `Params`.
+        update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`. If it
+            uses them, it gets `value`, `grad` and `value_fn` of the mean loss; see `jaxdist.core.extra_args`.
         batch: the whole batch of all workers, or its shapes: [B, ...].
         workers: the workers.
         rules: sharding rules of the parameters over the mesh's other axes.
@@ -84,8 +87,8 @@ def make_step(
         objective: what is minimised, if not the loss alone: `LagrangianObjective(...)` of `jaxdist.constraints`.
 
     Raises:
-        InputError: the batch or the loss does not fit; parameters would diverge though nothing in the update says that
-            workers may; or the objective does not fit.
+        InputError: the batch, the parameters or the loss do not fit; parameters would diverge though nothing in the
+            update says that workers may; the update needs arguments that there are not; or the objective does not fit.
 
     >>> import jaxdist
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
@@ -100,7 +103,7 @@ def make_step(
     update = optax.with_extra_args_support(update)
     goal: Objective = objective or LossObjective()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(init, key)
+    params = jax.eval_shape(lambda key: as_params(init(key)), key)
     _refuse_rules_over_workers(rules, workers.axis)
     specs = meshes.specs(params, rules, workers.mesh)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
@@ -108,9 +111,10 @@ def make_step(
     goal.check(params, batch, workers, accumulate)
     worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis)
     part = local_shapes(batch, workers.count)
+    extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
 
     def first(key: jax.Array) -> State:
-        params = jax.tree.map(lambda p: jnp.asarray(p, p.dtype), init(key))  # a weak type would compile the step twice
+        params = as_params(init(key))
         zero = jnp.zeros((), jnp.int32)
         with sharded_as(inner_specs):
             return State(zero, params, update.init(params), key, zero, goal.begin(params, part))
@@ -124,11 +128,16 @@ def make_step(
             return optax.apply_updates(params, updates), opt_state
 
         def lookahead(grads: Params) -> Params:
+            extras.check_lookahead()
             return apply(grads, state.params, state.opt_state)[0]
 
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
-        ok, grads = guard.admit(out.grads, out.examples, out.check)
-        moved, params, opt_state = guard.apply(ok, apply, grads, state.params, state.opt_state)
+        value = extras.value(worker_loss, out, state.params)
+        ok, grads = guard.admit(out.grads, out.examples, (out.check, value))
+        extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
+        moved, params, opt_state = guard.apply(
+            ok, functools.partial(apply, **extra), grads, state.params, state.opt_state
+        )
         after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
         new = state._replace(params=params, opt_state=opt_state, objective=guard.commit(ok, after, state.objective))
         skipped = 1 - ok.astype(jnp.int32)

@@ -29,8 +29,9 @@ slow = pytest.mark.slow
 def test_every_law_holds(text: str, blocks: int, seed: int) -> None:
     trial = CodecTrial(line.build_codec(text), blocks, seed)
     claims = (*universal_codec(), *LINES[text])
-    # Without jit every operation is compiled by itself, so that law is checked for one length of the vector only.
-    chosen = [law for law in claims if blocks == 5 or law.name != 'same without jit']
+    # Without jit every operation is compiled by itself, so that law is checked for one length of the vector only; and
+    # the law on padding takes one block, whatever the length.
+    chosen = [law for law in claims if blocks == 5 or law.name not in ('same without jit', 'padding does not count')]
     verdicts = [check_law(law, trial) for law in chosen]
     assert {v.law: v.problem for v in verdicts if v.problem} == {}
 

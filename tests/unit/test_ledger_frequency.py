@@ -1,6 +1,5 @@
 """Frequencies of conditional collectives, computed from the program and checked against counting by hand."""
 
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -9,37 +8,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
+from ledger_fixtures import BATCH, MESH, P, W, both, frequencies, local, sharded, synchronise
 
 from jaxdist import ledger
-
-P = jax.P
-W = 'workers'
-MESH = AbstractMesh((4,), (W,), axis_types=(AxisType.Auto,))
-BATCH = jax.ShapeDtypeStruct((4, 6), jnp.float32)
-Code = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
-
-
-def synchronise(x: jax.Array) -> jax.Array:
-    return lax.pcast(lax.psum(x, W), W, to='varying')
-
-
-def local(x: jax.Array) -> jax.Array:
-    return x * 2
-
-
-def sharded(code: Code) -> Any:
-    return jax.shard_map(code, mesh=MESH, in_specs=(P(), P(W)), out_specs=(P(), P(W)), axis_names={W})
-
-
-def frequencies(code: Code, state: Any, steps: int = 60, **options: Any) -> list[tuple[int, Fraction | None]]:
-    """The index and the frequency of each branch, in the order of the program."""
-    branches = ledger.frequencies(sharded(code), state, BATCH, MESH.shape, steps, **options)
-    return [(branch.index, frequency) for branch, frequency in branches.items()]
-
-
-def both(frequency: Fraction | None) -> list[tuple[int, Fraction | None]]:
-    """Of the two branches of a `cond`."""
-    return [(0, None if frequency is None else 1 - frequency), (1, frequency)]
 
 
 def every_fifth(count: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

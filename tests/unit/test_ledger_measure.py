@@ -1,5 +1,6 @@
 """Measured steps: bytes sent from the compiled program, frequencies from the traced one, and bytes in memory."""
 
+import functools
 import json
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdist import ledger
+from jaxdist.core.conditional import when
 from jaxdist.ledger import Branch, Collective
 from jaxdist.ledger.measure import match_branches
 
@@ -58,6 +60,25 @@ def test_measure() -> None:
     assert measured.memory['temporaries'] >= 0
     with pytest.raises(ValueError, match=r"no axis 'worker'; its axes are \['workers'\]"):
         measured.sent('worker')
+
+
+def test_measure_loops_that_run_once_or_never() -> None:
+    """The same program with `when` and with `lax.cond`: the same rows, traced and compiled."""
+    mesh = real_mesh(4)
+
+    def code(choose: Any, count: jax.Array, x: jax.Array) -> Any:
+        x = choose(count % 5 == 0, synchronise, x)
+        x = choose(count % 2 == 1, lambda x: synchronise(synchronise(x) * 2), x)
+        return count + 1, x + lax.pmean(x[0, 0], W)
+
+    rows = []
+    for choose in (when, lambda go, f, x: lax.cond(go, f, lambda x: x, x)):
+        step = sharded(functools.partial(code, choose), mesh)
+        rows += [ledger.measure(jax.jit(step), jnp.int32(0), BATCH, mesh, 20).rows]
+        rows += [tuple(ledger.traced_step(step, jnp.int32(0), BATCH, mesh.shape, 20))]
+    expected = [(1, Fraction(6), 1), (2, Fraction(72), Fraction(1, 2)), (1, Fraction(36), Fraction(1, 5))]
+    assert [(r.count, r.bytes_when_run, r.frequency) for r in rows[0]] == expected
+    assert rows == [rows[0]] * 4
 
 
 def test_measure_beside_a_model_axis() -> None:

@@ -7,7 +7,8 @@ from unittest import mock
 import optax
 import pytest
 
-from jaxdist.core.registry import algorithm, algorithms, codec, codecs, find, names, nearest
+from jaxdist.core.registry import algorithm, algorithms, codec, codecs, find, names
+from jaxdist.core.spelling import nearest
 
 
 def halve(codec: Any = None, *, limit: float = float('inf')) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Writes and reads arrays with Orbax; no other file imports it."""
+"""Writes and reads arrays with Orbax; imported when it is used, since Orbax takes long to import."""
 
 import logging
 import os
@@ -14,8 +14,6 @@ from etils import epath  # type: ignore[import-untyped]
 from jaxdist.training.checkpoint import manifest
 from jaxdist.training.checkpoint.errors import CheckpointError, reason
 
-TEMPORARY = '.orbax-checkpoint-tmp'
-
 # Orbax logs each failure with several stack traces; here the caller gets every failure as an exception.
 logging.getLogger('absl').addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
 
@@ -24,12 +22,24 @@ class _Handler(ocp.CompositeCheckpointHandler):
     """Writes the manifest once the arrays are complete, before the folder gets its final name; in process 0 only."""
 
     def __init__(self) -> None:
-        super().__init__(**{manifest.ARRAYS: ocp.PyTreeCheckpointHandler()})
+        super().__init__(**{manifest.ARRAYS: _array_handler()})
         self.description: dict[str, Any] = {}
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
         manifest.write(Path(directory), self.description)
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes arrays; in several processes each writes a part of what is replicated.
+
+    On one process that gains nothing, and slicing would compile a program for each shape and part.
+    """
+    if jax.process_count() > 1:
+        return ocp.PyTreeCheckpointHandler()
+    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, whole))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 @ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)

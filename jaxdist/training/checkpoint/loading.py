@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdist.core.errors import InputError
-from jaxdist.training.checkpoint import backend, manifest
+from jaxdist.training.checkpoint import manifest
 from jaxdist.training.checkpoint.digests import digests
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError
 
@@ -27,11 +27,13 @@ def load(folder: Path, step: int, target: Mapping[str, jax.ShapeDtypeStruct]) ->
     Traceback (most recent call last):
     jaxdist.training.checkpoint.errors.DamageError: the manifest is missing
     """
+    from jaxdist.training.checkpoint.backend import read_arrays
+
     saved = _on_all_processes(lambda: manifest.read(folder, step))
     manifest.check_fit(saved.kinds, {name: manifest.kind_of(leaf) for name, leaf in target.items()}, folder)
     structs = {name: _stored_struct(leaf) for name, leaf in target.items()}
     _on_all_processes(lambda: manifest.check_files(folder, saved.files if jax.process_index() == 0 else {}))
-    arrays = backend.read_arrays(folder, structs)
+    arrays = read_arrays(folder, structs)
     actual = digests(arrays)
     if wrong := [name for name in target if actual[name] != saved.digests[name]]:
         raise DamageError(f'the data differs from what was saved, in {", ".join(wrong[:5])}')

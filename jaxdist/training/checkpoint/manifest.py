@@ -96,7 +96,8 @@ def stored(name: str, leaf: Any) -> jax.Array:
     if is_key(leaf):
         return jax.random.key_data(leaf)
     if _bits(leaf.dtype) not in (8, 16, 32, 64):
-        raise TypeError(f'{name} is {leaf.dtype}: a checkpoint stores bool, and integers and floats of 8 to 64 bits')
+        stored = 'bool, and integers and floats of 8 to 64 bits, real or complex'
+        raise TypeError(f'{name} is {leaf.dtype}: a checkpoint stores {stored}')
     return leaf
 
 
@@ -217,7 +218,7 @@ def _bits(dtype: Any) -> int:
         return 8
     if jnp.issubdtype(dtype, jnp.integer):
         return int(jnp.iinfo(dtype).bits)
-    return int(jnp.finfo(dtype).bits) if jnp.issubdtype(dtype, jnp.floating) else 0
+    return int(jnp.finfo(dtype).bits) if jnp.issubdtype(dtype, jnp.inexact) else 0  # of complex numbers, half of them
 
 
 def _check_meta(meta: dict[str, Any]) -> None:

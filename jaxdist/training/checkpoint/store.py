@@ -4,14 +4,19 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 
 from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import loading, manifest
-from jaxdist.training.checkpoint.backend import TEMPORARY, Saver
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, reason
+
+if TYPE_CHECKING:
+    from jaxdist.training.checkpoint.backend import Saver
+
+TEMPORARY = '.orbax-checkpoint-tmp'
+"""Part of the name of a folder that is not complete; Orbax's."""
 
 
 class Restored(NamedTuple):
@@ -61,6 +66,8 @@ class Checkpoints:
         self._pending: int | None = None
 
     def __enter__(self) -> Self:
+        from jaxdist.training.checkpoint.backend import Saver
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,7 +178,7 @@ class Checkpoints:
         self._attempt(step, lambda saver: saver.save(self.folder / str(step), arrays, description))
         self._pending = step
 
-    def _attempt(self, step: int, call: Callable[[Saver], None]) -> None:
+    def _attempt(self, step: int, call: Callable[['Saver'], None]) -> None:
         assert self._saver is not None
         try:
             call(self._saver)

@@ -1,0 +1,42 @@
+"""The names of `import jaxdist`: those that every user needs, and all registered algorithms and codecs."""
+
+from importlib import metadata
+from typing import Any
+
+from jaxdist import algorithms as algorithms
+from jaxdist import codecs as codecs
+from jaxdist import constraints as constraints
+from jaxdist import laws as laws
+from jaxdist.core import registry
+from jaxdist.core.errors import InputError as InputError
+from jaxdist.core.errors import JaxdistError as JaxdistError
+from jaxdist.core.registry import algorithm as algorithm
+from jaxdist.core.registry import codec as codec
+from jaxdist.core.workers import on_mesh as on_mesh
+from jaxdist.core.workers import simulated as simulated
+from jaxdist.line import build as build
+from jaxdist.training.experiment import Experiment as Experiment
+from jaxdist.training.step import make_step as make_step
+from jaxdist.training.step import means as means
+
+__version__ = metadata.version('jaxdist')
+
+_registered: dict[str, Any] = {
+    name: entry.make for name, entry in {**registry.algorithms(), **registry.codecs()}.items()
+}
+globals().update(_registered)
+
+__all__ = [
+    'Experiment',
+    'InputError',
+    'JaxdistError',
+    '__version__',
+    'algorithm',
+    'build',
+    'codec',
+    'make_step',
+    'means',
+    'on_mesh',
+    'simulated',
+    *sorted(_registered),
+]

@@ -1,7 +1,7 @@
 """A conditional that changes values in place, for communication rounds: a loop that runs its body once or never.
 
-XLA gives the results of `lax.cond` new buffers, or copies what a branch returns unchanged, such as an anchor between
-rounds. What a `while_loop` carries stays in its buffer, and is changed there if the body runs.
+What a `while_loop` carries stays in its buffer, and is changed there if the body runs. With `lax.cond` XLA needs a
+second buffer for updates, and for some algorithms copies what is returned unchanged between rounds, such as an anchor.
 """
 
 from collections.abc import Callable

@@ -106,9 +106,10 @@ def pmean(tree: Any, axis: str = AXIS) -> Any:
     Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
     w = axis_size(axis)
-    scale = lambda x: sum_scale(w) if x.dtype == jnp.float16 else 1  # noqa: E731
-    total = psum(jax.tree.map(lambda x: x * scale(x) if scale(x) != 1 else x, tree), axis)
-    return jax.tree.map(lambda x, y: y / (w * scale(x)), tree, total)
+    scale = sum_scale(w)
+    narrow = lambda x: x.dtype == jnp.float16  # noqa: E731
+    total = psum(jax.tree.map(lambda x: x * scale if narrow(x) else x, tree), axis)
+    return jax.tree.map(lambda x, y: y / (w * scale if narrow(x) else w), tree, total)
 
 
 def sum_scale(count: int) -> float:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdist import laws, line
+from jaxdist.codecs._sharded import bytes_sent
 from jaxdist.core import registry, workers
 from jaxdist.training.step import make_step
 
@@ -85,6 +86,16 @@ def trained(text: str, shapes: dict[str, Any], batches: list[Any]) -> Any:
     for batch in batches:
         state, _ = program.step(state, batch)
     return jax.device_get(state.params)
+
+
+@SLOW
+@pytest.mark.parametrize('codec', ['sign()', 'int2()'])
+def test_a_server_neither_moves_what_has_no_gradient_nor_hides_the_votes(codec: str) -> None:
+    """Both ways, and the votes on zeros of both are among the bytes of the formula."""
+    update = line.build(f'parameter_server(optimizer=sgd(1.0), push={codec}, pull={codec})')
+    trial = laws.Trial(update, 3, {'w': (9, 7), 'b': (5,)})
+    laws.keeps_still().check(trial)
+    laws.sends(lambda w, params: 2 * bytes_sent(line.build_codec(codec))(w, params)).check(trial)
 
 
 # Tails of blocks.

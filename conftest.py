@@ -24,8 +24,11 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_enable_compilation_cache', True)
 
-FLAGS = ['--xla_cpu_parallel_codegen_split_count=1']
-"""Each program is compiled by one thread, for test processes fill the processors already: the code is the same."""
+FLAGS = ['--xla_cpu_parallel_codegen_split_count=1', '--xla_backend_optimization_level=2']
+"""Each program is compiled by one thread, for test processes fill the processors already: the code is the same. XLA's
+own optimisations are a user's; LLVM's are those of -O2. Those of -O3, the default, quadruple the time for random
+numbers.
+"""
 
 if jax.version.__version_info__ < (0, 11):
     # XLA's former emitter of fused loops, which later versions lack, compiles in half the time. LLVM optimises as much;

@@ -52,7 +52,7 @@ def power_sgd(rank: int = 2) -> PerTensor:
     def mean(
         tensors: list[jax.Array], states: list[Any], axis: str
     ) -> tuple[list[jax.Array], list[jax.Array], list[Any]]:
-        matrices, states = [x.reshape(_sides(x.shape)) for x in tensors], [_revived(q) for q in states]
+        matrices, states = [x.reshape(_sides(x.shape)) for x in tensors], _revived(states)
         ps = _mean([_times(m, q) for m, q in zip(matrices, states, strict=True)], axis)
         ps = [jnp.linalg.qr(p)[0] for p in ps]
         qs = _mean([_times(m.T, p) for m, p in zip(matrices, ps, strict=True)], axis)
@@ -70,20 +70,21 @@ def power_sgd(rank: int = 2) -> PerTensor:
     return PerTensor(pick)
 
 
-def _revived(q: jax.Array) -> jax.Array:
-    """The factor [m, rank] with random numbers for columns that are zero, or no more than noise beside the largest.
+def _revived(qs: list[jax.Array]) -> list[jax.Array]:
+    """The factors [m, rank] with random numbers for columns that are zero, or no more than noise beside the largest.
 
     A gradient of zeros or of low rank leaves such columns; every later product with them would be zero too.
     """
-    size = jnp.max(jnp.abs(q), axis=0)
-    top = jnp.max(size)
-    alive = size > jnp.finfo(q.dtype).eps * top
+    sizes = [jnp.max(jnp.abs(q), axis=0) for q in qs]
+    tops = [jnp.max(size) for size in sizes]
+    alive = [size > jnp.finfo(jnp.float32).eps * top for size, top in zip(sizes, tops, strict=True)]
 
-    def redraw() -> jax.Array:
-        draw = jax.random.normal(jax.random.key(0), q.shape, q.dtype)  # the same on all workers
-        return jnp.where(alive, q, draw * jnp.where(top > 0, top, 1))
+    def redraw() -> list[jax.Array]:
+        draws = unflatten(jax.random.normal(jax.random.key(0), (sum(q.size for q in qs),)), qs)  # as on all workers
+        scales = [jnp.where(top > 0, top, 1) for top in tops]
+        return [jnp.where(a, q, draw * s) for a, q, draw, s in zip(alive, qs, draws, scales, strict=True)]
 
-    return lax.cond(jnp.all(alive), lambda: q, redraw)
+    return lax.cond(jnp.all(jnp.concatenate(alive)), lambda: qs, redraw)
 
 
 def _mean(factors: list[jax.Array], axis: str) -> list[jax.Array]:

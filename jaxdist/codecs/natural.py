@@ -49,17 +49,17 @@ def natural(block: int = 4096) -> Codec:
         mantissa, exponent = jnp.frexp(jnp.abs(blocks) / jnp.where(scale == 0, 1, scale))  # below 1: exponent <= 1
         # |x| = mantissa * 2^exponent, mantissa in [1/2, 1): rounded up to 2^exponent with probability 2 mantissa - 1.
         draw = jax.random.uniform(key, blocks.shape)
-        exponent = jnp.where(draw < 2 * mantissa - 1, exponent, exponent - 1)
+        up = jnp.where(draw < 2 * mantissa - 1, exponent, exponent - 1)
+        # Below the least power, to that power or to 0. Of a subnormal number `frexp` may return (0, 0).
         least = 1 - OCTAVES
-        tiny = exponent < least
-        kept = jax.random.uniform(jax.random.fold_in(key, 1), blocks.shape) < jnp.exp2(exponent - least)
-        steps = jnp.where(tiny, jnp.where(kept, 1, 0), exponent - least + 1)
+        low = jnp.where(draw < jnp.ldexp(mantissa, exponent - least), 1, 0)
+        steps = jnp.where((exponent <= least) | (mantissa == 0), low, up - least + 1)
         steps = jnp.where(blocks == 0, 0, steps).astype(jnp.uint8)
         return steps + jnp.where(blocks < 0, 128, 0).astype(jnp.uint8), scale
 
     def from_codes(codes: jax.Array, scale: jax.Array) -> jax.Array:
         steps = (codes & 127).astype(jnp.int32)
-        magnitude = jnp.where(steps == 0, 0, jnp.exp2((steps - OCTAVES).astype(jnp.float32)))
+        magnitude = jnp.where(steps == 0, 0, jnp.ldexp(jnp.float32(1), steps - OCTAVES))
         return jnp.where(codes >= 128, -1, 1) * magnitude * scale
 
     return in_blocks('natural', block, 8, to_codes, from_codes)

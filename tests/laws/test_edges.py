@@ -187,6 +187,20 @@ def test_a_gradient_without_a_finite_norm_is_rejected(text: str, size: float) ->
     assert int(state.skipped) == (size > 1.8e19)
 
 
+@SLOW
+@pytest.mark.parametrize('codec', [text for text in CODECS if getattr(line.build_codec(text), 'has_zero', False)])
+@pytest.mark.parametrize('constant', [True, False])
+@pytest.mark.parametrize('top', [1.0, 1e15, 1e-15])
+def test_an_entry_far_below_the_largest_stays_there(codec: str, constant: bool, top: float) -> None:
+    """Also where its quotient by the largest is subnormal, which a program may compute as zero."""
+    built: Any = line.build_codec(codec)
+    x = np.zeros(max(built.block, 64), np.float32)
+    x[:5] = top * np.array([1, 1e-37, -1e-38, 3e-39, 1e-44])
+    both = lambda x: built.decode(built.encode(x, jax.random.key(0)), x.size)  # noqa: E731
+    decoded = jax.jit(lambda: both(jnp.asarray(x)))() if constant else jax.jit(both)(x)
+    assert np.abs(decoded[1:]).max() <= 1e-30 * top
+
+
 # All of them at once.
 
 values = st.sampled_from([0.0, -0.0, 1.0, -3.0, 1e-45, -1e-38, 1e-30, 1e15, -1e18])

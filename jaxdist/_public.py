@@ -16,8 +16,8 @@ from jaxdist.core.workers import on_mesh as on_mesh
 from jaxdist.core.workers import simulated as simulated
 from jaxdist.line import build as build
 from jaxdist.training.experiment import Experiment as Experiment
+from jaxdist.training.metrics import means as means
 from jaxdist.training.step import make_step as make_step
-from jaxdist.training.step import means as means
 
 __version__ = metadata.version('jaxdist')
 

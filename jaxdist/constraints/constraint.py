@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdist.constraints.feature_multipliers import FeatureMultipliers
 from jaxdist.core.errors import InputError
-from jaxdist.core.types import Batch, Params
+from jaxdist.core.types import Batch, Params, Variables
 
 Kind = Literal['inequality', 'equality']
 Over = Literal['none', 'sum', 'mean', 'ratio', 'example']
@@ -97,10 +97,15 @@ class Constraint:
     def sums(self, params: Params, batch: Batch) -> Sums:
         """This worker's sums of `measure`; for `over='example'`, the values [B] and the examples' weights [B].
 
+        A measure of data gets what the loss gets, `Variables` of a model with a state; one over 'none' the parameters.
+
         Raises:
             InputError: the measure returns another shape than `over` requires.
         """
-        result = self.measure(params) if self.over == 'none' else self.measure(params, batch)
+        if self.over == 'none':
+            result = self.measure(params.params if isinstance(params, Variables) else params)
+        else:
+            result = self.measure(params, batch)
         parts = result if self.over == 'ratio' and isinstance(result, tuple | list) else (result,)
         arrays = tuple(_real(self, part) for part in parts)
         if len(arrays) != (2 if self.over == 'ratio' else 1) or arrays[0].shape != arrays[-1].shape:

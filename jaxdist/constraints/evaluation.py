@@ -11,7 +11,7 @@ from jaxdist.constraints.constraint import Constraint, Sums
 from jaxdist.constraints.dual_ascent import DualAscent
 from jaxdist.constraints.lagrangian import Term, violation
 from jaxdist.core.gradient import cast_params
-from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.core.types import Batch, Params
 
 BatchSums = dict[str, tuple[Any, ...]]
 """Sums over one batch: by constraint name, [W, ...] each, one entry per worker; under '' the loss and its count."""
@@ -38,27 +38,27 @@ class Judgement(NamedTuple):
 
 
 def make_measure(
-    ascent: DualAscent, loss: Loss, workers: int, compute: jax.typing.DTypeLike | None
+    ascent: DualAscent, evaluate: Callable[..., Any], workers: int, compute: jax.typing.DTypeLike | None
 ) -> Callable[[Params, Batch], BatchSums]:
     """The function `(params, batch [B, ...]) -> sums` of the loss and, for each worker's part, of the constraints.
 
     Args:
         ascent: the constraints.
-        loss: the loss.
+        evaluate: `(params, batch) -> (sums, count, ...)`, with `sums['loss']`; params may be `Variables`.
         workers: the number of workers, which divides B.
         compute: the dtype to which the parameters are cast; None for theirs. A constraint on parameters alone always
             gets them as they are.
 
     >>> from jaxdist.constraints.constraint import inequality
     >>> large = inequality('large', lambda p, b: b['x'] * p, over='mean', per_worker=True, bound=2.0)
-    >>> measure = make_measure(DualAscent((large,)), lambda p, b, key: ({'loss': b['x'].sum()}, 4), 2, None)
+    >>> measure = make_measure(DualAscent((large,)), lambda p, b: ({'loss': b['x'].sum()}, 4), 2, None)
     >>> measure(1.0, {'x': np.arange(4.0, dtype=np.float32)})['large']
     (Array([1., 5.], dtype=float32), Array([2., 2.], dtype=float32))
     """
 
     def measure(params: Params, batch: Batch) -> BatchSums:
         cast = cast_params(params, compute)
-        sums, count = loss(cast, batch, jax.random.key(0))
+        sums, count, *_ = evaluate(cast, batch)
         parts = jax.tree.map(lambda x: x.reshape(workers, x.shape[0] // workers, *x.shape[1:]), batch)
 
         def per_worker(constraint: Constraint) -> Sums:

@@ -17,7 +17,7 @@ from jaxdist.constraints.penalties import current
 from jaxdist.constraints.penalties import init as init_penalty
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
-from jaxdist.core.gradient import cast_params, conjugate, inverse, pullback
+from jaxdist.core.gradient import as_seen, cast_params, conjugate, evaluate_loss, inverse, pullback
 from jaxdist.core.guard import is_bounded
 from jaxdist.core.objective import Extreme, Lookahead, ObjectiveOutput, WorkerLoss
 from jaxdist.core.types import Batch, Params
@@ -94,17 +94,17 @@ class LagrangianObjective(DualAscent):
     ) -> ObjectiveOutput:  # fmt: skip
         """The gradient at replicated parameters, and the multipliers after the step."""
         due, penalty = step % self.every == 0, self.penalty_of(state)
-        out, reduced, pull = self._evaluate(loss, params, batch, key)
+        out, after, reduced, pull = self._evaluate(loss, params, batch, key)
         if self.order == 'primal_first':
             grads = pull(self.weights(state, reduced, penalty, batch, loss.axis))
-            return self._output(out, grads, state, state, reduced, loss.axis)
+            return self._output(out, grads, state, state, reduced, loss.axis)._replace(model_state=after)
         moved = self._ascend(state, due, reduced, batch, loss.axis)
         against = moved if self.order == 'alternating' else state
         grads = pull(self.weights(against, reduced, penalty, batch, loss.axis))
-        output = self._output(out, grads, moved, against, reduced, loss.axis)
+        output = self._output(out, grads, moved, against, reduced, loss.axis)._replace(model_state=after)
         if self.order == 'extragradient':
             # Korpelevich 1976: both sides step from where they were, with the gradients at the point looked ahead to.
-            _, reduced, pull = self._evaluate(loss, lookahead(grads), batch, key)
+            _, _, reduced, pull = self._evaluate(loss, lookahead(grads), batch, key)
             grads = pull(self.weights(moved, reduced, penalty, batch, loss.axis))
             corrected = self._ascend(state, due, reduced, batch, loss.axis)
             return output._replace(grads=grads, state=corrected, check=corrected.multipliers)
@@ -116,7 +116,7 @@ class LagrangianObjective(DualAscent):
         """The multipliers after the parameters have moved: only `primal_first` evaluates again and moves them here."""
         if self.order != 'primal_first':
             return state
-        _, reduced, _ = self._evaluate(loss, params, batch, key)
+        _, _, reduced, _ = self._evaluate(loss, params, batch, key)
         moved = self._ascend(state, (step + 1) % self.every == 0, reduced, batch, loss.axis)
         # The guard has admitted the first evaluation; non-finite numbers of the second must not reach the multipliers.
         bad = collectives.psum(1.0 - is_bounded(moved.multipliers), loss.axis)
@@ -131,28 +131,29 @@ class LagrangianObjective(DualAscent):
 
     def _evaluate(
         self, loss: WorkerLoss, params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[Any, ReducedSums, Callable[[dict[str, Any]], Params]]:
-        """This worker's sums, the reduced sums, and the function from the weights of its sums to its gradient."""
+    ) -> tuple[Any, Any, ReducedSums, Callable[[dict[str, Any]], Params]]:
+        """This worker's sums, its model state, the reduced sums, and from weights of its sums to its gradient."""
         # A gradient with respect to replicated parameters would be summed over workers at once.
         local = collectives.pvary(params, loss.axis)
         of_params = {c.name for c in self.constraints if c.over == 'none'}
 
-        def data_sums(params: Params, batch: Batch, key: jax.Array) -> Any:
+        def data_sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
             cast = cast_params(params, loss.compute)
-            sums, count = loss.loss(cast, batch, key)
-            parts = {c.name: c.sums(cast, batch) for c in self.constraints if c.name not in of_params}
+            sums, count, after = evaluate_loss(loss.loss, cast, state, batch, key)
+            seen = as_seen(cast, state)
+            parts = {c.name: c.sums(seen, batch) for c in self.constraints if c.name not in of_params}
             out = {'sums': sums, 'count': jnp.asarray(count, float), 'parts': parts}
-            return collectives.pvary(out, loss.axis)
+            return collectives.pvary(out, loss.axis), after
 
         def params_sums(params: Params) -> Any:
             parts = {c.name: c.sums(params, batch) for c in self.constraints if c.name in of_params}
             return collectives.pvary(parts, loss.axis)
 
         # A function of the parameters alone is evaluated once, also where the batch is processed in parts.
-        out, pull_data = pullback(data_sums, local, batch, key, loss.accumulate)
+        out, after, pull_data = pullback(data_sums, local, loss.state, batch, key, loss.accumulate)
         parts, pull_params = jax.vjp(params_sums, local)
         count = out['count'] if loss.uneven else None
-        reduced = self.reduce({**out['parts'], **parts}, params, batch, count, loss.axis)
+        reduced = self.reduce({**out['parts'], **parts}, as_seen(params, loss.state), batch, count, loss.axis)
         # The step takes the plain mean over workers of the gradients, so a worker's loss counts by its examples here.
         share = collectives.axis_size(loss.axis) * inverse(reduced.count) if loss.uneven else inverse(out['count'])
 
@@ -164,7 +165,7 @@ class LagrangianObjective(DualAscent):
             more = pull_params(collectives.pvary({name: weights[name] for name in parts}, loss.axis))[0]
             return jax.tree.map(jnp.add, grads, conjugate(more))
 
-        return out, reduced, pull
+        return out, after, reduced, pull
 
     def _ascend(self, duals: Duals, due: jax.Array, reduced: ReducedSums, batch: Batch, axis: str) -> Duals:
         moved = self.ascend(duals, reduced, batch, axis)

@@ -83,6 +83,25 @@ def zeros(shapes: Any) -> Any:
     return jax.tree.map(one, shapes)
 
 
+def fixed_point(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """The same values, typed as varying wherever `fn(tree)` is in the end: for a scan that carries `fn(tree)`.
+
+    >>> fixed_point(lambda x: 2 * x, jnp.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+
+    def widened(x: jax.Array, after: Any) -> jax.Array:
+        mine = jax.typeof(x).mat.varying
+        more = tuple(after.manual_axis_type.varying - mine) if after.manual_axis_type else ()
+        return lax.pcast(x, more, to='varying') if more else x
+
+    while True:
+        wider = jax.tree.map(widened, tree, jax.eval_shape(fn, tree))
+        if all(a is b for a, b in zip(jax.tree.leaves(wider), jax.tree.leaves(tree), strict=True)):
+            return tree
+        tree = wider
+
+
 def psum(tree: Any, axis: str = AXIS) -> Any:
     """The sum over workers, leaf by leaf; replicated.
 

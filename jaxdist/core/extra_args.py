@@ -218,7 +218,7 @@ def _loss_function(
     evaluate = gradients(loss.loss, loss.accumulate, loss.compute)
 
     def sums(params: Params) -> dict[str, Any]:
-        sums, count, grads = evaluate(collectives.pvary(params, loss.axis), batch, key)
+        sums, count, grads, _ = evaluate(collectives.pvary(params, loss.axis), loss.state, batch, key)
         grads = jax.tree.map(lambda g: g * count.astype(g.dtype), grads)
         return {'loss': sums['loss'], 'count': count, 'grads': grads}
 

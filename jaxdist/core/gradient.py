@@ -1,4 +1,4 @@
-"""One worker's gradient of its mean loss, with gradient accumulation."""
+"""One worker's gradient of its mean loss, with gradient accumulation and a model state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,67 +8,115 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist.core import collectives
-from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.core.types import Batch, Loss, Params, Variables
 
 
 def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None) -> Callable[..., Any]:
-    """A function `(params, batch, key) -> (sums, count, gradient of the mean loss)`.
+    """A function `(params, state, batch, key) -> (sums, count, gradient of the mean loss, state)`.
 
     Args:
         loss: the loss; see `jaxdist.core.types.Loss`.
-        accumulate: number of parts that the batch is split into, for gradient accumulation; the result does not change.
+        accumulate: number of parts that the batch is split into, for gradient accumulation; the gradient does not
+            change. A model state goes from part to part.
         compute: dtype to which parameters are cast for the loss, or None to keep theirs.
 
     >>> loss = lambda p, b, key: ({'loss': jnp.sum(p * b)}, b.size)
-    >>> gradients(loss, 2, None)(jnp.ones(()), jnp.arange(4.0), jax.random.key(0))[2]
+    >>> gradients(loss, 2, None)(jnp.ones(()), (), jnp.arange(4.0), jax.random.key(0))[2]
     Array(1.5, dtype=float32)
     """
 
-    def part(params: Params, batch: Batch, key: jax.Array, of_mean: bool = True) -> Any:
+    def part(params: Params, state: Any, batch: Batch, key: jax.Array, of_mean: bool = True) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
-            sums, count = loss(cast_params(params, compute), batch, key)
+            sums, count, after = evaluate_loss(loss, cast_params(params, compute), state, batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
-            return sums['loss'] * (inverse(count) if of_mean else 1), (sums, count)
+            return sums['loss'] * (inverse(count) if of_mean else 1), (sums, count, after)
 
-        (_, (sums, count)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return sums, count, conjugate(grads)
+        (_, (sums, count, after)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return sums, count, conjugate(grads), after
 
-    def whole(params: Params, batch: Batch, key: jax.Array) -> Any:
-        parts = _parts(batch, key, accumulate)
-        sums, count, grads = _sum_of_parts(lambda one: part(params, one[0], one[1], of_mean=False), parts)
-        return sums, count, jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads)
+    def whole(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+        def one(state: Any, batch: Batch, key: jax.Array) -> Any:
+            *terms, after = part(params, state, batch, key, of_mean=False)
+            return tuple(terms), after
+
+        (sums, count, grads), state = _sum_of_parts(one, state, _parts(batch, key, accumulate))
+        return sums, count, jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads), state
 
     return whole if accumulate > 1 else part
 
 
 def pullback(
-    fn: Callable[[Params, Batch, jax.Array], Any], params: Params, batch: Batch, key: jax.Array, accumulate: int
-) -> tuple[Any, Callable[[Any], Params]]:
-    """The sums `fn(params, batch, key)` and their pullback: a function from weights of the sums to the gradient.
+    fn: Callable[[Params, Any, Batch, jax.Array], tuple[Any, Any]],
+    params: Params,
+    state: Any,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int,
+) -> tuple[Any, Any, Callable[[Any], Params]]:
+    """The sums of a function, the model state after it, and its pullback: from weights of the sums to the gradient.
 
     With accumulation every part is evaluated twice, since the weights are not known before all sums are.
 
     Args:
-        fn: returns a pytree of sums over the batch.
+        fn: `(params, state, batch, key) -> (sums, state)`, with sums a pytree of sums over the batch.
         params: the parameters.
+        state: the model state; () without one.
         batch: arrays [B, ...].
         key: the random key for `fn`.
         accumulate: number of parts that the batch is split into, for gradient accumulation.
 
-    >>> out, pull = pullback(lambda p, b, key: jnp.sum(p * b), jnp.ones(()), jnp.arange(4.0), jax.random.key(0), 2)
+    >>> fn = lambda p, state, b, key: (jnp.sum(p * b), state)
+    >>> out, _, pull = pullback(fn, jnp.ones(()), (), jnp.arange(4.0), jax.random.key(0), 2)
     >>> float(out), float(pull(jnp.float32(2.0)))
     (6.0, 12.0)
     """
     if accumulate == 1:
-        out, vjp = jax.vjp(lambda params: fn(params, batch, key), params)
-        return out, lambda weights: conjugate(vjp(weights)[0])
+        out, vjp, after = jax.vjp(lambda params: fn(params, state, batch, key), params, has_aux=True)
+        return out, after, lambda weights: conjugate(vjp(weights)[0])
     parts = _parts(batch, key, accumulate)
-    total = lambda one: _sum_of_parts(one, parts)  # noqa: E731
+    out, after = _sum_of_parts(lambda *part: fn(params, *part), state, parts)
 
     def pull(weights: Any) -> Params:
-        return conjugate(total(lambda part: jax.vjp(lambda params: fn(params, *part), params)[1](weights)[0]))
+        def one(*part: Any) -> Any:
+            _, vjp, after = jax.vjp(lambda params: fn(params, *part), params, has_aux=True)
+            return vjp(weights)[0], after
 
-    return total(lambda part: fn(params, *part)), pull
+        return conjugate(_sum_of_parts(one, state, parts)[0])
+
+    return out, after, pull
+
+
+def evaluate_loss(
+    loss: Loss, params: Params, state: Any, batch: Batch, key: jax.Array
+) -> tuple[dict[str, jax.Array], Any, Any]:
+    """The sums, the count and the model state that the loss returns; the state is () for a model without one.
+
+    >>> evaluate_loss(lambda p, b, key: ({'loss': p * b}, 1), 2.0, (), 3.0, jax.random.key(0))
+    ({'loss': 6.0}, 1, ())
+    """
+    if has_state(state):
+        sums, count, state = loss(Variables(params, state), batch, key)
+        return sums, count, state
+    sums, count = loss(params, batch, key)
+    return sums, count, state
+
+
+def as_seen(params: Params, state: Any) -> Params | Variables:
+    """What a loss gets: the parameters, or `Variables` of a model with a state.
+
+    >>> as_seen(1.0, ())
+    1.0
+    """
+    return Variables(params, state) if has_state(state) else params
+
+
+def has_state(state: Any) -> bool:
+    """Whether this is the state of a model that has one; () stands for none.
+
+    >>> has_state(()), has_state({'mean': 0.0})
+    (False, True)
+    """
+    return not (isinstance(state, tuple) and state == ())
 
 
 def conjugate(grads: Params) -> Params:
@@ -86,11 +134,19 @@ def _parts(batch: Batch, key: jax.Array, accumulate: int) -> tuple[Batch, jax.Ar
     return jax.tree.map(split, batch), jax.random.split(key, accumulate)
 
 
-def _sum_of_parts(one: Callable[[Any], Any], parts: Any) -> Any:
+def _sum_of_parts(one: Callable[..., tuple[Any, Any]], state: Any, parts: Any) -> tuple[Any, Any]:
+    """The sums of `one(state, *part) -> (terms, state)` over the parts, and the last state."""
+
+    def add(carry: Any, part: Any) -> Any:
+        total, state = carry
+        terms, state = one(state, *part)
+        return (jax.tree.map(jnp.add, total, terms), state), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    state = collectives.fixed_point(lambda state: one(state, *first)[1], state)
     # The sum starts from zeros, not from the first part: the program then has forward and backward once.
-    add = lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None)  # noqa: E731
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
-    return lax.scan(add, collectives.zeros(shapes), parts)[0]
+    shapes = jax.eval_shape(one, state, *first)[0]
+    return lax.scan(add, (collectives.zeros(shapes), state), parts)[0]
 
 
 def inverse(count: jax.Array) -> jax.Array:
@@ -102,12 +158,14 @@ def inverse(count: jax.Array) -> jax.Array:
     return jnp.where(count > 0, 1 / count, 0)
 
 
-def cast_params(params: Params, compute: jax.typing.DTypeLike | None) -> Params:
-    """The parameters with real numbers cast to the dtype `compute`; unchanged if it is None.
+def cast_params(params: Params | Variables, compute: jax.typing.DTypeLike | None) -> Params | Variables:
+    """The parameters with real numbers cast to the dtype `compute`; unchanged if it is None. A model state stays.
 
     >>> cast_params({'w': jnp.ones(1)}, jnp.bfloat16)
     {'w': Array([1], dtype=bfloat16)}
     """
     if compute is None:
         return params
+    if isinstance(params, Variables):
+        return params._replace(params=cast_params(params.params, compute))
     return jax.tree.map(lambda p: p.astype(compute) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)

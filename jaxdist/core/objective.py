@@ -28,6 +28,7 @@ class WorkerLoss(NamedTuple):
         compute: dtype to which parameters are cast for the loss, or None to keep theirs.
         uneven: whether the example counts can differ between workers.
         axis: the worker axis.
+        state: the model state at this step; () without one.
     """
 
     loss: Loss
@@ -35,6 +36,7 @@ class WorkerLoss(NamedTuple):
     compute: jax.typing.DTypeLike | None
     uneven: bool
     axis: str
+    state: Any = ()
 
 
 class ObjectiveOutput(NamedTuple):
@@ -47,6 +49,7 @@ class ObjectiveOutput(NamedTuple):
         state: the objective's state after the evaluation.
         metrics: the objective's own metrics; the keys are `metric_names`.
         check: further values that must be finite for the step to be applied.
+        model_state: the model state that the loss returns.
     """
 
     sums: dict[str, jax.Array]
@@ -55,6 +58,7 @@ class ObjectiveOutput(NamedTuple):
     state: Any
     metrics: dict[str, Any]
     check: Any = ()
+    model_state: Any = ()
 
 
 class Objective(Protocol):
@@ -130,8 +134,9 @@ class LossObjective(NamedTuple):
         del step, lookahead
         # JAX would sum a gradient with respect to replicated parameters over workers; this one must stay local.
         local = collectives.pvary(params, loss.axis)
-        sums, count, grads = gradients(loss.loss, loss.accumulate, loss.compute)(local, batch, key)
-        return ObjectiveOutput(sums, count, grads, state, {})
+        evaluate = gradients(loss.loss, loss.accumulate, loss.compute)
+        sums, count, grads, after = evaluate(local, loss.state, batch, key)
+        return ObjectiveOutput(sums, count, grads, state, {}, model_state=after)
 
     def after(self, loss: WorkerLoss, state: Any, params: Params, step: jax.Array, batch: Batch, key: jax.Array) -> Any:
         """No state."""

@@ -1,6 +1,7 @@
 """Types of parameters, batches, losses and models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,11 +24,27 @@ draws from its own part of the examples, `row` [B], the index of the example wit
 Metrics = dict[str, Any]
 """A step's metrics by name: arrays [W], one entry for each worker, or an objective's own metrics (nested dicts)."""
 
-Loss = Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
-"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, and its example count.
+
+class Variables(NamedTuple):
+    """The variables of a model that has a state.
+
+    Attributes:
+        params: the parameters, which the update moves.
+        state: the model state, which the loss returns anew: running statistics, counters. A pytree of arrays.
+    """
+
+    params: Params
+    state: Any
+
+
+Loss = Callable[..., Any]
+"""`(params, batch, key) -> (sums, count)`: scalar sums over the batch, a dict of them, and its example count.
 
 The mean `sums['loss'] / count` is minimised. Sums and counts rather than means, so that uneven shards, masks and
 gradient accumulation give the exact global mean.
+
+With a model state, where `init` returns `Variables`: `(variables, batch, key) -> (sums, count, state)`, the state after
+this batch.
 """
 
 
@@ -45,19 +62,53 @@ class Task(NamedTuple):
     classes: int
 
 
+class Evaluation(NamedTuple):
+    """What was evaluated over a data set, in NumPy.
+
+    Attributes:
+        sums: sums over its examples by name, float64 arrays of any shape.
+        examples: the example count.
+        rows: arrays [N, ...] by name, with a row for each example, in order.
+    """
+
+    sums: dict[str, Any]
+    examples: float
+    rows: dict[str, Any]
+
+
+class Metric(NamedTuple):
+    """A metric of held-out data.
+
+    Attributes:
+        better: which values are better, `lower` or `higher`.
+        of: `Evaluation -> float`, for a metric that is no mean over examples; None for `sums[name] / examples`.
+    """
+
+    better: Literal['lower', 'higher'] = 'lower'
+    of: Callable[[Evaluation], float] | None = None
+
+
 class Model(NamedTuple):
     """A model on plain pytrees.
 
     Attributes:
-        init: `key -> params`.
+        init: `key -> params`, or `Variables` of a model with a state.
         loss: the loss; see `Loss`.
         rules: sharding rules of the parameters; see `jaxdist.core.mesh.Rules`.
-        outputs: `(params, batch) -> outputs`: [B, T, classes] for tokens, else [B, classes]; None if not known.
+        outputs: `(params, batch) -> outputs` in evaluation, with `Variables` in place of params for a model with a
+            state: [B, T, classes] for tokens, else [B, classes]; None if not known.
         task: the task that the model is for; None if not known.
+        evaluate: `(params, batch) -> (sums, count)`, or `(sums, count, rows)`, on held-out data, as without dropout and
+            with running statistics; `sums['loss']` is a scalar, other sums have any shape, rows are arrays [B, ...].
+            None for the loss.
+        metrics: the metrics that are no means, and which values are better, by name. Of every other scalar in the sums
+            the mean is reported.
     """
 
-    init: Callable[[jax.Array], Params]
+    init: Callable[[jax.Array], Any]
     loss: Loss
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
-    outputs: Callable[[Params, Batch], jax.Array] | None = None
+    outputs: Callable[[Any, Batch], jax.Array] | None = None
     task: Task | None = None
+    evaluate: Callable[[Any, Batch], Any] | None = None
+    metrics: Mapping[str, Metric] = MappingProxyType({})

@@ -1,6 +1,7 @@
 """Small flax models, as pure functions of plain pytrees."""
 
 from jaxdist.models.convnet import ConvNet
+from jaxdist.models.flax_modules import from_linen, from_nnx
 from jaxdist.models.perceptron import Perceptron
 from jaxdist.models.scoring import misfit, model, score
 from jaxdist.models.transformer import Transformer
@@ -8,4 +9,4 @@ from jaxdist.models.transformer import Transformer
 Architecture = Transformer | ConvNet | Perceptron
 """The settings of a model; `.build(task)` returns the model."""
 
-__all__ = ['Architecture', 'ConvNet', 'Perceptron', 'Transformer', 'misfit', 'model', 'score']
+__all__ = ['Architecture', 'ConvNet', 'Perceptron', 'Transformer', 'from_linen', 'from_nnx', 'misfit', 'model', 'score']

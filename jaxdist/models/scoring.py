@@ -1,6 +1,7 @@
 """From a flax module to a `Model`, whose loss is a sum over a batch, in float32, with its count."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -8,13 +9,26 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.types import Batch, Model, Params, Task
+from jaxdist.core.types import Batch, Metric, Model, Params, Task
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 """Sharding rules; see `jaxdist.core.mesh.Rules`."""
+
+
+ACCURACY = {'accuracy': Metric('higher')}
+"""The metric of tokens and classes beside the loss."""
+
+
+def inputs_of(task: Task | None) -> Callable[[Batch], Any]:
+    """`batch -> inputs` of a model for a task: all tokens but the last, else `x`.
+
+    >>> inputs_of(Task('tokens', (2,), 9))({'tokens': jnp.array([[1, 2, 3]])})
+    Array([[1, 2]], dtype=int32)
+    """
+    return lambda batch: batch['tokens'][:, :-1] if task is not None and task.kind == 'tokens' else batch['x']
 
 
 def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
@@ -38,7 +52,8 @@ def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
         return module.init(key, jnp.zeros((1, *task.shape), jnp.int32 if tokens else jnp.float32))['params']
 
     def outputs(params: Params, batch: Batch) -> jax.Array:
-        inputs = batch['tokens'][:, :-1] if tokens else batch['x'].astype(jnp.result_type(*jax.tree.leaves(params)))
+        inputs = inputs_of(task)(batch)
+        inputs = inputs if tokens else inputs.astype(jnp.result_type(*jax.tree.leaves(params)))
         return jnp.asarray(module.apply({'params': params}, inputs))
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -46,7 +61,7 @@ def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
         targets = batch['tokens'][:, 1:] if tokens else batch['y']
         return score(task, outputs(params, batch), targets, batch.get('weight'))
 
-    return Model(init, loss, rules, outputs, task)
+    return Model(init, loss, rules, outputs, task, metrics={} if task.kind == 'values' else ACCURACY)
 
 
 def score(

@@ -13,6 +13,7 @@ from jaxdist.constraints.objective import LagrangianObjective
 from jaxdist.constraints.verdict import Observation, Verdict, verdicts
 from jaxdist.core.types import Batch
 from jaxdist.training.checkpoint import Checkpoints
+from jaxdist.training.evaluation import evaluator
 from jaxdist.training.step import State
 from jaxdist.training.train import PRECISIONS, Training
 
@@ -52,7 +53,7 @@ class ConstraintMonitor:
         self.tolerance = training.experiment.constraints.tolerance
         mesh, compute = training.workers.mesh, PRECISIONS[training.experiment.precision]
         self.measure = jax.jit(
-            make_measure(self.objective, training.model.loss, training.workers.count, compute),
+            make_measure(self.objective, evaluator(training.model), training.workers.count, compute),
             out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh is not None else None,
         )
         self.folder, self.checkpoints = folder, Checkpoints(folder / 'best', keep=1)

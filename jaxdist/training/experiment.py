@@ -88,6 +88,9 @@ class Experiment:
     guard: bool = True
     """Skip steps whose gradient has no finite squared norm."""
     constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
+    state_sync: str = ''
+    """How workers synchronise a model state, such as running statistics: a line that acts on its changes, as
+    'average(every=30)' or 'identity()'. By default their mean at every step; none for lines that train locally."""
     log_every: int = 10
     """Steps between two records of the training loss."""
     evaluate_every: int = 100

@@ -10,7 +10,9 @@ import optax
 
 from jaxdist import ledger, line
 from jaxdist.core.collectives import AXIS
+from jaxdist.core.gradient import has_state
 from jaxdist.core.mesh import path_text
+from jaxdist.core.model_state import variables
 from jaxdist.core.program import update_program
 from jaxdist.core.workers import abstract, simulated
 from jaxdist.training.objective import describe_objective
@@ -26,8 +28,8 @@ class Plan:
         update: the update line with every default written out.
         data: facts about the data set, by name.
         parameters: the number of parameters of the model.
-        per_worker: the paths of the leaves of the parameters, the optimiser state and the objective's state that vary
-            over workers.
+        per_worker: the paths of the leaves that vary over workers, of the parameters, the optimiser state, the
+            objective's state and the model state.
         objective: the objective in words, by label; empty for a loss alone.
         ledger: the bytes sent per step, and the bytes in memory per device.
         simulated: whether the workers are simulated on one device; the bytes sent are then those of a mesh of as many.
@@ -63,12 +65,14 @@ def plan(training: Training) -> Plan:
     stored = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
     if training.objective is not None:
         stored[training.objective.state_name] = program.state.objective
-    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(training.model.init, jax.random.key(0)))]
+    if has_state(program.state.model):
+        stored['model state'] = program.state.model
+    parameters, _ = jax.eval_shape(lambda key: variables(training.model.init(key)), jax.random.key(0))
     simulated = training.workers.mesh is None
     return Plan(
         update=line.spell(training.experiment.update),
         data=training.data.facts,
-        parameters=sum(sizes),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
         ledger=(_simulated_ledger if simulated else _mesh_ledger)(training, batch, stored),
@@ -121,12 +125,12 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
 
 
 def per_worker(layout: State) -> list[str]:
-    """The paths of the leaves of parameters, optimiser state and objective state that vary over workers.
+    """The paths of the leaves of the state that vary over workers.
 
     >>> per_worker(State(False, {'w': True, 'b': False}, (), False, False))
     ['params/w']
     """
-    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'objective': layout.objective}
+    parts = {name: getattr(layout, name) for name in ('params', 'opt_state', 'objective', 'model')}
     return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
 
 

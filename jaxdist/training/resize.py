@@ -74,7 +74,7 @@ def changes(layout: State) -> tuple[list[str], list[str]]:
     >>> changes(State(False, {'w': True, 'b': False}, (), False, False))
     (['params/w'], [])
     """
-    parts = {'params': layout.params, 'opt_state': layout.opt_state, 'objective': layout.objective}
+    parts = {name: getattr(layout, name) for name in ('params', 'opt_state', 'objective', 'model')}
     sharded = [
         (*path, jax.tree_util.GetAttrKey(name))
         for path, node in jax.tree_util.tree_flatten_with_path(parts, is_leaf=_is_sharded)[0]

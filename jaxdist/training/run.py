@@ -14,11 +14,12 @@ from jaxdist.core.errors import JaxdistError
 from jaxdist.core.workers import abstract
 from jaxdist.training.checkpoint import Checkpoints, Restored, lock
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
+from jaxdist.training.metrics import means
 from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.resize import changes, resized, saved_by
 from jaxdist.training.run_folder import Log
-from jaxdist.training.step import State, means
+from jaxdist.training.step import State
 from jaxdist.training.train import Training, evaluate, first_state, make_program, prepare, train
 
 

@@ -132,12 +132,12 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
 
 
 def lines(experiment: Experiment) -> list[str]:
-    """All lines of an experiment: the update line, the dual line, the penalty and the constraints.
+    """All lines of an experiment: the update line, that of the model state, the dual line, penalty and constraints.
 
     >>> lines(Experiment(update='mean() | sgd(0.1)'))
     ['mean() | sgd(0.1)', 'sgd(0.01)', '0.0']
     """
-    return [experiment.update, *objective_lines(experiment)]
+    return [experiment.update, *filter(None, [experiment.state_sync]), *objective_lines(experiment)]
 
 
 def scripts(*texts: str) -> list[str]:

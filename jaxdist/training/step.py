@@ -14,14 +14,16 @@ from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import find_extra_args
+from jaxdist.core.gradient import as_seen, has_state
 from jaxdist.core.guard import StepGuard
-from jaxdist.core.layout import find_layout, varying
-from jaxdist.core.objective import Extreme, LossObjective, Objective, WorkerLoss
-from jaxdist.core.parameters import as_params
+from jaxdist.core.layout import find_layout
+from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
+from jaxdist.core.objective import LossObjective, Objective, WorkerLoss
 from jaxdist.core.program import Program, build_program
 from jaxdist.core.protocol import diverging_states, sharded_as
-from jaxdist.core.types import Batch, Loss, Metrics, Params
+from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
+from jaxdist.training.checking import check_batch, what_varies
 
 
 class State(NamedTuple):
@@ -34,6 +36,7 @@ class State(NamedTuple):
         key: a random key that never changes; each step draws from it and `step`.
         skipped: steps rejected by the guard; [W] if workers decide alone.
         objective: the objective's state, such as multipliers; () for a plain loss.
+        model: the model state, a `jaxdist.core.model_state.ModelState`, [W, ...] where workers differ; () without one.
     """
 
     step: jax.Array
@@ -42,6 +45,7 @@ class State(NamedTuple):
     key: jax.Array
     skipped: jax.Array
     objective: Any = ()
+    model: Any = ()
 
     @property
     def duals(self) -> Any:
@@ -52,7 +56,7 @@ class State(NamedTuple):
 @renamed_arguments(where='workers', constraints='objective')
 def make_step(
     loss: Loss,
-    init: Callable[[jax.Array], Params],
+    init: Callable[[jax.Array], Params | Variables],
     update: optax.GradientTransformation,
     batch: Batch,
     workers: Workers,
@@ -62,6 +66,7 @@ def make_step(
     compute: jax.typing.DTypeLike | None = None,
     guard: bool = True,
     objective: Objective | None = None,
+    state_sync: optax.GradientTransformation | None = None,
 ) -> Program[State]:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -74,7 +79,8 @@ def make_step(
 
     Args:
         loss: `(params, batch, key) -> (sums, count)`, see `jaxdist.core.types.Loss`.
-        init: `key -> params`: a pytree of real numbers, float32, or complex ones; see `Params`.
+        init: `key -> params`: a pytree of real numbers, float32, or complex ones; see `Params`. Of a model with a state
+            `key -> Variables(params, state)`.
         update: an optax transformation, such as `optax.chain(mean(), optax.adam(1e-3))` or `jaxdist.build(text)`. If it
             uses them, it gets `value`, `grad` and `value_fn` of the mean loss; see `jaxdist.core.extra_args`.
         batch: the whole batch of all workers, or its shapes: [B, ...].
@@ -85,10 +91,14 @@ def make_step(
         guard: whether a step whose gradient has no finite squared norm is rejected: by all workers if one has such a
             gradient (they vote: 4 bytes), or by that worker alone where workers diverge.
         objective: what is minimised, if not the loss alone: `LagrangianObjective(...)` of `jaxdist.constraints`.
+        state_sync: how workers synchronise the real numbers of a model state: a transformation of their changes, such
+            as `mean(codec=bf16())`, `average(every=30)`, or `optax.identity()` for a state per worker. By default their
+            mean at every step, and a state per worker where workers diverge.
 
     Raises:
-        InputError: the batch, the parameters or the loss do not fit; parameters would diverge though nothing in the
-            update says that workers may; the update needs arguments that there are not; or the objective does not fit.
+        InputError: the batch, the parameters, the model state or the loss do not fit; parameters would diverge though
+            nothing in the update says that workers may; the update needs arguments that there are not; or the objective
+            does not fit.
 
     >>> import jaxdist
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
@@ -96,28 +106,34 @@ def make_step(
     >>> update = optax.chain(jaxdist.mean(), optax.sgd(0.5))
     >>> program = make_step(loss, lambda key: jnp.zeros(()), update, batch, jaxdist.simulated(2))
     >>> state, metrics = program.step(program.init(jax.random.key(0)), batch)
-    >>> float(state.params), means(metrics)
+    >>> float(state.params), jaxdist.means(metrics)
     (1.5, {'loss': 3.5, 'skipped': 0.0})
     """
     check_batch(batch, workers.count, accumulate)
     update = optax.with_extra_args_support(update)
     goal: Objective = objective or LossObjective()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(lambda key: as_params(init(key)), key)
+    params, values = jax.eval_shape(lambda key: variables(init(key)), key)
+    if state_sync is not None and not has_state(values):
+        raise InputError(
+            'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
+        )
     _refuse_rules_over_workers(rules, workers.axis)
     specs = meshes.specs(params, rules, workers.mesh)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
-    uneven = _counts_differ(loss, params, batch, workers, goal.metric_names)
-    goal.check(params, batch, workers, accumulate)
-    worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis)
+    uneven, varies = what_varies(loss, params, values, batch, workers, goal.metric_names)
+    goal.check(as_seen(params, values), batch, workers, accumulate)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
 
+    sync = StateSync(state_sync, varies, extras.diverge, workers.axis)
+
     def first(key: jax.Array) -> State:
-        params = as_params(init(key))
+        params, values = variables(init(key))
         zero = jnp.zeros((), jnp.int32)
         with sharded_as(inner_specs):
-            return State(zero, params, update.init(params), key, zero, goal.begin(params, part))
+            opt_state = update.init(params)
+        return State(zero, params, opt_state, key, zero, goal.begin(as_seen(params, values), part), sync.begin(values))
 
     def step(guard: StepGuard, state: State, batch: Batch) -> tuple[State, Metrics]:
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.axis_index(workers.axis))
@@ -131,15 +147,18 @@ def make_step(
             extras.check_lookahead()
             return apply(grads, state.params, state.opt_state)[0]
 
+        worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, values_of(state.model))
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
         value = extras.value(worker_loss, out, state.params)
-        ok, grads = guard.admit(out.grads, out.examples, (out.check, value))
+        ok, grads = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
         extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
         moved, params, opt_state = guard.apply(
             ok, functools.partial(apply, **extra), grads, state.params, state.opt_state
         )
         after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
-        new = state._replace(params=params, opt_state=opt_state, objective=guard.commit(ok, after, state.objective))
+        objective = guard.commit(ok, after, state.objective)
+        model = sync.after(state.model, out.model_state, ok)
+        new = state._replace(params=params, opt_state=opt_state, objective=objective, model=model)
         skipped = 1 - ok.astype(jnp.int32)
         metrics = {**out.sums, 'count': out.examples, 'skipped': skipped.astype(jnp.float32), **out.metrics}
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
@@ -159,29 +178,6 @@ def make_step(
         return whole._replace(params=specs, opt_state=meshes.state_specs(rows.opt_state, rows.params, specs, sizes))
 
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
-
-
-def _counts_differ(loss: Loss, params: Params, batch: Batch, workers: Workers, taken: tuple[str, ...]) -> bool:
-    """Whether the count that the loss returns depends on the data. Says what is wrong with a loss of another form."""
-
-    def count(params: Params, batch: Batch) -> jax.Array:
-        out = loss(collectives.pvary(params, workers.axis), batch, jax.random.key(0))
-        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], dict) and 'loss' in out[0]):
-            raise InputError(
-                "the loss must return (sums, count) with sums a dict that holds 'loss', as in "
-                f"({{'loss': jnp.sum(...)}}, batch_size); it returned {out}"
-            )
-        twice = sorted({'count', 'skipped', *taken} & set(out[0]))
-        if twice:
-            raise InputError(f"the loss's sums must not be called {twice}: the step's own metrics have these names")
-        for name, x in {**out[0], 'count': out[1]}.items():
-            if jnp.shape(x) != ():
-                raise InputError(
-                    f'the loss must return scalars, sums over the batch; {name!r} has shape {jnp.shape(x)}'
-                )
-        return jnp.asarray(out[1])
-
-    return bool(varying(count, workers, (P(), P(workers.axis)), params, batch))
 
 
 def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:
@@ -216,77 +212,13 @@ def _refuse_divergence(layout: Any) -> None:
         )
 
 
-def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
-    """Says what is wrong with a batch that workers, or the parts of an accumulation, do not divide.
-
-    Raises:
-        InputError: with the sizes that would do.
-
-    >>> check_batch({'x': jnp.ones(8)}, workers=3)
-    Traceback (most recent call last):
-    jaxdist.InputError: a batch of 8 examples cannot be divided among 3 workers; 6 or 9 would do
-    """
-    sizes = {name: x.shape[0] if x.shape else 0 for name, x in batch.items()}
-    size = next(iter(sizes.values()), 0)
-    if len(set(sizes.values())) != 1 or size < 1:
-        raise InputError(f'every array of a batch needs the same number of rows, 1 or more; here they have {sizes}')
-    if accumulate < 1:
-        raise InputError(f'accumulate={accumulate} must be 1 or more')
-    need = workers * accumulate
-    if size % need:
-        parts = f' in {accumulate} parts each' if accumulate > 1 else ''
-        low, high = size // need * need, (size // need + 1) * need
-        sizes_text = f'{low} or {high}' if low else f'{high}'
-        raise InputError(
-            f'a batch of {size} examples cannot be divided among {workers} workers{parts}; {sizes_text} would do'
-        )
-
-
-def is_extreme(node: Any) -> bool:
-    """Whether a metric is an `Extreme`.
-
-    >>> is_extreme(Extreme(jnp.ones(2), {}))
-    True
-    """
-    return isinstance(node, Extreme)
-
-
-@jax.jit
-def _reduced(metrics: Metrics) -> Metrics:
-    """Sums over workers, and of an `Extreme` the values of the worker whose rank is largest."""
-
-    def one(x: Any) -> Any:
-        if not is_extreme(x):
-            return jnp.sum(x)
-        at = jnp.argmax(jnp.where(jnp.isnan(x.rank), -1.0, x.rank))
-        return jax.tree.map(lambda row: row[at], x.values)
-
-    return jax.tree.map(one, metrics, is_leaf=is_extreme)
-
-
-def means(metrics: Metrics) -> dict[str, Any]:
-    """A step's metrics as numbers: each sum over all workers' counts; `skipped` is the share of workers that skipped.
-
-    Of an objective's `Extreme` there are the values of the worker that it ranks highest.
-
-    This waits for the step. In several processes all must call it, for it fetches what other processes store.
-
-    >>> means({'loss': jnp.array([2.0, 4.0]), 'count': jnp.array([1.0, 2.0]), 'skipped': jnp.zeros(2)})
-    {'loss': 2.0, 'skipped': 0.0}
-    """
-    w = metrics['skipped'].size
-    numbers = jax.tree.map(float, jax.device_get(_reduced(metrics)))
-    count = numbers.pop('count')
-    skipped = numbers.pop('skipped') / w
-    own = {name: numbers.pop(name) for name in list(numbers) if isinstance(numbers[name], dict)}
-    return {name: x / count if count else float('nan') for name, x in numbers.items()} | {'skipped': skipped} | own
-
-
-def shared_params(state: State, layout: State) -> Params:
-    """One set of parameters for evaluation: where workers differ, the mean over them; pure, for use under `jit`.
+def shared_params(state: State, layout: State) -> Params | Variables:
+    """What a loss gets for evaluation: where workers differ, the mean over them; pure, for use under `jit`.
 
     >>> state = State(jnp.int32(0), jnp.array([1.0, 3.0]), (), jax.random.key(0), jnp.int32(0))
     >>> shared_params(state, State(False, True, (), False, False))
     Array(2., dtype=float32)
     """
-    return jax.tree.map(lambda varies, p: jnp.mean(p, 0) if varies else p, layout.params, state.params)
+    params = jax.tree.map(lambda varies, p: jnp.mean(p, 0) if varies else p, layout.params, state.params)
+    values = shared_values(values_of(state.model), values_of(layout.model))
+    return as_seen(params, values)

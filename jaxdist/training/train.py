@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line
@@ -16,6 +16,7 @@ from jaxdist.core.program import Program
 from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
+from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.objective import build_objective, check_objective
 from jaxdist.training.step import State, make_step, shared_params
@@ -34,8 +35,8 @@ class Training(NamedTuple):
         workers: the workers.
         program: the training step, as `init` and `step`.
         put: moves a NumPy batch [B, ...] to the workers' devices, sharded over the workers.
-        params: from a state to one set of parameters for evaluation, jitted.
-        score: `(params, batch) -> (sums, count)`, the model's loss, jitted.
+        params: from a state to one set of parameters for evaluation, or of `Variables`, jitted.
+        score: `(params, batch) -> (sums, count, rows)`, the model's evaluation, jitted.
         objective: the objective that the step minimises; None for the model's loss alone.
     """
 
@@ -56,8 +57,8 @@ class TrainingStep(NamedTuple):
     Attributes:
         step: steps taken, this one included.
         state: the state after the step. The next step donates its buffers, so copy what is needed later.
-        metrics: the step's sums, counts and `skipped`, [W] each, on the devices; `jaxdist.training.step.means` reduces
-            them.
+        metrics: the step's sums, counts and `skipped`, [W] each, on the devices; `jaxdist.training.metrics.means`
+            reduces them.
     """
 
     step: int
@@ -82,14 +83,14 @@ def prepare(experiment: Experiment) -> Training:
     line.build(experiment.update, axis=workers.axis)
     line.check_fits(experiment.update, experiment.steps)
     check_objective(experiment)
+    _state_sync(experiment, workers)
     data = experiment.data.load()
     model = experiment.model.build(data.task)
     program = make_program(experiment, data, model, workers)
     whole = NamedSharding(workers.mesh, PartitionSpec()) if workers.mesh is not None else None
     compute = PRECISIONS[experiment.precision]
-    score = jax.jit(
-        lambda params, batch: model.loss(cast_params(params, compute), batch, jax.random.key(0)), out_shardings=whole
-    )
+    evaluate = evaluator(model)
+    score = jax.jit(lambda params, batch: evaluate(cast_params(params, compute), batch), out_shardings=whole)
     params = jax.jit(lambda state: shared_params(state, program.layout))
     objective = build_objective(experiment, model)
     return Training(experiment, data, model, workers, program, _putter(workers), params, score, objective)
@@ -116,13 +117,14 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         compute=PRECISIONS[experiment.precision],
         guard=experiment.guard,
         objective=build_objective(experiment, model),
+        state_sync=_state_sync(experiment, workers),
     )
 
 
 def shapes(tree: Any) -> Any:
     """The shapes and dtypes of a pytree's arrays, with their shardings where they have one.
 
-    >>> shapes({'x': np.zeros((2, 3), np.float32)})
+    >>> shapes({'x': jax.ShapeDtypeStruct((2, 3), jnp.float32)})
     {'x': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
     """
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), tree)
@@ -177,7 +179,7 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
 
 
 def evaluate(training: Training, state: State) -> dict[str, float]:
-    """Mean metrics over the whole held-out set, at the mean over workers of the parameters.
+    """The metrics over the whole held-out set, at the mean over workers of the parameters.
 
     >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
@@ -187,9 +189,12 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     """
     params = jax.block_until_ready(training.params(state))  # one program at a time, as in `train`
     batches = training.data.held_out(training.experiment.batch)
-    parts = [jax.device_get(training.score(params, training.put(batch))) for batch in batches]
-    sums, count = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
-    return {name: float(total / count) for name, total in sums.items()}
+    parts = ((jax.device_get(training.score(params, training.put(batch))), batch) for batch in batches)
+    return metrics_of(collected(parts), training.model.metrics)
+
+
+def _state_sync(experiment: Experiment, workers: Workers) -> optax.GradientTransformation | None:
+    return line.build(experiment.state_sync, axis=workers.axis) if experiment.state_sync else None
 
 
 def _workers(experiment: Experiment) -> Workers:

@@ -29,7 +29,8 @@ from step_fixtures import (
 )
 
 from jaxdist.line import build
-from jaxdist.training.step import State, make_step, means
+from jaxdist.training.metrics import means
+from jaxdist.training.step import State, make_step
 
 
 def same_bits(a: Any, b: Any) -> None:

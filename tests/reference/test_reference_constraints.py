@@ -19,7 +19,8 @@ from jaxdist import mean
 from jaxdist.constraints import Constraint, LagrangianObjective, growing, nupi, restart, scale_by_penalty, within
 from jaxdist.core import mesh, workers
 from jaxdist.core.workers import Workers
-from jaxdist.training.step import make_step, means
+from jaxdist.training.metrics import means
+from jaxdist.training.step import make_step
 
 STEPS, RATE, CLOSE = 15, 0.1, 1e-12
 

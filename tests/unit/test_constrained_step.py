@@ -16,7 +16,8 @@ from jaxdist import int8, mean
 from jaxdist.constraints import Constraint, LagrangianObjective, growing, inequality, linear, nupi
 from jaxdist.core import mesh, workers
 from jaxdist.ledger import traced_step
-from jaxdist.training.step import make_step, means
+from jaxdist.training.metrics import means
+from jaxdist.training.step import make_step
 
 # Bytes sent.
 

@@ -54,12 +54,12 @@ def test_under_constraints_it_has_a_second_forward_and_no_more() -> None:
 @pytest.mark.parametrize('accumulate', [2, 4])
 def test_the_result_is_that_of_the_whole(accumulate: int) -> None:
     params, key = init(jax.random.key(0)), jax.random.key(0)
-    whole, parts = (jax.jit(gradients(loss, n, None))(params, BATCH, key) for n in (1, accumulate))
+    whole, parts = (jax.jit(gradients(loss, n, None))(params, (), BATCH, key) for n in (1, accumulate))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, whole)
-    fn = lambda p, b, key: loss(p, b, key)[0]  # noqa: E731
+    fn = lambda p, state, b, key: (loss(p, b, key)[0], state)  # noqa: E731
 
     def pulled(n: int) -> Any:
-        out, pull = pullback(fn, params, BATCH, key, n)
+        out, _, pull = pullback(fn, params, (), BATCH, key, n)
         return out, pull({'loss': jnp.float32(2.0)})
 
     jax.tree.map(

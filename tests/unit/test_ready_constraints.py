@@ -146,7 +146,7 @@ def test_judged_over_batches_as_over_all_at_once() -> None:
     true = equality('true', lambda p, b: 0 * b['x'][:, 0], over='mean', true=lambda p, b: -size(p, b))
     empty = inequality('empty', lambda p, b: (jnp.zeros(2), jnp.array([0.0, 1.0])), over='ratio', bound=1.0)
     objective = LagrangianObjective((one, mean, local, most, true, empty))
-    loss = lambda p, b, key: ({'loss': jnp.sum(b['weight'])}, jnp.sum(b['weight']) / 2)  # noqa: E731
+    loss = lambda p, b: ({'loss': jnp.sum(b['weight'])}, jnp.sum(b['weight']) / 2)  # noqa: E731
     measure = make_measure(objective, loss, 2, None)
     batches = [{name: x[start : start + 20] for name, x in BATCH.items()} for start in (0, 20, 40)]
     batches[2]['weight'] = np.concatenate([BATCH['weight'][40:55], np.zeros(5, np.float32)])
@@ -234,7 +234,7 @@ def test_one_of_several_multipliers_is_no_price() -> None:
 
 def test_an_unknown_constraint_does_not_hold() -> None:
     empty = LagrangianObjective((inequality('empty', lambda p, b: (0.0, 0.0), over='ratio', bound=1.0),))
-    measure = make_measure(empty, lambda p, b, key: ({'loss': jnp.ones(())}, 1.0), 1, None)
+    measure = make_measure(empty, lambda p, b: ({'loss': jnp.ones(())}, 1.0), 1, None)
     judgement = judge(empty, [measure(0.0, {'x': jnp.ones(2)})])
     assert np.isnan(judgement.values['empty'])
     assert not judgement.holds(1e9)

@@ -35,7 +35,8 @@ from step_fixtures import (
 
 from jaxdist.core.program import Program
 from jaxdist.line import build
-from jaxdist.training.step import make_step, means
+from jaxdist.training.metrics import means
+from jaxdist.training.step import make_step
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
 

@@ -30,7 +30,9 @@ from step_fixtures import (
 from jaxdist.core import mesh
 from jaxdist.core.program import Program
 from jaxdist.line import build
-from jaxdist.training.step import State, check_batch, make_step, means, shared_params
+from jaxdist.training.checking import check_batch
+from jaxdist.training.metrics import means
+from jaxdist.training.step import State, make_step, shared_params
 
 # One program.
 
@@ -124,7 +126,6 @@ def program_of(bad: Callable[..., Any]) -> Program:
         lambda s: s,
         lambda s: (s, 1.0),
         lambda s: ({'los': s}, 1.0),
-        lambda s: ({'loss': s}, 1.0, {}),
         lambda s: [{'loss': s}, 1.0],
         lambda s: None,
     ],
@@ -200,7 +201,7 @@ def test_shared_params_are_the_mean_over_workers() -> None:
 
 
 def test_a_run_is_a_function_of_its_state() -> None:
-    assert State._fields == ('step', 'params', 'opt_state', 'key', 'skipped', 'objective')
+    assert State._fields == ('step', 'params', 'opt_state', 'key', 'skipped', 'objective', 'model')
     program, batch = make_program(MEAN), with_nan(batches(1)[0], 4, 1)
     a, b = (run(program, [batch])[0] for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, host(a), host(b))

@@ -1,0 +1,109 @@
+"""Checks of the batch and the loss that a step is made for."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
+from jaxdist.core.gradient import as_seen, has_state
+from jaxdist.core.layout import varying
+from jaxdist.core.model_state import check_values
+from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.core.workers import Workers
+
+
+def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
+    """Says what is wrong with a batch that workers, or the parts of an accumulation, do not divide.
+
+    Raises:
+        InputError: with the sizes that would do.
+
+    >>> check_batch({'x': jnp.ones(8)}, workers=3)
+    Traceback (most recent call last):
+    jaxdist.InputError: a batch of 8 examples cannot be divided among 3 workers; 6 or 9 would do
+    """
+    sizes = {name: x.shape[0] if x.shape else 0 for name, x in batch.items()}
+    size = next(iter(sizes.values()), 0)
+    if len(set(sizes.values())) != 1 or size < 1:
+        raise InputError(f'every array of a batch needs the same number of rows, 1 or more; here they have {sizes}')
+    if accumulate < 1:
+        raise InputError(f'accumulate={accumulate} must be 1 or more')
+    need = workers * accumulate
+    if size % need:
+        parts = f' in {accumulate} parts each' if accumulate > 1 else ''
+        low, high = size // need * need, (size // need + 1) * need
+        sizes_text = f'{low} or {high}' if low else f'{high}'
+        raise InputError(
+            f'a batch of {size} examples cannot be divided among {workers} workers{parts}; {sizes_text} would do'
+        )
+
+
+def what_varies(
+    loss: Loss, params: Params, values: Any, batch: Batch, workers: Workers, taken: tuple[str, ...]
+) -> tuple[bool, Any]:
+    """Whether the count that the loss returns depends on the data, and which values of the model state may vary.
+
+    Args:
+        loss: the loss.
+        params: the parameters' shapes.
+        values: the shapes of the model state; () without one.
+        batch: the whole batch, or its shapes.
+        workers: the workers.
+        taken: names that the sums may not have.
+
+    Raises:
+        InputError: the loss returns something else.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> loss = lambda p, b, key: ({'loss': p * jnp.sum(b['x'])}, jnp.sum(b['x'] > 0))
+    >>> what_varies(loss, jnp.float32(1), (), {'x': jnp.ones(4)}, simulated(2), ())
+    (True, ())
+    """
+
+    def evaluate(params: Params, values: Any, batch: Batch, varies: Any) -> tuple[jax.Array, Any]:
+        values = jax.tree.map(lambda x, v: collectives.pvary(x, workers.axis) if v else x, values, varies)
+        out = loss(as_seen(collectives.pvary(params, workers.axis), values), batch, jax.random.key(0))
+        _check_form(out, values)
+        twice = sorted({'count', 'skipped', *taken} & set(out[0]))
+        if twice:
+            raise InputError(f"the loss's sums must not be called {twice}: the step's own metrics have these names")
+        for name, x in {**out[0], 'count': out[1]}.items():
+            if jnp.shape(x) != ():
+                raise InputError(
+                    f'the loss must return scalars, sums over the batch; {name!r} has shape {jnp.shape(x)}'
+                )
+        return jnp.asarray(out[1]), out[2] if has_state(values) else ()
+
+    specs = (P(), P(), P(workers.axis))
+    varies = jax.tree.map(lambda _: False, values)
+    while True:
+        uneven, new = varying(functools.partial(evaluate, varies=varies), workers, specs, params, values, batch)
+        if new == varies:
+            return bool(uneven), varies
+        varies = jax.tree.map(lambda a, b: a or b, new, varies)
+
+
+def _check_form(out: Any, values: Any) -> None:
+    """Checks what a loss returned, apart from the shapes of sums and count."""
+    tuples, sums = isinstance(out, tuple), "sums a dict that holds 'loss', as in ({'loss': jnp.sum(...)}, batch_size"
+    if tuples and len(out) == 3 and not has_state(values):
+        raise InputError(
+            'the loss returned three values, and with the third, a model state, init must return Variables(params, '
+            'state); without one the loss returns (sums, count)'
+        )
+    if tuples and len(out) == 2 and has_state(values):
+        raise InputError(
+            'init returned Variables, so the loss must return (sums, count, state) with the state after the batch; it '
+            'returned two values'
+        )
+    if not (tuples and len(out) in (2, 3) and isinstance(out[0], dict) and 'loss' in out[0]):
+        raise InputError(
+            f'the loss must return {"(sums, count, state)" if has_state(values) else "(sums, count)"} with {sums}'
+            f'{", state" if has_state(values) else ""}); it returned {out}'
+        )
+    if has_state(values):
+        check_values(values, out[2])

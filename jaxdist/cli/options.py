@@ -18,7 +18,7 @@ from jaxdist.cluster import processes
 from jaxdist.cluster.processes import Cluster
 from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
-from jaxdist.training.user_code import load_script
+from jaxdist.training.user_code import load_code
 
 Options = TypeVar('Options')
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='CALL.KEYWORD=VALUE')]
@@ -55,8 +55,8 @@ def load_config(path: Path | None) -> Experiment:
     """The experiment of a config, of a run's folder or of its experiment.json; all defaults for no path at all.
 
     Raises:
-        ExperimentError: there is no experiment, or a file that defines an algorithm of its line is missing.
-        ScriptError: a Python file cannot be run.
+        ExperimentError: there is no experiment.
+        ScriptError: a Python file is missing or cannot be run.
 
     >>> load_config(None).batch
     64
@@ -64,21 +64,20 @@ def load_config(path: Path | None) -> Experiment:
     if path is None:
         return Experiment()
     if not path.is_dir():
-        _load_scripts(path.parent / 'run.json' if path.name == 'experiment.json' else None)
+        if path.name == 'experiment.json':
+            _load_code(path.parent)
         return load(path)
     if not (path / 'experiment.json').is_file():
         raise ExperimentError(f'the folder {path} contains no run: there is no experiment.json in it')
-    _load_scripts(path / 'run.json')
+    _load_code(path)
     return load(path / 'experiment.json')
 
 
-def _load_scripts(facts: Path | None) -> None:
-    """Runs the files that define the algorithms of a run that are not jaxdist's, as listed in its `run.json`."""
-    if facts is not None and facts.is_file():
-        for file in map(Path, json.loads(facts.read_text()).get('scripts', [])):
-            if not file.is_file():
-                raise ExperimentError(f'{file}, which defines an algorithm of the run in {facts.parent}, is missing')
-            load_script(file)
+def _load_code(folder: Path) -> None:
+    """Runs the user's code that a run needs, of which its folder has a copy."""
+    path = folder / 'run.json'
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    load_code(folder / 'code', facts.get('scripts', []), facts.get('modules', []))
 
 
 def parse(default: Options, arguments: list[str], command: str) -> Options:

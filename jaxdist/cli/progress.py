@@ -95,6 +95,8 @@ class Progress:
             self.print_line(f'resuming from step {ready.step}')
         if ready.resized:
             self._resized(*ready.resized)
+        for name in ready.changed_code:
+            self.print_line(f'{name} has changed since the run began; its former text is kept in the folder code')
         if self.console.is_interactive:
             self.bar.start()
             if self.task is not None:

@@ -83,7 +83,7 @@ def compare(
 
     >>> list(compare([], 0, Path('nowhere')))
     Traceback (most recent call last):
-    jaxdist.training.experiment.ExperimentError: seeds=0 must be 1 or more
+    jaxdist.training.plain_data.ExperimentError: seeds=0 must be 1 or more
     """
     if seeds < 1:
         raise ExperimentError(f'seeds={seeds} must be 1 or more')
@@ -128,11 +128,11 @@ def _one(name: str, experiment: Experiment, path: Path, command: str, stop: Call
 
 
 def _memory(name: str, ready: Ready) -> int:
-    """Bytes of parameters and optimiser state in memory per device."""
+    """Bytes of parameters, optimiser state and model state in memory per device."""
     if ready.sent is None:
         raise ExperimentError(f'{name}: the bytes that it sends depend on the data, so they cannot be compared')
     state = ready.training.program.state
-    return ledger.memory_bytes({'params': state.params, 'opt_state': state.opt_state})
+    return ledger.memory_bytes({'params': state.params, 'opt_state': state.opt_state, 'model': state.model})
 
 
 def _key(experiment: Experiment) -> str:
@@ -173,7 +173,7 @@ def write_report(
 
     >>> write_report([Variant('a', Experiment())], 1, Path('nowhere'), 'A title', '')
     Traceback (most recent call last):
-    jaxdist.training.experiment.ExperimentError: no run in nowhere has ended yet
+    jaxdist.training.plain_data.ExperimentError: no run in nowhere has ended yet
     """
     ended, results = _ended(compared, seeds, folder), rows(compared, seeds, folder)
     if not results:

@@ -28,7 +28,9 @@ class ConstraintMonitor:
         training: the run's experiment and program; it has constraints.
         folder: the run's folder; the best state is the checkpoint in its subfolder `best`.
 
-    >>> from jaxdist.training.experiment import ConstraintSettings, Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import ConstraintSettings, Experiment, Mesh
     >>> from jaxdist.training.train import first_state, prepare
     >>> small = Experiment(
     ...     model=Perceptron(hidden=(4,)),

@@ -1,10 +1,7 @@
 """An experiment as plain data: every setting of a run, to and from JSON."""
 
-import dataclasses
 import json
 import math
-import types
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +10,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxdist.constraints.dual_ascent import Order
-from jaxdist.core.errors import InputError
 from jaxdist.core.mesh import KINDS, Axis, axis_table
-from jaxdist.data import Census, Digits, FashionMNIST, Table, Text
-from jaxdist.models import ConvNet, Perceptron, Transformer
+from jaxdist.data import Text
+from jaxdist.models import Transformer
+from jaxdist.training.plain_data import ExperimentError, check_settings, decode, encode
 from jaxdist.training.user_code import blame, load_script
-
-
-class ExperimentError(InputError):
-    """An experiment that cannot be read or run; the message names the file or field, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +61,16 @@ class ConstraintSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings of a training run: model, data, update line, devices and length."""
+    """The settings of a training run: model, data, update line, devices and length.
+
+    `model` and `data` are dataclasses of settings, of jaxdist or your own: a model's method `build(task)` returns a
+    `jaxdist.core.types.Model`, and a data set's `load()` a `jaxdist.data.Data`.
+    """
 
     update: str = 'mean() | adamw(learning_rate=1e-3)'
     """The update line: algorithms and optax transformations in the order in which they are applied."""
-    model: Transformer | ConvNet | Perceptron = field(default_factory=Transformer)
-    data: Text | Digits | Table | FashionMNIST | Census = field(default_factory=Text)
+    model: Any = field(default_factory=Transformer)
+    data: Any = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
     batch: int = 64
     """Global batch size: examples per step over all workers."""
@@ -101,6 +98,8 @@ class Experiment:
     """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
+        check_settings('model', self.model, 'build(task)', 'Model')
+        check_settings('data', self.data, 'load()', 'Data')
         for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep'):
             if getattr(self, name) < 1:
                 raise ExperimentError(f'{name}={getattr(self, name)} must be 1 or more')
@@ -129,19 +128,24 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     >>> to_json(Experiment(steps=7))['mesh']
     {'kind': 'Mesh', 'workers': 8, 'model': 1, 'emulate': False, 'simulate': False}
     """
-    return _encode(experiment)
+    return encode(experiment)
 
 
-def from_json(data: dict[str, Any]) -> Experiment:
+def from_json(data: dict[str, Any], known: tuple[type, ...] = ()) -> Experiment:
     """The experiment that `to_json` wrote.
 
+    Args:
+        data: the JSON data.
+        known: a user's classes, which need not be looked for in the files that define them.
+
     Raises:
-        ExperimentError: a field is unknown or of the wrong type; the message names the field.
+        ExperimentError: a field is unknown or of the wrong type, or a class is not found; the message names the field.
 
     >>> from_json(to_json(Experiment(steps=7))) == Experiment(steps=7)
     True
     """
-    return _decode(Experiment, data, 'experiment')
+    experiment: Experiment = decode(Experiment, data, 'experiment', known)
+    return experiment
 
 
 def flat(experiment: Experiment) -> dict[str, Any]:
@@ -187,10 +191,10 @@ def load(path: Path) -> Experiment:
 
     >>> load(Path('nowhere.py'))
     Traceback (most recent call last):
-    jaxdist.training.experiment.ExperimentError: there is no config 'nowhere.py'
+    jaxdist.training.plain_data.ExperimentError: there is no config 'nowhere.py'
     """
     if path.suffix == '.json':
-        return from_json(_read_json(path))
+        return from_json(read_json(path))
     return _checked(path, 'experiment() must return', _call(path, 'experiment'))
 
 
@@ -203,7 +207,7 @@ def sweep(path: Path) -> Iterator[Experiment]:
 
     >>> next(sweep(Path('nowhere.py')))
     Traceback (most recent call last):
-    jaxdist.training.experiment.ExperimentError: there is no config 'nowhere.py'
+    jaxdist.training.plain_data.ExperimentError: there is no config 'nowhere.py'
     """
     for experiment in _call(path, 'sweep', list):
         yield _checked(path, 'sweep() must yield', experiment)
@@ -228,7 +232,16 @@ def _checked(path: Path, promise: str, x: Any) -> Experiment:
     return x
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The data of a JSON config.
+
+    Raises:
+        ExperimentError: there is no such file, or it is not JSON.
+
+    >>> read_json(Path('nowhere.json'))
+    Traceback (most recent call last):
+    jaxdist.training.plain_data.ExperimentError: there is no config 'nowhere.json'
+    """
     if not path.is_file():
         raise ExperimentError(f'there is no config {str(path)!r}')
     try:
@@ -238,58 +251,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ExperimentError(f'{path} contains a {type(data).__name__}, not an experiment')
     return data
-
-
-def _encode(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {'kind': type(value).__name__, **fields}
-    if isinstance(value, tuple | list):
-        return [_encode(v) for v in value]
-    return value
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """The value of type `hint` from the JSON data that `_encode` wrote."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _decode(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], entry, f'{where}[{i}]') for i, entry in enumerate(value))
-    if origin is Literal and value in arguments:
-        return value
-    options = arguments if origin in (typing.Union, types.UnionType) else (hint,)
-    kinds: dict[str, Any] = {o.__name__: o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)}
-    if kinds and isinstance(value, dict):
-        return _decode_dataclass(kinds, value, where)
-    if type(value) is int and float in options:
-        return float(value)
-    if type(value) in options and not kinds:
-        return value
-    raise ExperimentError(f'{where}: {value!r} is not {_named(options)}')
-
-
-def _named(options: tuple[Any, ...]) -> str:
-    """The names of types, for an error message."""
-    each = [typing.get_args(o) if typing.get_origin(o) is Literal else (getattr(o, '__name__', o),) for o in options]
-    return ' or '.join('null' if name == 'NoneType' else str(name) for names in each for name in names)
-
-
-FORMER_KINDS = {'Constraints': 'ConstraintSettings'}
-"""Former names of kinds, in experiments that were saved by earlier versions, and their names now."""
-
-
-def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str) -> Any:
-    kind = value.get('kind', next(iter(kinds)) if len(kinds) == 1 else None)
-    kind = FORMER_KINDS.get(str(kind), kind)
-    if kind not in kinds:
-        raise ExperimentError(f'{where}: kind {kind!r} is none of {", ".join(kinds)}')
-    hints = typing.get_type_hints(kinds[kind], include_extras=True)
-    unknown = set(value) - set(hints) - {'kind'}
-    if unknown:
-        raise ExperimentError(f'{where}: {kind} has no field {", ".join(sorted(unknown))}; it has {", ".join(hints)}')
-    fields = {name: _decode(hints[name], v, f'{where}.{name}') for name, v in value.items() if name != 'kind'}
-    try:
-        return kinds[kind](**fields)
-    except TypeError as error:  # a field without a default is missing
-        raise ExperimentError(f'{where}: {error}') from None

@@ -32,7 +32,9 @@ def monitor_for(training: Training, folder: Path) -> Monitor | None:
         training: the run's experiment and program.
         folder: the run's folder, in which the best state is saved.
 
-    >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
     >>> from jaxdist.training.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> monitor_for(prepare(small), Path('nowhere')) is None

@@ -53,7 +53,9 @@ class Plan:
 def plan(training: Training) -> Plan:
     """The plan of an experiment: compiles the step and reads its collectives and its memory.
 
-    >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
     >>> from jaxdist.training.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2), batch=8)
     >>> cost = plan(prepare(small))
@@ -85,7 +87,9 @@ def traffic(training: Training) -> list[ledger.Row]:
 
     For simulated workers they are those of the same step on a mesh of as many workers.
 
-    >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
     >>> from jaxdist.training.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> sum(int(row.bytes_per_step) for row in traffic(prepare(small)))

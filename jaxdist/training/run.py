@@ -13,7 +13,7 @@ from jaxdist import cluster
 from jaxdist.core.errors import JaxdistError
 from jaxdist.core.workers import abstract
 from jaxdist.training.checkpoint import Checkpoints, Restored, lock
-from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, load, to_json
+from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
 from jaxdist.training.metrics import means
 from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
@@ -53,6 +53,7 @@ class Ready(NamedTuple):
         damaged: the checkpoints that were set aside, each as (folder, reason).
         resized: (former number of workers, paths of per-worker state that becomes its mean, paths of sharded state that
             is split again), for a run that resumes with another number of workers and has such state; else None.
+        changed_code: files of the user's code that have changed since the run began.
     """
 
     training: Training
@@ -61,6 +62,7 @@ class Ready(NamedTuple):
     sent_before: Fraction
     damaged: list[tuple[Path, str]]
     resized: tuple[int, list[str], list[str]] | None
+    changed_code: list[str]
 
 
 class Done(NamedTuple):
@@ -107,7 +109,9 @@ def run(
         Diverged: the held-out loss, or the training loss of two records, was not finite.
 
     >>> import tempfile
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(
     ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=2
     ... )
@@ -127,11 +131,11 @@ def run(
         state = _restored_state(restored, training) if restored else first_state(training)
         begin = restored.step if restored else 0
         log = Log(folder, begin)
-        log.describe(training, command)
+        changed = log.describe(training, command)
         sent = sent_each_step(traffic(training), training.workers.axis)
         before = Fraction(restored.meta.get('sent', (sent or 0) * begin)) if restored else Fraction(0)
         damaged = restored.damaged if restored else []
-        ready = Ready(training, begin, sent, before, damaged, _resized(restored, training))
+        ready = Ready(training, begin, sent, before, damaged, _resized(restored, training), changed)
         yield Event('ready', ready)
         yield from _steps(ready, state, checkpoints, log, stop)
 
@@ -230,7 +234,9 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
     if meta is None and not path.exists():
         return
     # Checkpoints come first: experiment.json may have been edited since.
-    differ = differences(training.experiment, _experiment(meta) if meta else load(path))
+    experiment = training.experiment
+    data = meta['experiment'] if meta else read_json(path)
+    differ = differences(experiment, from_json(data, known=(type(experiment.model), type(experiment.data))))
     if differ:
         raise ExperimentError(
             f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
@@ -238,13 +244,13 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
         )
 
 
-def _experiment(meta: dict[str, Any]) -> Experiment:
-    return from_json(meta['experiment'])
+def _workers_before(meta: dict[str, Any]) -> int:
+    return int(meta['experiment']['mesh']['workers'])
 
 
 def _saved_shapes(meta: dict[str, Any], training: Training) -> State:
     """The shapes of a checkpoint's state, sharded over the present devices."""
-    workers, count = training.workers, _experiment(meta).mesh.workers
+    workers, count = training.workers, _workers_before(meta)
     if count == workers.count:
         return training.program.state
     others = {name: n for name, n in (workers.mesh.shape.items() if workers.mesh else ()) if name != workers.axis}
@@ -255,7 +261,7 @@ def _saved_shapes(meta: dict[str, Any], training: Training) -> State:
 
 def _restored_state(restored: Restored, training: Training) -> State:
     """The state of a checkpoint, for the present number of workers."""
-    before, now = _experiment(restored.meta).mesh.workers, training.workers.count
+    before, now = _workers_before(restored.meta), training.workers.count
     if training.objective is not None:
         training.objective.check_resize(before, now)
     state: State = restored.state if before == now else resized(restored.state, training.program)
@@ -265,5 +271,5 @@ def _restored_state(restored: Restored, training: Training) -> State:
 def _resized(restored: Restored | None, training: Training) -> tuple[int, list[str], list[str]] | None:
     """See `Ready.resized`."""
     averaged, split = changes(training.program.layout)
-    count = _experiment(restored.meta).mesh.workers if restored else training.workers.count
+    count = _workers_before(restored.meta) if restored else training.workers.count
     return (count, averaged, split) if (averaged or split) and count != training.workers.count else None

@@ -1,7 +1,7 @@
 """A run's folder: writes and reads the files other than checkpoints."""
 
 import ast
-import inspect
+import dataclasses
 import json
 import math
 import os
@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from jaxdist.training.experiment import Experiment, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
+from jaxdist.training.user_code import UserCode, user_code
 
 
 class Log:
@@ -61,14 +62,23 @@ class Log:
             _append(self.path, _line(record))
         return record
 
-    def describe(self, training: Training, command: str) -> None:
-        """Writes `run.json` and `experiment.json`; the commands of earlier starts are kept."""
+    def describe(self, training: Training, command: str) -> list[str]:
+        """Writes `run.json`, `experiment.json` and a copy of the user's code; the commands of earlier starts are kept.
+
+        Returns:
+            The names of files of the code that have changed since an earlier start: their former text is kept beside
+            them.
+        """
+        changed = []
         if self.writes:
             path = self.folder / 'run.json'
             before = json.loads(path.read_text()).get('commands', []) if path.exists() else []
             facts = describe(training, [*before, command], self.folder)
             _replace(path, json.dumps(facts, indent=2) + '\n')
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
+            for name, file in code_of(training.experiment).files.items():
+                changed += [name] * _copy(file, self.folder / 'code' / name)
+        return changed
 
     def conclude(self, verdicts: Mapping[str, Any]) -> None:
         """Writes the verdicts, NamedTuples by name, to `verdict.json`, if there are any."""
@@ -110,12 +120,15 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
         commands: the command lines of the run's starts.
         folder: the run's folder.
 
-    >>> from jaxdist.training.experiment import Digits, Experiment, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
     >>> from jaxdist.training.train import prepare
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> describe(prepare(small), [], Path('runs/x'))['resume']
     'jaxdist train runs/x'
     """
+    code = code_of(training.experiment)
     packages = ('jaxdist', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'commands': commands,
@@ -127,7 +140,8 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
         'processes': jax.process_count(),
         'data': training.data.facts,
         'baseline': {training.data.baseline_name: training.data.baseline},
-        'scripts': scripts(*lines(training.experiment)),
+        'scripts': code.scripts,
+        'modules': code.modules,
     }
 
 
@@ -140,19 +154,27 @@ def lines(experiment: Experiment) -> list[str]:
     return [experiment.update, *filter(None, [experiment.state_sync]), *objective_lines(experiment)]
 
 
-def scripts(*texts: str) -> list[str]:
-    """The files outside jaxdist that define calls of these lines; relative paths for those below the current folder.
+def code_of(experiment: Experiment) -> UserCode:
+    """The files outside jaxdist that define calls of the experiment's lines, its model or its data.
 
-    >>> scripts('mean(codec=int8()) | sgd(0.1)')
-    []
+    >>> code_of(Experiment()).files
+    {}
     """
-    nodes = (node for text in texts for node in ast.walk(ast.parse(text, mode='eval')))
+    nodes = (node for text in lines(experiment) for node in ast.walk(ast.parse(text, mode='eval')))
     calls = (ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call))
-    entries = [entry for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
-    files = {Path(inspect.getfile(entry.make)).resolve() for entry in entries}
-    package = Path(__file__).resolve().parents[1]
-    paths = sorted(path for path in files if package not in path.parents)
-    return [str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path) for path in paths]
+    entries = [entry.make for name in calls if isinstance(entry := registry.find(name), registry.Entry)]
+    return user_code(*entries, *_classes(experiment))
+
+
+def _classes(value: Any) -> Iterator[type]:
+    """The classes of a dataclass and of the dataclasses in it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        for field in dataclasses.fields(value):
+            yield from _classes(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            yield from _classes(entry)
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -191,6 +213,19 @@ def _replace(path: Path, text: str) -> None:
     new.unlink(missing_ok=True)
     _append(new, text)
     os.replace(new, path)
+
+
+def _copy(file: Path, to: Path) -> bool:
+    """Copies a file of code; returns whether there was another text, which is then kept in `NAME.1`, `NAME.2`, ..."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    text, former = file.read_text(), to.read_text() if to.exists() else None
+    if text == former:
+        return False
+    if former is not None:
+        taken = len(list(to.parent.glob(f'{to.name}.*')))
+        os.replace(to, to.with_name(f'{to.name}.{taken + 1}'))
+    _replace(to, text)
+    return former is not None
 
 
 def _commit() -> str | None:

@@ -73,7 +73,9 @@ def prepare(experiment: Experiment) -> Training:
         InputError: the update line, the mesh, the batch, the data or the model is invalid; the message names what
             would be valid.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> prepare(small).workers.count
     2
@@ -99,7 +101,9 @@ def prepare(experiment: Experiment) -> Training:
 def make_program(experiment: Experiment, data: Data, model: Model, workers: Workers) -> Program[State]:
     """The experiment's `init` and `step` for these workers.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), batch=8)
     >>> data = small.data.load()
     >>> make_program(small, data, small.model.build(data.task), simulated(2)).state.step.shape
@@ -133,7 +137,9 @@ def shapes(tree: Any) -> Any:
 def first_batch(training: Training) -> Batch:
     """The first step's batch, as NumPy arrays.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> first_batch(prepare(small))['y'].shape
     (8,)
@@ -145,7 +151,9 @@ def first_batch(training: Training) -> Batch:
 def first_state(training: Training) -> State:
     """The state before the first step.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> int(first_state(prepare(small)).step)
     0
@@ -158,7 +166,9 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
 
     The batch is a function of the seed and the step alone, so a run can be resumed from its state.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(
     ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=3
     ... )
@@ -181,7 +191,9 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
 def evaluate(training: Training, state: State) -> dict[str, float]:
     """The metrics over the whole held-out set, at the mean over workers of the parameters.
 
-    >>> from jaxdist.training.experiment import Digits, Mesh, Perceptron
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> training = prepare(small)
     >>> sorted(evaluate(training, first_state(training)))

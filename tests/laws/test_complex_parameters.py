@@ -92,12 +92,12 @@ def test_gradient_descent_of_a_complex_parameter_descends() -> None:
 def test_gradients_and_pullbacks_of_complex_parameters(accumulate: int) -> None:
     params, x = complex_tree(), BATCH['x'].astype(np.float64)
     expected = np.asarray(params['c'])[:, None] - (1 + 2j) * x
-    grads = jax.jit(gradients(loss, accumulate, None))(params, BATCH, KEY)[2]
+    grads = jax.jit(gradients(loss, accumulate, None))(params, (), BATCH, KEY)[2]
     np.testing.assert_allclose(grads['c'], expected.mean(1), rtol=1e-5)
 
     def pulled(params: Any) -> Any:
-        sums = lambda params, batch, key: loss(params, batch, key)[0]['loss']  # noqa: E731
-        return pullback(sums, params, BATCH, KEY, accumulate)[1](jnp.float32(0.5))
+        sums = lambda params, state, batch, key: (loss(params, batch, key)[0]['loss'], state)  # noqa: E731
+        return pullback(sums, params, (), BATCH, KEY, accumulate)[2](jnp.float32(0.5))
 
     np.testing.assert_allclose(jax.jit(pulled)(params)['c'], 0.5 * expected.sum(1), rtol=1e-5)
 

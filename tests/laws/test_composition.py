@@ -127,6 +127,7 @@ def measure(update: str, placement: Workers) -> Measured:
     for step in range(STEPS):
         state, _ = program.step(state, batch)
         middle = reloaded(state) if step == STEPS - 4 else middle
+    jax.block_until_ready(state)  # two programs with collectives at once can deadlock on emulated devices
     for _ in range(3):
         middle, _ = program.step(middle, batch)
     pairs = zip(jax.tree.leaves(middle), jax.tree.leaves(state), strict=True)

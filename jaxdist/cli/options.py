@@ -89,9 +89,27 @@ def parse(default: Options, arguments: list[str], command: str) -> Options:
     # tyro joins lines, except those that are indented.
     about = textwrap.fill(' '.join((type(default).__doc__ or '').split()), 80, subsequent_indent='  ')
     config = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(
-        type(default), default=default, args=arguments, prog=f'jaxdist {command}', description=about, config=config
-    )
+    try:
+        return tyro.cli(
+            type(default), default=default, args=arguments, prog=f'jaxdist {command}', description=about, config=config
+        )
+    except SystemExit as end:
+        if end.code:
+            _hint_at_set(arguments, getattr(default, 'experiment', None))
+        raise
+
+
+def _hint_at_set(arguments: list[str], experiment: Experiment | None) -> None:
+    """Says how arguments of the update line are changed, if one of them was given as an option."""
+    if not isinstance(experiment, Experiment) or not experiment.update:
+        return
+    for argument in arguments:
+        name, _, value = argument.removeprefix('--').partition('=')
+        for setting in line.settings_for(name, experiment.update) if argument.startswith('--') else ():
+            print(
+                f'{argument} is an argument of the update line: change it with --set {setting}={value or "..."}',
+                file=sys.stderr,
+            )
 
 
 def settled(experiment: Experiment, settings: tuple[str, ...]) -> Experiment:

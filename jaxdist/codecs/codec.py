@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdist.core.errors import InputError
+
 Shape = tuple[int, ...]
 
 
@@ -102,10 +104,18 @@ def resolve(codec: AnyCodec | None, tensors: Sequence[tuple[str, Shape]]) -> lis
         codec: the codec given to the algorithm.
         tensors: the path and the shape of each tensor.
 
+    Raises:
+        InputError: the codec is something else, such as the function that makes one.
+
     >>> exact = PerTensor(lambda tensors: [None for _ in tensors])
     >>> resolve(PerTensor(lambda tensors: [exact for _ in tensors]), [('w', (3,)), ('b', ())])
     [None, None]
     """
+    given: Any = codec
+    if not isinstance(given, Codec | Reducer | PerTensor | None):
+        name = getattr(given, '__name__', repr(given))
+        cure = f'call it, as in codec={name}()' if callable(given) else 'take one such as jaxdist.int8()'
+        raise InputError(f'codec={name} is no codec: {cure}')
     if not isinstance(codec, PerTensor):
         return [codec] * len(tensors)
     picked = codec.pick(tensors)

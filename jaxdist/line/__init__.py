@@ -8,6 +8,7 @@ from jaxdist.line.build import (
     build_value,
     check_constraint,
 )
+from jaxdist.line.field_names import settings_for
 from jaxdist.line.order import check_fits
 from jaxdist.line.reader import LineError
 from jaxdist.line.rewrite import override, spell
@@ -23,6 +24,7 @@ __all__ = [
     'check_constraint',
     'check_fits',
     'override',
+    'settings_for',
     'shorten',
     'spell',
 ]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from jaxdist.core.errors import InputError
 from jaxdist.core.registry import Kind, find, names
-from jaxdist.line.calls import Call, did_you_mean, dotted, is_constant, kind_of, transformations
+from jaxdist.line.calls import Call, dotted, is_constant, kind_of, transformations
+from jaxdist.line.field_names import keyword_hint, line_hint
 
 SYNTAX = 'transformations are joined by |, as in mean() | adamw(learning_rate=1e-3)'
 VALUES = 'a value is a number, a string, True, False, None, a tuple, a list, a dict or a call'
@@ -153,7 +154,7 @@ class Reader:
             if name in names_given:
                 raise self.error(f'{call.name} is given {name!r} twice', keyword)
             if not call.allows(name):
-                hint = did_you_mean(name, call.parameters)
+                hint = keyword_hint(name, call.parameters)
                 raise self.error(f'{call.name} has no keyword {name!r}{hint} ({call.takes})', keyword)
             names_given.append(name)
 
@@ -189,6 +190,6 @@ class Reader:
             raise self._unknown(name, node, words)
 
     def _unknown(self, name: str, node: ast.expr, words: Sequence[str] = ()) -> LineError:
-        hint = did_you_mean(name, [*words, *names()])
+        hint = line_hint(name, [*words, *names()])
         quotes = f' (a string needs quotes: {name!r})' if words else ''
         return self.error(f'{name!r} is neither registered nor in optax{hint}{quotes}', node)

@@ -1,10 +1,12 @@
 """Checks of the batch and the loss that a step is made for."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
@@ -26,7 +28,12 @@ def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
     Traceback (most recent call last):
     jaxdist.InputError: a batch of 8 examples cannot be divided among 3 workers; 6 or 9 would do
     """
-    sizes = {name: x.shape[0] if x.shape else 0 for name, x in batch.items()}
+    if not isinstance(batch, Mapping) or not batch:
+        raise InputError(
+            f"a batch is a dict of arrays [B, ...], such as {{'x': x, 'y': y}}; this one is a {type(batch).__name__}"
+            f'{"" if batch else " without entries"}'
+        )
+    sizes = {name: jnp.shape(x)[0] if jnp.shape(x) else 0 for name, x in batch.items()}
     size = next(iter(sizes.values()), 0)
     if len(set(sizes.values())) != 1 or size < 1:
         raise InputError(f'every array of a batch needs the same number of rows, 1 or more; here they have {sizes}')
@@ -39,6 +46,46 @@ def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
         sizes_text = f'{low} or {high}' if low else f'{high}'
         raise InputError(
             f'a batch of {size} examples cannot be divided among {workers} workers{parts}; {sizes_text} would do'
+        )
+
+
+def check_update(update: Any) -> None:
+    """Checks that this is an optax transformation.
+
+    Raises:
+        InputError: it is text, a function that makes a transformation, or something else.
+
+    >>> check_update('mean() | sgd(0.1)')
+    Traceback (most recent call last):
+    jaxdist.InputError: the update is the text of a line: write jaxdist.build('mean() | sgd(0.1)')
+    """
+    if isinstance(update, optax.GradientTransformation):
+        return
+    if isinstance(update, str):
+        raise InputError(f'the update is the text of a line: write jaxdist.build({update!r})')
+    if callable(update):
+        name = getattr(update, '__name__', update)
+        raise InputError(f'the update is the function {name}: call it, as in {name}(...)')
+    raise InputError(
+        'the update must be an optax transformation, as optax.chain(jaxdist.mean(), optax.adam(1e-3)) or jaxdist.build('
+        f"'mean() | adam(1e-3)'), not a {type(update).__name__}"
+    )
+
+
+def check_key(key: Any) -> None:
+    """Checks that this is one random key.
+
+    Raises:
+        InputError: it is a number, or a key of the former kind.
+
+    >>> check_key(0)
+    Traceback (most recent call last):
+    jaxdist.InputError: init takes a random key, such as jax.random.key(0), not int32[]
+    """
+    dtype = jnp.result_type(key)
+    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or jnp.shape(key):
+        raise InputError(
+            f'init takes a random key, such as jax.random.key(0), not {dtype}[{",".join(map(str, jnp.shape(key)))}]'
         )
 
 

@@ -14,7 +14,7 @@ from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import find_extra_args
-from jaxdist.core.gradient import as_seen, has_state
+from jaxdist.core.gradient import as_seen, cast_params, has_state
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout
 from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
@@ -23,7 +23,8 @@ from jaxdist.core.program import Program, build_program
 from jaxdist.core.protocol import diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
-from jaxdist.training.checking import check_batch, what_varies
+from jaxdist.training.checking import check_batch, check_key, check_update, what_varies
+from jaxdist.training.mean_loss import refuse_mean
 
 
 class State(NamedTuple):
@@ -110,6 +111,7 @@ def make_step(
     (1.5, {'loss': 3.5, 'skipped': 0.0})
     """
     check_batch(batch, workers.count, accumulate)
+    check_update(update)
     update = optax.with_extra_args_support(update)
     goal: Objective = objective or LossObjective()
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -121,7 +123,9 @@ def make_step(
     _refuse_rules_over_workers(rules, workers.axis)
     specs = meshes.specs(params, rules, workers.mesh)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
-    uneven, varies = what_varies(loss, params, values, batch, workers, goal.metric_names)
+    cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
+    uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
+    refuse_mean(loss, cast, values, batch, workers)
     goal.check(as_seen(params, values), batch, workers, accumulate)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
@@ -129,6 +133,7 @@ def make_step(
     sync = StateSync(state_sync, varies, extras.diverge, workers.axis)
 
     def first(key: jax.Array) -> State:
+        check_key(key)
         params, values = variables(init(key))
         zero = jnp.zeros((), jnp.int32)
         with sharded_as(inner_specs):

@@ -124,7 +124,7 @@ def test_a_codec_can_be_built_without_a_line() -> None:
         # Arguments.
         ('halve(bytes8(«blok»=2)) | sgd(0.1)', "bytes8 has no keyword 'blok': did you mean 'block'?"),
         ("halve(codec='é', «feedbak»=True)", "'feedback'? (it takes codec, feedback, axis)"),
-        ('adamw(«lr»=0.1)', "adamw has no keyword 'lr' (it takes learning_rate, b1, b2"),
+        ('adamw(«lr»=0.1)', "adamw has no keyword 'lr': did you mean 'learning_rate'? (it takes learning_rate, b1, b2"),
         ('halve(None, «True»)', 'halve takes 1 argument by position, and this is one more (it takes codec'),
         ('keep(1, 2, «3», 4)', 'keep takes 2 arguments by position'),
         ('careful(\t«3»)', 'careful takes no arguments by position'),

@@ -156,7 +156,7 @@ def test_sums_with_names_of_the_steps_metrics(name: str) -> None:
         ({'x': (8, 3), 'y': (9,)}, r"same number of rows, 1 or more; here they have \{'x': 8, 'y': 9\}"),
         ({'x': (0, 3), 'y': (0,)}, r"1 or more; here they have \{'x': 0, 'y': 0\}"),
         ({'x': (8, 3), 'y': ()}, r"here they have \{'x': 8, 'y': 0\}"),
-        ({}, r'here they have \{\}'),
+        ({}, 'a dict without entries'),
         ({'x': (10, 3), 'y': (10,)}, 'a batch of 10 examples cannot be divided among 4 workers; 8 or 12 would do'),
         ({'x': (3, 3), 'y': (3,)}, '3 examples cannot be divided among 4 workers; 4 would do'),
     ],

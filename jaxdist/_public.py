@@ -8,10 +8,13 @@ from jaxdist import codecs as codecs
 from jaxdist import constraints as constraints
 from jaxdist import laws as laws
 from jaxdist.core import registry
+from jaxdist.core.collectives import pvary as pvary
 from jaxdist.core.errors import InputError as InputError
 from jaxdist.core.errors import JaxdistError as JaxdistError
+from jaxdist.core.program import distribute as distribute
 from jaxdist.core.registry import algorithm as algorithm
 from jaxdist.core.registry import codec as codec
+from jaxdist.core.types import Variables as Variables
 from jaxdist.core.workers import on_mesh as on_mesh
 from jaxdist.core.workers import simulated as simulated
 from jaxdist.line import build as build
@@ -30,13 +33,16 @@ __all__ = [
     'Experiment',
     'InputError',
     'JaxdistError',
+    'Variables',
     '__version__',
     'algorithm',
     'build',
     'codec',
+    'distribute',
     'make_step',
     'means',
     'on_mesh',
+    'pvary',
     'simulated',
     *sorted(_registered),
 ]

@@ -16,6 +16,7 @@ from jaxdist.codecs._compressed_mean import Channel, CompressionState
 from jaxdist.core import collectives
 from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
+from jaxdist.core.protocol import check_local, synchronised
 
 Every = int | Callable[[jax.Array], Any]
 """Local steps from one synchronisation round to the next (H): a number, or an optax schedule of the steps taken so far.
@@ -129,6 +130,7 @@ def periodic(
         updates: Any, state: PeriodicState[State], params: Any = None, *, rejected: Any = False, **extra: Any
     ) -> tuple[Any, PeriodicState[State]]:
         require_params(name, params)
+        check_local(name, updates, channel.axis)
         own = state.own
         if local is not None:
             updates, own = local(updates, own, params, rejected=rejected, step=state.rounds.step, **extra)
@@ -144,7 +146,7 @@ def periodic(
         due, rounds = advance(state.rounds, every)
         # All workers have the same counter, so none waits alone in a collective of the round.
         moves, own, compression = when(due, synchronise, (updates, own, state.compression))
-        return moves, PeriodicState(rounds, own, compression)
+        return synchronised(name, moves), PeriodicState(rounds, own, compression)
 
     return optax.GradientTransformationExtraArgs(begin, update)
 

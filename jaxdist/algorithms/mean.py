@@ -11,6 +11,7 @@ from jaxdist.codecs._exchange import ExchangeName
 from jaxdist.codecs.codec import AnyCodec
 from jaxdist.codecs.int8 import int8
 from jaxdist.core import collectives
+from jaxdist.core.protocol import check_local
 from jaxdist.core.registry import algorithm
 
 
@@ -84,6 +85,7 @@ def mean(
         updates: optax.Updates, state: MeanState, params: Any = None, **_: Any
     ) -> tuple[optax.Updates, MeanState]:
         del params
+        check_local('mean', updates, axis, stateful=bool(feedback))
         updates, compression = compressed.mean(updates, state.compression, channel)
         return updates, MeanState(compression)
 

@@ -21,6 +21,7 @@ from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
 from jaxdist.core.parameters import check_real
+from jaxdist.core.protocol import check_local, synchronised
 from jaxdist.core.registry import algorithm
 
 
@@ -131,6 +132,7 @@ def parameter_server(
         updates: optax.Updates, state: ParameterServerState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, ParameterServerState]:
         periodic.require_params('parameter_server', params)
+        check_local('parameter_server', updates, axis)
         key, push_key, pull_key = jax.random.split(state.key, 3)
         gradient, residual = sharded.reduce_scatter(updates, state.residual, push, float(feedback or 0), push_key, axis)
         shard_updates, optimizer_state = inner.update(gradient, state.optimizer, state.served, **extra)
@@ -145,6 +147,7 @@ def parameter_server(
 
         # A line returns updates, not parameters: the difference moves every worker to what it has pulled.
         moves = lax.cond(step % (staleness + 1) == 0, fetch, wait) if staleness else fetch()
+        moves = synchronised('parameter_server', moves)
         return moves, ParameterServerState(step, served, optimizer_state, residual, key)
 
     return optax.GradientTransformationExtraArgs(init, update)

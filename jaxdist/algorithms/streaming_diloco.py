@@ -23,7 +23,7 @@ from jaxdist.core import collectives
 from jaxdist.core.conditional import when
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
-from jaxdist.core.protocol import leaves_sharded_as
+from jaxdist.core.protocol import check_local, leaves_sharded_as, synchronised
 from jaxdist.core.registry import algorithm
 
 
@@ -185,6 +185,7 @@ def streaming_diloco(
         **_: Any,
     ) -> tuple[optax.Updates, StreamingDilocoState]:
         periodic.require_params('streaming_diloco', params)
+        check_local('streaming_diloco', updates, axis)
         updates, step = periodic.mask_rejected(updates, rejected), state.step + 1
         parts = channels(params)
 
@@ -221,7 +222,7 @@ def streaming_diloco(
         after = [turn(number, *part) for number, part in enumerate(parts)]
         moves, anchors, outers, compressions, sent = zip(*after, strict=True)
         new = StreamingDilocoState(step, join(anchors), outers, join(sent) if overlap else (), compressions)
-        return join(moves), new
+        return synchronised('streaming_diloco', join(moves)), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

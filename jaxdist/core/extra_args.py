@@ -19,7 +19,7 @@ from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import gradients
 from jaxdist.core.layout import under_shard_map
 from jaxdist.core.objective import ObjectiveOutput, WorkerLoss
-from jaxdist.core.protocol import diverging_states, sharded_as
+from jaxdist.core.protocol import diverging_states, finding_layout, sharded_as
 from jaxdist.core.rule_errors import MisusedError, explained, rule_of
 from jaxdist.core.types import Batch, Params
 from jaxdist.core.workers import Workers
@@ -166,7 +166,7 @@ def find_extra_args(
 
     # A gradient without dims would be taken for a factor of the gradient.
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape or (1,), p.dtype), params)
-    with sharded_as(specs):
+    with sharded_as(specs), finding_layout():
         jax.make_jaxpr(under_shard_map(probe, workers, P(), P()))(shapes)
     return found[-1]
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdist.core import collectives
 from jaxdist.core.divergence import divergent_branches
 from jaxdist.core.errors import InputError
+from jaxdist.core.protocol import finding_layout
 from jaxdist.core.workers import Workers, abstract
 
 Init = Callable[..., Any]
@@ -84,7 +85,8 @@ def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...],
         def after(state: Any, batch: Any, layout: Layout = layout) -> Any:
             return step(unpack(state, layout), batch)[0]
 
-        new = varying(after, workers, (state_specs, P(workers.axis)), state, batch)
+        with finding_layout():
+            new = varying(after, workers, (state_specs, P(workers.axis)), state, batch)
         given: Any = jax.tree.structure(layout)
         returned: Any = jax.tree.structure(new)
         if given != returned:

@@ -10,7 +10,10 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.layout import Init, Layout, Step, find_layout, pack, packed, specs, under_shard_map, unpack
+from jaxdist.core.mesh import path_text
+from jaxdist.core.protocol import checked_synchronisation, diverging_states
 from jaxdist.core.rule_errors import explained
 from jaxdist.core.types import Params
 from jaxdist.core.workers import Workers
@@ -100,6 +103,83 @@ def update_program(
         return (params, opt_state), (updates, params)
 
     return build_program(init, step, find_layout(init, step, workers, (), gradients), workers, ())
+
+
+def distribute(
+    init: Init, step: Callable[[Any, Any], tuple[Any, Any]], batch: Any, workers: Workers, *args: Any
+) -> Program[Any]:
+    """An existing training loop's `init` and `step` as one program for all workers.
+
+    `step` is per-worker code: it gets this worker's part of the batch, and updates parameters with an algorithm in it.
+    Which leaves of the state differ between workers is read from types. Gradients must be each worker's own: take them
+    at `jaxdist.pvary(params)`.
+
+    Args:
+        init: `(*args) -> state`, any pytree, such as a flax `TrainState`.
+        step: `(state, batch) -> (state, out)`.
+        batch: the whole batch of all workers, or its shapes: a pytree of arrays [B, ...].
+        workers: the workers.
+        *args: the arguments of `init`, or their shapes.
+
+    Raises:
+        InputError: workers do not divide the batch; parameters, where the state has `params` and `opt_state`, would
+            differ between workers though nothing in `opt_state` says that they may; or see `find_layout`.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> update = optax.chain(optax.scale(-0.5))
+    >>> def step(params, batch):
+    ...     gradient = jax.grad(lambda w: jnp.mean((w - batch) ** 2))(collectives.pvary(params))
+    ...     return params - 0.5 * collectives.pmean(gradient), gradient
+    >>> program = distribute(lambda: jnp.zeros(()), step, jnp.arange(4.0), simulated(2))
+    >>> program.step(program.init(), jnp.arange(4.0))
+    (Array(1.5, dtype=float32), Array([-1., -5.], dtype=float32))
+    """
+    for path, x in jax.tree_util.tree_flatten_with_path(batch)[0]:
+        if not jnp.shape(x) or jnp.shape(x)[0] % workers.count:
+            raise InputError(
+                f'batch{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, which {workers.count} workers '
+                'cannot divide'
+            )
+
+    def first(*args: Any) -> Any:
+        # A Python number, or a weak type, would compile the step twice.
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), init(*args))
+
+    def after(state: Any, batch: Any) -> tuple[Any, Any]:
+        with checked_synchronisation() as check:
+            new, out = step(state, batch)
+            check((), getattr(new, 'opt_state', ()))
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), new), out
+
+    layout = find_layout(first, after, workers, args, batch)
+    check_divergence(layout)
+    return build_program(first, after, layout, workers, args)
+
+
+def check_divergence(layout: Any) -> None:
+    """Checks the layout of a state that has `params` and `opt_state`: whether parameters that differ are meant to.
+
+    Args:
+        layout: which leaves of the state differ between workers, from `find_layout`.
+
+    Raises:
+        InputError: they are not.
+
+    >>> from types import SimpleNamespace
+    >>> check_divergence(SimpleNamespace(params={'w': False}, opt_state=()))
+    """
+    read = layout.get if isinstance(layout, dict) else lambda name: getattr(layout, name, None)
+    params, opt_state = read('params'), read('opt_state')
+    if opt_state is None or diverging_states(opt_state):
+        return
+    names = [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(params)[0] if varies]
+    if names:
+        more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+        raise InputError(
+            f'parameter {names[0]!r}{more} would come out different on each worker: its updates vary over workers, and '
+            'nothing in the line lets workers diverge. Put mean() before the optimiser to average gradients at every '
+            'step, or average(every=...) after it to average parameters every few steps.'
+        )
 
 
 def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:

@@ -4,6 +4,8 @@
    on purpose. Without one, a line whose parameters would differ does not build.
 2. **Synchronisation**: `@algorithm(..., syncs='updates')` or `syncs='parameters'` declares what is the same on all
    workers after the algorithm. A line has one such transformation, and none follows one that synchronises parameters.
+   In a chain of optax the states tell: none may follow one with diverging workers or sharded state, unless it leaves
+   the updates as `synchronised` noted them.
 3. **Sharded state**: the property `sharded_fields` of a state lists the fields of which each worker stores a part. For
    another number of workers these are concatenated and split again; every other per-worker leaf becomes its mean.
 4. **Rejected steps**: where workers diverge, `update` is called with `rejected=`, a bool. If true, this worker's
@@ -11,17 +13,20 @@
    others.
 5. **Sharded parameters**: while an update is traced, `shard_specs` returns how parameters are sharded over the mesh's
    other axes. It is a context, since types do not have it and neither `init` nor `update` has an argument for it.
+6. **Local updates**: inside `shard_map`, `check_local` refuses a gradient that JAX has summed over workers already.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import PartitionSpec
 
 from jaxdist._former_names import STATE_PROPERTIES
+from jaxdist.core import collectives
 from jaxdist.core.deprecation import renamed_attribute
 from jaxdist.core.errors import InputError
 
@@ -112,6 +117,148 @@ def shard_specs(params: Any) -> list[PartitionSpec] | None:
             'other axes a part of the parameters cannot be averaged separately'
         )
     return leaves
+
+
+_SYNCHRONISED: ContextVar[list[tuple[str, list[Any]]] | None] = ContextVar('synchronised', default=None)
+
+
+def synchronised(name: str, updates: Any) -> Any:
+    """The updates, noted as those with which an algorithm synchronises parameters: they must be the last.
+
+    Args:
+        name: the algorithm's name.
+        updates: the updates that it returns.
+
+    Raises:
+        InputError: inside `checked_synchronisation`, another algorithm has synchronised parameters in the same update.
+
+    >>> synchronised('average', {'w': 1.0})
+    {'w': 1.0}
+    """
+    notes = _SYNCHRONISED.get()
+    if notes is not None:
+        if notes:
+            raise InputError(
+                f'{notes[0][0]} and {name} both synchronise the parameters, and what one does the other undoes: leave '
+                'one out'
+            )
+        notes.append((name, jax.tree.leaves(updates)))
+    return updates
+
+
+def harmless(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation, which may follow the synchronisation of parameters: it leaves equal parameters equal.
+
+    >>> harmless(optax.keep_params_nonnegative()).init({'w': 1.0})
+    EmptyState()
+    """
+    inner = optax.with_extra_args_support(transformation)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        after, state = inner.update(updates, state, params, **extra)
+        notes = _SYNCHRONISED.get()
+        if notes and all(a is b for a, b in zip(jax.tree.leaves(updates), notes[-1][1], strict=False)):
+            notes[-1] = (notes[-1][0], jax.tree.leaves(after))
+        return after, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+@contextmanager
+def checked_synchronisation() -> Iterator[Callable[[Any, Any], None]]:
+    """A context around one update, in which parameters may be synchronised once; yields the check of its results.
+
+    Yields:
+        `(updates, opt_state) -> None`. It raises InputError if a transformation that lets workers diverge, or shards
+        parameters over them, is followed by another one of its chain that changes the updates.
+
+    >>> with checked_synchronisation() as check:
+    ...     check(synchronised('average', {'w': jax.numpy.ones(2)}), ())
+    """
+    notes: list[tuple[str, list[Any]]] = []
+
+    def check(updates: Any, opt_state: Any) -> None:
+        names = [name for name, _ in notes]
+        leaves = [leaf for _, leaves in notes for leaf in leaves]
+        notes.clear()
+        unchanged = leaves and all(a is b for a, b in zip(jax.tree.leaves(updates), leaves, strict=False))
+        if not unchanged and (followed := _followed(opt_state)) is not None:
+            name = names[0] if names else type(getattr(followed, 'own', followed)).__name__
+            raise InputError(
+                f'{name} synchronises parameters, and a transformation after it would change them: workers would drift '
+                f'apart. Put {name} last'
+            )
+
+    token = _SYNCHRONISED.set(notes)
+    try:
+        yield check
+    finally:
+        _SYNCHRONISED.reset(token)
+
+
+def _followed(state: Any) -> Any | None:
+    """A state that synchronises parameters and is followed by another in its chain."""
+    if isinstance(state, dict) or type(state) is tuple:  # the states of a chain, in order
+        parts = list(state.values()) if isinstance(state, dict) else list(state)
+        for i, part in enumerate(parts):
+            if parts[i + 1 :] and (synchronising := _synchronising(part)):
+                return synchronising[0]
+    children = jax.tree.leaves(state, is_leaf=lambda x: x is not state)
+    return next((found for child in children if child is not state and (found := _followed(child)) is not None), None)
+
+
+def _synchronising(state: Any) -> list[Any]:
+    wanted = lambda x: diverges(x) or bool(sharded_fields(x))  # noqa: E731
+    return [node for node in jax.tree.leaves(state, is_leaf=wanted) if wanted(node)]
+
+
+_FINDING: ContextVar[bool] = ContextVar('finding', default=False)
+
+
+@contextmanager
+def finding_layout() -> Iterator[None]:
+    """A context in which `check_local` passes: values are not yet typed as varying wherever they will be.
+
+    >>> with finding_layout():
+    ...     check_local('mean', {'w': jax.numpy.ones(2)}, 'workers')
+    """
+    token = _FINDING.set(True)
+    try:
+        yield
+    finally:
+        _FINDING.reset(token)
+
+
+def check_local(name: str, updates: Any, axis: str, stateful: bool = True) -> None:
+    """Checks inside `shard_map` that updates are this worker's own, and not summed over workers already.
+
+    Args:
+        name: the algorithm's name.
+        updates: the updates that it gets.
+        axis: the worker axis.
+        stateful: whether the algorithm has state that differs between workers.
+
+    Raises:
+        InputError: no update varies over workers; or there are no types that tell, and the state would be taken for
+            replicated.
+
+    >>> check_local('mean', {'w': jax.numpy.ones(2)}, 'workers')
+    """
+    leaves = jax.tree.leaves(updates)
+    if not leaves or _FINDING.get() or not collectives.is_manual(axis):
+        return
+    if not collectives.varies(collectives.axis_index(axis), axis):
+        if stateful:
+            raise InputError(
+                f'{name} has state that differs between workers, and with check_vma=False shard_map does not know that '
+                'it does: one copy would be taken for all. Leave check_vma=False out'
+            )
+    elif not any(collectives.varies(x, axis) for x in leaves):
+        raise InputError(
+            f'{name} got updates that are the same on all workers: inside shard_map, jax.grad of a loss of replicated '
+            'parameters is summed over the workers by JAX. Take the gradient of each worker, as in '
+            'jax.grad(loss)(jaxdist.pvary(params), batch)'
+        )
 
 
 def is_spec(x: Any) -> bool:

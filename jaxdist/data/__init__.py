@@ -1,5 +1,6 @@
 """Data sets, and how their examples are divided among workers."""
 
+from jaxdist.data.arrays import from_arrays
 from jaxdist.data.census import Census
 from jaxdist.data.dataset import Data, Draw
 from jaxdist.data.division import ByLabel, Dirichlet, Division, Even, Sizes
@@ -24,4 +25,5 @@ __all__ = [
     'Sizes',
     'Table',
     'Text',
+    'from_arrays',
 ]

@@ -7,8 +7,9 @@ from typing import Any
 import optax
 
 from jaxdist.core.collectives import AXIS
+from jaxdist.core.protocol import harmless
 from jaxdist.line.calls import dotted, kind_of, transformations
-from jaxdist.line.order import check_last, check_order
+from jaxdist.line.order import HARMLESS, check_last, check_order
 from jaxdist.line.reader import LineError, Reader
 
 
@@ -177,7 +178,7 @@ class _Builder:
             # Its own conversion would drop the extra arguments of `update`.
             return optax.GradientTransformationExtraArgs(result.init, result.update)
         if isinstance(result, optax.GradientTransformation):
-            return result
+            return harmless(result) if isinstance(node, ast.Call) and dotted(node.func) in HARMLESS else result
         if callable(result):
             hint = f'give it to an optimiser, as in adamw(learning_rate={ast.unparse(node)})'
             raise self.reader.error(f'this is a schedule, not a transformation; {hint}', node)

@@ -19,8 +19,8 @@ from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout
 from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
 from jaxdist.core.objective import LossObjective, Objective, WorkerLoss
-from jaxdist.core.program import Program, build_program
-from jaxdist.core.protocol import diverging_states, sharded_as
+from jaxdist.core.program import Program, build_program, check_divergence
+from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
 from jaxdist.training.checking import check_batch, check_key, check_update, what_varies
@@ -144,8 +144,9 @@ def make_step(
         draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.axis_index(workers.axis))
 
         def apply(grads: Params, params: Params, opt_state: optax.OptState, **extra: Any) -> Any:
-            with sharded_as(inner_specs):
+            with sharded_as(inner_specs), checked_synchronisation() as check:
                 updates, opt_state = update.update(grads, opt_state, params, **extra)
+                check(updates, opt_state)
             return optax.apply_updates(params, updates), opt_state
 
         def lookahead(grads: Params) -> Params:
@@ -171,8 +172,7 @@ def make_step(
     bare = StepGuard((), False, False, False, workers.axis)
     layout = find_layout(first, functools.partial(step, bare), workers, (key,), batch)
     diverge = _workers_diverge(layout.opt_state)
-    if not diverge:
-        _refuse_divergence(layout.params)
+    check_divergence(layout)
     goal.check_layout(layout.objective, diverge)
     layout = layout._replace(skipped=guard and diverge)
     step_guard = StepGuard(layout.opt_state, diverge, guard, uneven and not goal.weighted, workers.axis)
@@ -204,17 +204,6 @@ def _workers_diverge(opt_state: Any) -> bool:
             'one out'
         )
     return bool(states)
-
-
-def _refuse_divergence(layout: Any) -> None:
-    names = [meshes.path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(layout)[0] if varies]
-    if names:
-        more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
-        raise InputError(
-            f'parameter {names[0]!r}{more} would come out different on each worker: its updates vary over workers, and '
-            'nothing in the line lets workers diverge. Put mean() before the optimiser to average gradients at every '
-            'step, or average(every=...) after it to average parameters every few steps.'
-        )
 
 
 def shared_params(state: State, layout: State) -> Params | Variables:

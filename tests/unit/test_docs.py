@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_fixtures import Jaxdist
 from sklearn import linear_model
 
-from jaxdist import line
+from jaxdist import line, means
 from jaxdist.core import registry
 from jaxdist.data import Digits
 from jaxdist.models import Perceptron
+from jaxdist.training.evaluation import collected, evaluator, metrics_of
+from jaxdist.training.step import shared_params
 
 DOCS = Path(__file__).parents[2] / 'docs'
 
@@ -22,7 +25,10 @@ def blocks(page: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', (DOCS / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize('page, file', [('your_own_algorithm.md', 'trimmed_mean.py'), ('codecs.md', 'mu_law.py')])
+@pytest.mark.parametrize(
+    'page, file',
+    [('your_own_algorithm.md', 'trimmed_mean.py'), ('codecs.md', 'mu_law.py'), ('your_model.md', 'own_net.py')],
+)
 def test_the_worked_example_on_the_page_is_the_file(page: str, file: str) -> None:
     assert blocks(page)[0] == (DOCS / 'examples' / file).read_text()
 
@@ -59,6 +65,44 @@ def test_the_worked_example_of_a_line_search_fits_a_regression() -> None:
     space: dict[str, Any] = {}
     exec(blocks('update_line.md')[0], space)
     np.testing.assert_allclose(space['state'].params, [1.0, -2.0, 3.0], atol=1e-4)
+
+
+def test_the_page_on_models_of_ones_own_runs() -> None:
+    """A script, a `TrainState` loop that fits a regression, and a model with one more metric."""
+    script: dict[str, Any] = {}
+    loop: dict[str, Any] = {}
+    metric: dict[str, Any] = {}
+    exec(blocks('your_model.md')[2], script)
+    assert means(script['metrics'])['loss'] < 0.5
+    exec(blocks('your_model.md')[3], loop)
+    np.testing.assert_allclose(loop['state'].params['kernel'][:, 0], [1, -2, 3], atol=0.02)
+    exec(blocks('your_model.md')[1], metric)
+    model = metric['with_macro_f1'](script['model'], 2)
+    out = evaluator(model)(shared_params(script['state'], script['program'].layout), weighted(script['draw']()))
+    assert 0.5 < metrics_of(collected([(out, weighted(script['draw']()))]), model.metrics)['macro_f1'] <= 1
+
+
+def weighted(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, 'weight': np.ones(len(batch['y']), np.float32)}
+
+
+def test_every_line_of_the_page_on_models_of_ones_own_can_be_built() -> None:
+    page = (DOCS / 'your_model.md').read_text().replace('\\|', '¦')
+    rows = [row.split('|')[2] for row in re.findall(r'^\|.*\|$', page, re.MULTILINE)]
+    texts = [code.replace('¦', '|') for row in rows for code in re.findall('`(.*?)`', row) if '(' in code]
+    lines = [text for text in texts if line.calls.find(text.partition('(')[0])]
+    assert len(lines) > 12
+    for text in lines:
+        line.build(text)
+
+
+@pytest.mark.slow
+def test_the_config_of_the_page_trains(jaxdist: Jaxdist) -> None:
+    options = ['--run', 'runs/a', '--model.width', '16', '--update', 'adamw(1e-2) | average(every=10)', '--steps', '60']
+    code, out, err = jaxdist('train', str(DOCS / 'examples' / 'own_net.py'), *options)
+    assert code == 0, err
+    assert 'held-out: accuracy 0.' in out
+    assert Path('runs/a/code/own_net.py').exists()
 
 
 def in_first_column(page: str) -> list[str]:

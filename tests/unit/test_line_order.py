@@ -71,5 +71,5 @@ def test_two_synchronisations_in_a_chain_of_optax() -> None:
     update = optax.chain(optax.sgd(0.1), jaxdist.average(every=2), jaxdist.diloco(every=4, outer=optax.sgd(1.0)))
     batch = {'x': jnp.ones((2, 3))}
     loss = lambda p, b, key: ({'loss': jnp.sum(p * b['x'])}, 1.0)  # noqa: E731
-    with pytest.raises(ValueError, match='AverageState and DilocoState both synchronise the parameters'):
+    with pytest.raises(ValueError, match='average and diloco both synchronise the parameters'):
         make_step(loss, lambda key: jnp.zeros(3), update, batch, workers.simulated(2))

@@ -46,7 +46,7 @@ def mask(params: dict, least: float) -> dict:
 def accuracy(params: dict, training: Training) -> float:
     """Held-out accuracy, %."""
     each = [jax.device_get(training.score(params, training.put(b))) for b in training.data.held_out(256)]
-    return 100 * float(sum(sums['accuracy'] for sums, _ in each) / sum(count for _, count in each))
+    return 100 * float(sum(sums['accuracy'] for sums, _, _ in each) / sum(count for _, count, _ in each))
 
 
 def fine_tuned(params: dict, keep: dict, training: Training) -> dict:

@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> None:
     for entry in entries.chosen(chosen.names, entries.every()):
         for line, results in check_entry(entry, chosen.workers, chosen.seed).items():
             console.print('\n'.join([escape(line), *map(_text, results)]))
+            if not entry.examples[line]:
+                console.print('  [yellow]claims nothing[/]: give the example a law that says what it does')
             broken += sum(bool(result.problem) for result in results)
     if broken:
         console.print(f'[red]{broken} {"law is" if broken == 1 else "laws are"} broken[/]')

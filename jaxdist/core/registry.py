@@ -213,6 +213,8 @@ def _register(
         name = make.__name__
         if not examples:
             raise InputError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
+        for line, claims in examples.items():
+            _check_claims(name, line, claims)
         _check_name(name, kind, make.__module__)
         for parameter in inspect.signature(make).parameters.values():
             _check_parameter(name, parameter)
@@ -229,6 +231,18 @@ def _check_name(name: str, kind: Kind, module: str) -> None:
     # The same module may register a name again, because it may be reloaded.
     if entry and (entry.kind, entry.make.__module__) != (kind, module):
         raise InputError(f'{kind} {name!r} of {module}: the {entry.kind} of {entry.make.__module__} has that name')
+
+
+def _check_claims(name: str, line: str, claims: Any) -> None:
+    if hasattr(claims, 'check'):  # a law is a tuple itself
+        raise InputError(f'{name}: the claims of {line!r} are one law; write (law,) with a comma')
+    if not isinstance(claims, tuple | list):
+        raise InputError(f'{name}: the claims of {line!r} must be a tuple of laws, not a {type(claims).__name__}')
+    for law in claims:
+        if not callable(getattr(law, 'check', None)) or isinstance(law, type):
+            what = getattr(law, '__name__', repr(law))
+            cure = f': call it, as in laws.{what}()' if callable(law) else ''
+            raise InputError(f'{name}: {what} among the claims of {line!r} is no law{cure}')
 
 
 def _check_parameter(name: str, parameter: inspect.Parameter) -> None:

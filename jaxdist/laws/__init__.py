@@ -26,6 +26,8 @@ from jaxdist.laws.codecs import idempotent as idempotent
 from jaxdist.laws.codecs import takes as takes
 from jaxdist.laws.codecs import unbiased_codec as unbiased_codec
 from jaxdist.laws.codecs import universal_codec as universal_codec
+from jaxdist.laws.declarations import declares as declares
+from jaxdist.laws.declarations import rejects as rejects
 from jaxdist.laws.law import Law as Law
 from jaxdist.laws.law import LawBroken as LawBroken
 from jaxdist.laws.law import LawResult as LawResult

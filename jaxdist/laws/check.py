@@ -1,5 +1,6 @@
 """Checks an algorithm or a codec against all its laws: the universal ones and those that it claims."""
 
+import ast
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,9 +9,11 @@ import optax
 from jaxdist import line as lines
 from jaxdist.core.registry import Entry
 from jaxdist.laws.codecs import CodecTrial, universal_codec
+from jaxdist.laws.declarations import declares
 from jaxdist.laws.law import Law, LawResult, check_law
 from jaxdist.laws.trial import Trial
 from jaxdist.laws.universal import universal
+from jaxdist.line.calls import dotted, transformations
 
 
 def check(
@@ -36,6 +39,8 @@ def check(
 
 def check_entry(entry: Entry, workers: int = 4, seed: int = 0) -> dict[str, list[LawResult]]:
     """The results for each example line of a registered algorithm or codec.
+
+    Claims that are for any number of workers are checked with one worker less too.
 
     Args:
         entry: the registered algorithm or codec.
@@ -64,4 +69,18 @@ def _results(entry: Entry, line: str, claims: tuple[Law, ...], workers: int, see
     if entry.kind == 'codec':
         codec_trial = CodecTrial(lines.build_codec(line), seed=seed)
         return [check_law(law, codec_trial) for law in (*universal_codec(), *claims)]
-    return check(lines.build(line), claims, count_for(claims, workers), seed=seed)
+    update, count = lines.build(line), count_for(claims, workers)
+    results = check(update, (*_declared(entry, line), *claims), count, seed=seed)
+    if count == workers and workers > 1:
+        fewer = Trial(update, workers - 1, seed=seed)
+        again = [check_law(law, fewer) for law in claims]
+        words = f'{workers - 1} worker{"" if workers == 2 else "s"}'
+        results += [LawResult(f'{result.law}, {words}', result.problem) for result in again]
+    return results
+
+
+def _declared(entry: Entry, line: str) -> tuple[Law, ...]:
+    """The law on what the algorithm declares, for a line that has no other transformation."""
+    (first, *more) = transformations(ast.parse(line, mode='eval').body)
+    alone = not more and isinstance(first, ast.Call) and dotted(first.func) == entry.name
+    return (declares(entry.syncs),) if alone else ()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist import ledger
+from jaxdist.laws.declarations import rejects
 from jaxdist.laws.law import Law, LawBroken, close, same_bits, to_numpy
 from jaxdist.laws.trial import Trial
 
@@ -17,7 +18,7 @@ def universal() -> tuple[Law, ...]:
 
     >>> [law.name for law in universal()]
     ['simulated equals a mesh', 'pure', 'traced once', 'state type is a fixed point', 'resumes bit for bit',
-     'traced bytes equal compiled bytes']
+     'traced bytes equal compiled bytes', 'a rejected step has no effect']
     """
     return (
         Law('simulated equals a mesh', _simulated_equals_mesh),
@@ -26,6 +27,7 @@ def universal() -> tuple[Law, ...]:
         Law('state type is a fixed point', _fixed_point),
         Law('resumes bit for bit', _resumes),
         Law('traced bytes equal compiled bytes', _traced_bytes),
+        rejects(),
     )
 
 

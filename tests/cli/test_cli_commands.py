@@ -118,9 +118,9 @@ def test_a_user_defined_algorithm(jaxdist: Jaxdist) -> None:
     with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # as in a new process, where it is not registered
         assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
     Path('own.py').unlink()
-    assert (
-        'own.py, which defines an algorithm of the run in runs/own-1, is missing' in jaxdist('train', 'runs/own-1').err
-    )
+    Path('runs/own-1/code/own.py').unlink()
+    missing = 'own.py, which defines a part of the run, is missing in runs/own-1/code'
+    assert missing in jaxdist('train', 'runs/own-1').err
     assert list(losses(Path('runs/own-1')).values()) == pytest.approx(list(losses(Path('runs/small-1')).values()))
 
 
@@ -135,7 +135,7 @@ from jaxdist.core import collectives
 from jaxdist.core.registry import algorithm
 
 
-@algorithm(paper='none', examples={'summed()': (laws.agrees(), laws.exact_mean())})
+@algorithm(paper='none', examples={'summed()': (laws.agrees(), laws.exact_mean())}, syncs='updates')
 def summed(axis=collectives.AXIS):
     'Sums where it should average.'
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: collectives.psum(u, axis), updates))
@@ -154,7 +154,9 @@ def test_laws_of_a_file(jaxdist: Jaxdist) -> None:
         code, out, _ = jaxdist('laws', 'bad.py', '--workers', '2')
     assert code == 1
     assert '  holds   workers agree bit for bit' in out
+    assert '  holds   declares syncs=' in out
     assert '  broken  exact mean: ' in out
+    assert '  holds   exact mean, 1 worker' in out
     assert out.splitlines()[-1] == '1 law is broken'
 
 

@@ -276,7 +276,7 @@ def test_an_error_breaks_the_law_and_is_reported() -> None:
 def test_check_returns_universal_laws_then_claims() -> None:
     results = check(CORRECT, [laws.exact_mean(), laws.delays(1)], workers=2, shapes=SMALL)
     assert [result.law for result in results] == [*(law.name for law in laws.universal()), 'exact mean', 'delays by 1']
-    assert [bool(result.problem) for result in results] == [False] * 7 + [True]
+    assert [bool(result.problem) for result in results] == [False] * 8 + [True]
 
 
 def test_check_entry_checks_each_example() -> None:
@@ -292,5 +292,5 @@ def test_check_entry_checks_each_example() -> None:
         (results,) = check_entry(registry.algorithms()['mine'], workers=2).values()
         (codec,) = check_entry(registry.codecs()['bare']).values()
     assert [result for result in results if result.problem] == []
-    assert results[-1].law == 'sends nothing'
+    assert [result.law for result in results[-3:]] == ["declares syncs=''", 'sends nothing', 'sends nothing, 1 worker']
     assert [result.law for result in codec if result.problem] == ['takes the bytes of its formula']

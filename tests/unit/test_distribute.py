@@ -50,7 +50,12 @@ def distributed(tx: Any, where: str, step: Any = train_step) -> Any:
 
 @pytest.mark.parametrize('where', PLACES)
 @pytest.mark.parametrize(
-    'text', ['mean() | adam(0.1)', 'mean(codec=int8(), feedback=True) | adam(0.1)', 'adam(0.1) | average(every=2)']
+    'text',
+    [
+        pytest.param('mean() | adam(0.1)', marks=pytest.mark.slow),
+        'mean(codec=int8(), feedback=True) | adam(0.1)',
+        pytest.param('adam(0.1) | average(every=2)', marks=pytest.mark.slow),
+    ],
 )
 def test_a_train_state_trains_as_with_make_step(text: str, where: str) -> None:
     """Parameters and the whole state of the optimiser."""
@@ -149,7 +154,9 @@ LOCAL = [
 ]
 
 
-@pytest.mark.parametrize('text', LOCAL)
+@pytest.mark.parametrize(
+    'text', [pytest.param(text, marks=[pytest.mark.slow] * (i % 5 > 0)) for i, text in enumerate(LOCAL)]
+)
 @pytest.mark.parametrize('last', [SGD, optax.clip(0.01), optax.named_chain(('a', optax.scale(2.0)))])
 def test_nothing_follows_what_synchronises_parameters(text: str, last: Any) -> None:
     update = optax.chain(build(text), last)

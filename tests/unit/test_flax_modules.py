@@ -139,7 +139,7 @@ def close(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize('kind', MODELS)
-@pytest.mark.parametrize('local', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('local', [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize('count', [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_it_trains_like_a_loop_by_hand(kind: str, local: bool, count: int) -> None:
     make, by_hand = MODELS[kind]
@@ -150,6 +150,7 @@ def test_it_trains_like_a_loop_by_hand(kind: str, local: bool, count: int) -> No
         close(ours.state if kind == 'nnx' else ours.state['batch_stats'], stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', MODELS)
 def test_synchronised_statistics_are_those_of_one_worker(kind: str) -> None:
     make, by_hand = MODELS[kind]
@@ -161,6 +162,7 @@ def test_synchronised_statistics_are_those_of_one_worker(kind: str) -> None:
         assert not any(jax.tree.leaves(program.layout.model.values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', MODELS)
 def test_dropout_is_drawn_anew_and_off_in_evaluation(kind: str) -> None:
     model, batch = MODELS[kind][0](drop=0.5), batches()[0]

@@ -17,7 +17,7 @@ from jaxdist.training.resize import changes, resized
 from jaxdist.training.step import shared_params
 
 W, ROWS, STEPS, RATE, KEEP = 4, 24, 7, 0.1, 0.75
-PLACES = ('simulated', 'mesh')
+PLACES = ('simulated', pytest.param('mesh', marks=pytest.mark.slow))
 
 
 def init(key: jax.Array) -> Variables:
@@ -134,7 +134,7 @@ def test_it_goes_from_part_to_part_of_a_batch(update: str, means: str, where: st
 @pytest.mark.parametrize(
     'update, sync, means', [(SYNC, None, 'mean'), (LOCAL, None, 'own'), (LOCAL, 'average(every=3)', 3)]
 )
-@pytest.mark.parametrize('name', ['x', 'y'])
+@pytest.mark.parametrize('name', [pytest.param('x', marks=pytest.mark.slow), 'y'])
 def test_a_rejected_step_leaves_it(update: str, sync: str | None, means: Any, where: str, name: str) -> None:
     """At step 2, a round of local training, worker 1 has a value that is not finite."""
     given = [dict(batch) for batch in batches()]
@@ -162,7 +162,7 @@ def test_a_state_that_is_not_finite_rejects_the_step() -> None:
 
 
 @pytest.mark.parametrize('where', PLACES)
-@pytest.mark.parametrize('count', [1, 2, 4])
+@pytest.mark.parametrize('count', [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_synchronised_batch_statistics_are_those_of_the_whole_batch(where: str, count: int) -> None:
     axis = 'workers'
     ours = make_step(functools.partial(loss, axis=axis), init, build(SYNC), batches()[0], place(where, count))
@@ -193,7 +193,7 @@ def test_the_gradient_passes_through_the_statistics_of_all_workers() -> None:
     whole = lambda p: scaled(Variables(p, {}), batches()[0], jax.random.key(0))[0]['loss'] / ROWS  # noqa: E731
     params = init(jax.random.key(0)).params
     expected = jax.grad(whole)(params)
-    for where in PLACES:
+    for where in ('simulated', 'mesh'):
         parts = functools.partial(scaled, axis='workers')
         built = make_step(parts, init, build('mean() | sgd(1.0)'), batches()[0], place(where, W))
         state, _ = built.step(built.init(jax.random.key(0)), batches()[0])
@@ -201,14 +201,17 @@ def test_the_gradient_passes_through_the_statistics_of_all_workers() -> None:
             np.testing.assert_allclose(params[name] - state.params[name], g, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('order', ['alternating', 'primal_first', 'extragradient'])
-@pytest.mark.parametrize('accumulate', [1, 3])
+@pytest.mark.parametrize(
+    'order',
+    ['alternating', *(pytest.param(each, marks=pytest.mark.slow) for each in ('primal_first', 'extragradient'))],
+)
+@pytest.mark.parametrize('accumulate', [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_under_constraints_it_is_that_of_the_loss(order: Any, accumulate: int) -> None:
     """Measures of data see the state, measures of parameters the parameters."""
     seen = inequality('seen', lambda v, b: (v.params['w'] @ v.state['mean']) * jnp.ones(len(b['y'])), over='mean')
     small = inequality('small', lambda p: p['w'] @ p['w'], bound=100.0)
     objective = LagrangianObjective((seen, small), optax.sgd(0.1), order=order)
-    for where in PLACES:
+    for where in ('simulated', 'mesh'):
         state, _ = trained(SYNC, where, None, accumulate=accumulate, objective=objective)
         _, running, count = reference('mean', local=False, parts=accumulate)
         np.testing.assert_allclose(state.model.values['mean'], running[0], rtol=1e-5)
@@ -244,7 +247,7 @@ def test_a_random_key_may_be_part_of_it() -> None:
         value = jnp.sum(variables.params['w'] * jax.random.normal(draw, (3,))) * batch['y'].sum()
         return {'loss': value}, jnp.float32(len(batch['y'])), {'key': key}
 
-    for where in PLACES:
+    for where in ('simulated', 'mesh'):
         built = make_step(noisy, with_key, build(SYNC), batches()[0], place(where, W))
         state, _ = built.step(built.init(jax.random.key(0)), batches()[0])
         assert bool((state.model.values['key'] == jax.random.split(jax.random.key(0))[0]).all())

@@ -9,6 +9,9 @@ import pytest
 
 from jaxdist.core.registry import algorithm, algorithms, codec, codecs, find, names
 from jaxdist.core.spelling import nearest
+from jaxdist.laws import Law
+
+CLAIM = Law('claim', print)
 
 
 def halve(codec: Any = None, *, limit: float = float('inf')) -> optax.GradientTransformation:
@@ -32,7 +35,7 @@ def plain(block: int = 256) -> int:
 def fixtures() -> Iterator[None]:
     """Replaces the registry by two algorithms and a codec during a test."""
     with mock.patch.dict('jaxdist.core.registry._ENTRIES', clear=True):
-        assert algorithm(paper='none', examples={'halve()': ('claim',)})(halve) is halve
+        assert algorithm(paper='none', examples={'halve()': (CLAIM,)})(halve) is halve
         assert algorithm(paper='other', examples={'double()': ()})(double) is double
         assert codec(paper='none', examples={'plain()': ()})(plain) is plain
         yield
@@ -41,7 +44,7 @@ def fixtures() -> Iterator[None]:
 def test_the_entry_of_a_registered_function() -> None:
     entry = algorithms()['halve']
     assert (entry.name, entry.kind, entry.make, entry.paper) == ('halve', 'algorithm', halve, 'none')
-    assert entry.examples == {'halve()': ('claim',)}
+    assert entry.examples == {'halve()': (CLAIM,)}
     assert entry.summary == 'Halves every update.'
     assert algorithms()['double'].summary == ''
 

@@ -137,6 +137,7 @@ def test_help_and_suggestions_are_of_its_fields(own: Jaxdist) -> None:
     assert (code, '--model.sizes.width' in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_stopped(own: Jaxdist) -> None:
     code, _, err = own('compare', 'mine/own.py', '--out', 'out')
     assert code == 0, err
@@ -148,6 +149,7 @@ def test_a_comparison_goes_on_where_it_stopped(own: Jaxdist) -> None:
     assert result.exists()
 
 
+@pytest.mark.slow
 def test_code_that_has_changed_is_named_and_kept(own: Jaxdist) -> None:
     own('train', 'mine/own.py', '--run', 'runs/a')
     with Path('mine/own.py').open('a') as file:
@@ -158,6 +160,7 @@ def test_code_that_has_changed_is_named_and_kept(own: Jaxdist) -> None:
     assert Path('runs/a/code/own.py.1').read_text() == CONFIG
 
 
+@pytest.mark.slow
 def test_missing_code_is_named(own: Jaxdist) -> None:
     own('train', 'mine/own.py', '--run', 'runs/a')
     Path('runs/a/code/own_nets.py').unlink()

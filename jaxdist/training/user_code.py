@@ -146,6 +146,8 @@ def user_code(*things: Any) -> UserCode:
             is_script = thing.__module__.startswith(SCRIPT) or thing.__module__ == '__main__'
             (scripts if is_script else modules).add(name)
             roots.add(_root(_file(sys.modules[thing.__module__])))
+    if not roots:
+        return UserCode([], [], {})
     loaded = [
         file for module in list(sys.modules.values()) if (file := _file(module)) is not None and file.suffix == '.py'
     ]

@@ -104,6 +104,7 @@ def test_the_config_of_the_page_trains(jaxdist: Jaxdist) -> None:
     assert code == 0, err
     assert 'held-out: accuracy 0.' in out
     assert Path('runs/a/code/own_net.py').exists()
+    assert 'model state' in jaxdist('plan', 'runs/a').out
 
 
 def in_first_column(page: str) -> list[str]:

@@ -88,6 +88,7 @@ def own(jaxdist: Jaxdist, monkeypatch: pytest.MonkeyPatch) -> Jaxdist:
     return jaxdist
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_repeated_and_planned_from_its_folder(own: Jaxdist) -> None:
     code, _, err = own('train', 'mine/own.py', '--run', 'runs/a', '--model.sizes.width', '5')
     assert code == 0, err

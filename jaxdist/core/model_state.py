@@ -10,7 +10,7 @@ from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import has_state
 from jaxdist.core.mesh import path_text
-from jaxdist.core.parameters import as_params
+from jaxdist.core.parameters import as_array, as_params
 from jaxdist.core.types import Params, Variables
 
 
@@ -94,7 +94,7 @@ def variables(init: Any) -> tuple[Params, Any]:
         return as_params(init), ()
     if not has_state(init.state):
         raise InputError('init returned Variables with the state (): return the parameters alone, or a dict of arrays')
-    return as_params(init.params), jax.tree_util.tree_map_with_path(_as_array, init.state)
+    return as_params(init.params), jax.tree_util.tree_map_with_path(_as_value, init.state)
 
 
 def values_of(state: Any) -> Any:
@@ -153,15 +153,8 @@ def _shared(x: jax.Array) -> jax.Array:
     return x[0] if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.max(x, 0)
 
 
-def _as_array(path: Any, leaf: Any) -> jax.Array:
-    try:
-        array = jnp.asarray(leaf)
-    except TypeError:
-        raise InputError(
-            f'the model state {path_text(path)!r} is of type {type(leaf).__name__}, and must be an array: keep names '
-            'and settings out of what init returns'
-        ) from None
-    return jnp.asarray(array, array.dtype)  # a weak type would compile the step twice
+def _as_value(path: Any, leaf: Any) -> jax.Array:
+    return as_array(f'the model state {path_text(path)!r}', leaf)
 
 
 def _is_number(x: Any) -> bool:

@@ -27,7 +27,7 @@ def as_params(tree: Any) -> Params:
     Write 1.0 for the number 1, and keep counters and frozen tables out of the parameters: let the loss close over them,
     or put them in the batch
     """
-    params = jax.tree_util.tree_map_with_path(_as_array, tree)
+    params = jax.tree_util.tree_map_with_path(_as_param, tree)
     if not any(p.size for p in jax.tree.leaves(params)):
         raise InputError(
             f'there is nothing to train: init must return a pytree of arrays with one entry or more, such as '
@@ -36,14 +36,33 @@ def as_params(tree: Any) -> Params:
     return params
 
 
-def _as_array(path: Any, leaf: Any) -> jax.Array:
+def as_array(name: str, leaf: Any) -> jax.Array:
+    """A leaf of what `init` returns as an array without a weak type, which would compile the step twice.
+
+    Args:
+        name: the leaf in words, for the error message.
+        leaf: an array or a number.
+
+    Raises:
+        InputError: it is something else.
+
+    >>> as_array("the model state 'n'", 'text')
+    Traceback (most recent call last):
+    jaxdist.InputError: the model state 'n' is of type str, and must be an array of numbers: keep names and settings out
+    of what init returns, and register a class that stores arrays as a pytree
+    """
     try:
         array = jnp.asarray(leaf)
     except TypeError:
         raise InputError(
-            f'{_named(path)} is of type {type(leaf).__name__}, and parameters are arrays of numbers: keep names and '
-            'settings out of what init returns, and register a class that stores arrays as a pytree'
+            f'{name} is of type {type(leaf).__name__}, and must be an array of numbers: keep names and settings out of '
+            'what init returns, and register a class that stores arrays as a pytree'
         ) from None
+    return jnp.asarray(array, array.dtype)
+
+
+def _as_param(path: Any, leaf: Any) -> jax.Array:
+    array = as_array(_named(path), leaf)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise InputError(
             f'{_named(path)} is {array.dtype}, and parameters are real or complex numbers, which have gradients. Write '
@@ -55,7 +74,7 @@ def _as_array(path: Any, leaf: Any) -> jax.Array:
             f'{_named(path)} is {array.dtype}, which JAX does not add to other dtypes: store it in bfloat16, and cast '
             'it in the loss'
         )
-    return jnp.asarray(array, array.dtype)  # a weak type would compile the step twice
+    return array
 
 
 def check_real(user: str, params: Params, cure: str) -> None:

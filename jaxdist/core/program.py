@@ -148,7 +148,7 @@ def distribute(
     def after(state: Any, batch: Any) -> tuple[Any, Any]:
         with checked_synchronisation() as check:
             new, out = step(state, batch)
-            check((), getattr(new, 'opt_state', ()))
+            check(_part(new, 'opt_state') or ())
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), new), out
 
     layout = find_layout(first, after, workers, args, batch)
@@ -168,8 +168,7 @@ def check_divergence(layout: Any) -> None:
     >>> from types import SimpleNamespace
     >>> check_divergence(SimpleNamespace(params={'w': False}, opt_state=()))
     """
-    read = layout.get if isinstance(layout, dict) else lambda name: getattr(layout, name, None)
-    params, opt_state = read('params'), read('opt_state')
+    params, opt_state = _part(layout, 'params'), _part(layout, 'opt_state')
     if opt_state is None or diverging_states(opt_state):
         return
     names = [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(params)[0] if varies]
@@ -180,6 +179,11 @@ def check_divergence(layout: Any) -> None:
             'nothing in the line lets workers diverge. Put mean() before the optimiser to average gradients at every '
             'step, or average(every=...) after it to average parameters every few steps.'
         )
+
+
+def _part(state: Any, name: str) -> Any:
+    """A part of a state that is a dict or has attributes; None if it has no such part."""
+    return state.get(name) if isinstance(state, dict) else getattr(state, name, None)
 
 
 def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...]) -> Program[Any]:

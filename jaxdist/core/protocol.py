@@ -16,6 +16,7 @@
 6. **Local updates**: inside `shard_map`, `check_local` refuses a gradient that JAX has summed over workers already.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -129,19 +130,11 @@ def synchronised(name: str, updates: Any) -> Any:
         name: the algorithm's name.
         updates: the updates that it returns.
 
-    Raises:
-        InputError: inside `checked_synchronisation`, another algorithm has synchronised parameters in the same update.
-
     >>> synchronised('average', {'w': 1.0})
     {'w': 1.0}
     """
     notes = _SYNCHRONISED.get()
     if notes is not None:
-        if notes:
-            raise InputError(
-                f'{notes[0][0]} and {name} both synchronise the parameters, and what one does the other undoes: leave '
-                'one out'
-            )
         notes.append((name, jax.tree.leaves(updates)))
     return updates
 
@@ -165,28 +158,35 @@ def harmless(transformation: optax.GradientTransformation) -> optax.GradientTran
 
 
 @contextmanager
-def checked_synchronisation() -> Iterator[Callable[[Any, Any], None]]:
+def checked_synchronisation() -> Iterator[Callable[..., None]]:
     """A context around one update, in which parameters may be synchronised once; yields the check of its results.
 
     Yields:
-        `(updates, opt_state) -> None`. It raises InputError if a transformation that lets workers diverge, or shards
-        parameters over them, is followed by another one of its chain that changes the updates.
+        `(opt_state, updates=None) -> None`. It raises InputError if two transformations synchronise parameters, or if
+        one is followed by another of its chain, unless the updates are those that it returned.
 
     >>> with checked_synchronisation() as check:
-    ...     check(synchronised('average', {'w': jax.numpy.ones(2)}), ())
+    ...     check((), synchronised('average', {'w': jax.numpy.ones(2)}))
     """
     notes: list[tuple[str, list[Any]]] = []
 
-    def check(updates: Any, opt_state: Any) -> None:
-        names = [name for name, _ in notes]
-        leaves = [leaf for _, leaves in notes for leaf in leaves]
+    def check(opt_state: Any, updates: Any = None) -> None:
+        states = synchronising_states(opt_state)
+        # Periodic algorithms share one state type: the one inside names the algorithm, if it has noted no name.
+        names = [name for name, _ in notes] or [type(getattr(state, 'own', state)).__name__ for state in states]
+        noted = [leaf for _, leaves in notes for leaf in leaves]
         notes.clear()
-        unchanged = leaves and all(a is b for a, b in zip(jax.tree.leaves(updates), leaves, strict=False))
-        if not unchanged and (followed := _followed(opt_state)) is not None:
-            name = names[0] if names else type(getattr(followed, 'own', followed)).__name__
+        if len(states) > 1:
             raise InputError(
-                f'{name} synchronises parameters, and a transformation after it would change them: workers would drift '
-                f'apart. Put {name} last'
+                f'{names[0]} and {names[-1]} both synchronise the parameters, and what one does the other undoes: '
+                'leave one out'
+            )
+        final = jax.tree.leaves(updates)
+        unchanged = bool(noted) and len(final) == len(noted) and all(map(operator.is_, final, noted))
+        if not unchanged and _is_followed(opt_state):
+            raise InputError(
+                f'{names[0]} synchronises parameters, and a transformation after it would change them: workers would '
+                f'drift apart. Put {names[0]} last'
             )
 
     token = _SYNCHRONISED.set(notes)
@@ -196,20 +196,25 @@ def checked_synchronisation() -> Iterator[Callable[[Any, Any], None]]:
         _SYNCHRONISED.reset(token)
 
 
-def _followed(state: Any) -> Any | None:
-    """A state that synchronises parameters and is followed by another in its chain."""
-    if isinstance(state, dict) or type(state) is tuple:  # the states of a chain, in order
-        parts = list(state.values()) if isinstance(state, dict) else list(state)
-        for i, part in enumerate(parts):
-            if parts[i + 1 :] and (synchronising := _synchronising(part)):
-                return synchronising[0]
-    children = jax.tree.leaves(state, is_leaf=lambda x: x is not state)
-    return next((found for child in children if child is not state and (found := _followed(child)) is not None), None)
+def synchronising_states(opt_state: Any) -> list[Any]:
+    """The nodes of an optimiser state of algorithms that synchronise parameters: of diverging workers, or sharded.
 
-
-def _synchronising(state: Any) -> list[Any]:
+    >>> synchronising_states(({'mu': 0.0},))
+    []
+    """
     wanted = lambda x: diverges(x) or bool(sharded_fields(x))  # noqa: E731
-    return [node for node in jax.tree.leaves(state, is_leaf=wanted) if wanted(node)]
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=wanted) if wanted(node)]
+
+
+def _is_followed(state: Any) -> bool:
+    """Whether a state that synchronises parameters is followed by another in its chain: a tuple, or a dict by name."""
+    if isinstance(state, dict) or type(state) is tuple:
+        parts = list(state.values()) if isinstance(state, dict) else list(state)
+        return any(synchronising_states(part) for part in parts[:-1]) or any(map(_is_followed, parts))
+    # In a wrapper's state a dict has one entry for each group of parameters, not one for each step of a chain.
+    fields = [getattr(state, name) for name in getattr(state, '_fields', ())]
+    groups = [part for x in fields for part in (x.values() if isinstance(x, dict) else [x])]
+    return any(map(_is_followed, groups))
 
 
 _FINDING: ContextVar[bool] = ContextVar('finding', default=False)

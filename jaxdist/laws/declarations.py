@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxdist.core import collectives
-from jaxdist.core.protocol import diverging_states, sharded_fields
+from jaxdist.core.protocol import diverging_states, synchronising_states
 from jaxdist.core.registry import Syncs
 from jaxdist.laws.law import Law, LawBroken, same_bits
 from jaxdist.laws.trial import Trial
@@ -29,10 +29,9 @@ def declares(syncs: Syncs) -> Law:
     """
 
     def check(trial: Trial) -> None:
-        _, opt_state = trial.simulated.layout
-        nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: bool(sharded_fields(x)))
-        moves = diverging_states(opt_state) or any(sharded_fields(node) for node in nodes)
-        actual: Syncs = 'parameters' if moves else ('' if _any(trial.simulated.layout[0]) else 'updates')
+        params, opt_state = trial.simulated.layout
+        of_updates: Syncs = '' if any(jax.tree.leaves(params)) else 'updates'
+        actual: Syncs = 'parameters' if synchronising_states(opt_state) else of_updates
         if actual != syncs:
             raise LawBroken(f'{_REASONS[actual]}: declare syncs={actual!r}, not syncs={syncs!r}')
 
@@ -79,7 +78,3 @@ def rejects() -> Law:
         )
 
     return Law('a rejected step has no effect', check)
-
-
-def _any(layout: Any) -> bool:
-    return any(jax.tree.leaves(layout))

@@ -146,7 +146,7 @@ def make_step(
         def apply(grads: Params, params: Params, opt_state: optax.OptState, **extra: Any) -> Any:
             with sharded_as(inner_specs), checked_synchronisation() as check:
                 updates, opt_state = update.update(grads, opt_state, params, **extra)
-                check(updates, opt_state)
+                check(opt_state, updates)
             return optax.apply_updates(params, updates), opt_state
 
         def lookahead(grads: Params) -> Params:
@@ -171,7 +171,7 @@ def make_step(
 
     bare = StepGuard((), False, False, False, workers.axis)
     layout = find_layout(first, functools.partial(step, bare), workers, (key,), batch)
-    diverge = _workers_diverge(layout.opt_state)
+    diverge = bool(diverging_states(layout.opt_state))
     check_divergence(layout)
     goal.check_layout(layout.objective, diverge)
     layout = layout._replace(skipped=guard and diverge)
@@ -192,18 +192,6 @@ def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:
             f'rules {wrong} shard parameters over {axis!r}, the worker axis: each worker has all of its parameters, '
             'and would have to gather them at every step. Shard them over another axis of the mesh'
         )
-
-
-def _workers_diverge(opt_state: Any) -> bool:
-    """Whether a transformation of the update lets workers diverge, which one of them may."""
-    # Periodic algorithms share one state type: the one inside names the algorithm.
-    states = [type(getattr(state, 'own', state)).__name__ for state in diverging_states(opt_state)]
-    if len(states) > 1:
-        raise InputError(
-            f'{states[0]} and {states[1]} both synchronise the parameters, and what one does the other undoes: leave '
-            'one out'
-        )
-    return bool(states)
 
 
 def shared_params(state: State, layout: State) -> Params | Variables:

@@ -180,6 +180,21 @@ def test_another_order_is_as_in_a_line(update: Any) -> None:
     program_of(update)
 
 
+@pytest.mark.parametrize('last', [SGD, optax.clip(0.01)])
+def test_nothing_follows_it_in_a_train_state(last: Any) -> None:
+    with pytest.raises(ValueError, match='average synchronises parameters, and a transformation after it'):
+        distributed(optax.chain(SGD, jaxdist.average(every=2), last), 'simulated')
+
+
+def test_each_group_of_parameters_has_a_chain() -> None:
+    """The states of `partition` are in a dict too, in which nothing follows on anything."""
+    groups = {'a': optax.chain(SGD, jaxdist.average(every=2)), 'b': optax.chain(jaxdist.mean(), SGD)}
+    program_of(optax.partition(groups, {'v': 'b', 'w': 'a'}), two=True)
+    wrong = {'a': optax.chain(SGD, jaxdist.average(every=2), SGD), 'b': optax.chain(jaxdist.mean(), SGD)}
+    with pytest.raises(ValueError, match='average synchronises parameters, and a transformation after it'):
+        program_of(optax.partition(wrong, {'v': 'b', 'w': 'a'}), two=True)
+
+
 def test_parameters_are_synchronised_once() -> None:
     with pytest.raises(ValueError, match='both synchronise the parameters'):
         program_of(optax.chain(SGD, jaxdist.parameter_server(optax.sgd(0.1)), jaxdist.average(every=2)))
@@ -208,9 +223,12 @@ def test_an_algorithm_of_ones_own_is_last_too() -> None:
         program_of(optax.chain(SGD, own, optax.clip(0.01)))
 
 
-def program_of(update: Any) -> Any:
+def program_of(update: Any, two: bool = False) -> Any:
+    """A step with a parameter `w`, and with another, `v`."""
+
     def loss(params: Any, batch: Any, key: jax.Array) -> Any:
         del key
-        return {'loss': jnp.sum((batch['x'] @ params['w']) ** 2)}, len(batch['x'])
+        return {'loss': sum(jnp.sum((batch['x'] @ p) ** 2) for p in params.values())}, len(batch['x'])
 
-    return make_step(loss, lambda key: {'w': jnp.ones((3, 1))}, update, batches()[0], simulated(W))
+    params = {name: jnp.ones((3, 1)) for name in ('v', 'w')[1 - two :]}
+    return make_step(loss, lambda key: params, update, batches()[0], simulated(W))

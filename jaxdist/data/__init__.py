@@ -8,10 +8,14 @@ from jaxdist.data.images import FashionMNIST
 from jaxdist.data.tables import Digits, Table
 from jaxdist.data.text import Text
 
+Dataset = Text | Digits | Table | FashionMNIST | Census
+"""The settings of a data set; `.load()` reads it."""
+
 __all__ = [
     'ByLabel',
     'Census',
     'Data',
+    'Dataset',
     'Digits',
     'Dirichlet',
     'Division',

@@ -1,5 +1,6 @@
 """The code in the documentation is tested and runs."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_fixtures import Jaxdist
+from run_fixtures import Jaxdist, finish, losses, saved, train_until
 from sklearn import linear_model
 
 from jaxdist import line, means
@@ -16,6 +17,7 @@ from jaxdist.core import registry
 from jaxdist.data import Digits
 from jaxdist.models import Perceptron
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
+from jaxdist.training.experiment import load
 from jaxdist.training.step import shared_params
 
 DOCS = Path(__file__).parents[2] / 'docs'
@@ -105,6 +107,22 @@ def test_the_config_of_the_page_trains(jaxdist: Jaxdist) -> None:
     assert 'held-out: accuracy 0.' in out
     assert Path('runs/a/code/own_net.py').exists()
     assert 'model state' in jaxdist('plan', 'runs/a').out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('update', ['mean(codec=int8(), feedback=True) | adamw(1e-2)', 'sgd(0.1) | average(every=3)'])
+def test_a_run_with_running_statistics_resumes_bit_for_bit(update: str, tmp_path: Path) -> None:
+    own = load(DOCS / 'examples' / 'own_net.py')
+    changes = {'update': update, 'steps': 7, 'batch': 32, 'log_every': 1, 'evaluate_every': 7, 'save_every': 4}
+    experiment = dataclasses.replace(own, **changes, model=type(own.model)(width=8))
+    finish(experiment, tmp_path / 'whole')
+    train_until(4, experiment, tmp_path / 'parts')
+    finish(experiment, tmp_path / 'parts')
+    (step, whole), (other, parts) = (saved(experiment, tmp_path / name) for name in ('whole', 'parts'))
+    assert step == other == 7
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
 
 
 def in_first_column(page: str) -> list[str]:

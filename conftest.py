@@ -30,6 +30,12 @@ own optimisations are a user's; LLVM's are those of -O2. Those of -O3, the defau
 numbers.
 """
 
+OPTIMISED = ('tests/reference/', 'tests/laws/test_algorithms', 'tests/laws/test_codecs', 'tests/laws/test_edges',
+             'tests/laws/test_complex', 'tests/faults/test_step_guard')  # fmt: skip
+"""Tests of numbers, which LLVM's optimisations may round otherwise. The others compile without these, in two thirds of
+the time.
+"""
+
 if jax.version.__version_info__ < (0, 11):
     # XLA's former emitter of fused loops, which later versions lack, compiles in half the time. LLVM optimises as much;
     # a few fusions differ from a user's.
@@ -56,6 +62,12 @@ def kept_entries() -> Path:
     key = hashlib.sha256(f'{processor()} {FLAGS}'.encode()).hexdigest()[:12]
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'jaxdist-tests' / f'jax-{jax.__version__}-{key}'
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has LLVM optimise for tests of numbers only; in a quick run for none."""
+    plain = bool(os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS')) or not item.nodeid.startswith(OPTIMISED)
+    jax.config.update('jax_disable_most_optimizations', plain)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
@@ -40,20 +39,40 @@ def varying(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args: Any)
     >>> varying(f, simulated(4), jax.P('workers'), jax.ShapeDtypeStruct((4,), 'float32'))
     {'mine': True, 'ours': False}
     """
+    return traced_types(fn, workers, in_specs, *args)[0]
+
+
+def traced_types(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args: Any) -> tuple[Layout, Any]:
+    """What `varying` finds, and the worker's program of the same trace: a jaxpr whose results are rows [1, ...].
+
+    Args:
+        fn: per-worker code.
+        workers: the workers.
+        in_specs: a `PartitionSpec` for each argument, as for `jax.shard_map`.
+        *args: the arguments of all workers, or their shapes.
+
+    Raises:
+        InputError: as `varying`.
+
+    >>> from jaxdist.core.workers import simulated
+    >>> traced_types(jnp.sin, simulated(4), P('workers'), jax.ShapeDtypeStruct((4,), 'float32'))[1].eqns[0].primitive
+    sin
+    """
     layouts = []
 
-    def probe(*args: Any) -> jax.Array:
-        layouts.append(jax.tree.map(lambda x: collectives.varies(x, workers.axis), fn(*args)))
-        return jnp.zeros(())
+    def probe(*args: Any) -> Any:
+        out = fn(*args)
+        layouts.append(jax.tree.map(lambda x: collectives.varies(x, workers.axis), out))
+        return pack(out, jax.tree.map(lambda _: True, out), workers)
 
-    traced = jax.make_jaxpr(under_shard_map(probe, workers, in_specs, P()))(*args)
+    traced = jax.make_jaxpr(under_shard_map(probe, workers, in_specs, P(workers.axis)))(*args)
     for kind in divergent_branches(traced, workers.axis):
         raise InputError(
             f'the predicate of a lax.{kind} varies over workers, but its result is typed as replicated: workers would '
             'diverge unnoticed. Return collectives.pvary(...) of every value from its branches, or make the predicate '
             'replicated, for example with collectives.psum(...)'
         )
-    return layouts[-1]
+    return layouts[-1], traced.eqns[-1].params['jaxpr']
 
 
 def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...], batch: Any) -> Layout:

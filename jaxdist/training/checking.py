@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec as P
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import as_seen, has_state
-from jaxdist.core.layout import varying
+from jaxdist.core.layout import traced_types
 from jaxdist.core.model_state import check_values
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.core.workers import Workers
+from jaxdist.training.mean_loss import refuse_mean
 
 
 def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
@@ -103,7 +104,7 @@ def what_varies(
         taken: names that the sums may not have.
 
     Raises:
-        InputError: the loss returns something else.
+        InputError: the loss returns something else, such as a mean.
 
     >>> from jaxdist.core.workers import simulated
     >>> loss = lambda p, b, key: ({'loss': p * jnp.sum(b['x'])}, jnp.sum(b['x'] > 0))
@@ -111,7 +112,7 @@ def what_varies(
     (True, ())
     """
 
-    def evaluate(params: Params, values: Any, batch: Batch, varies: Any) -> tuple[jax.Array, Any]:
+    def evaluate(params: Params, values: Any, batch: Batch, varies: Any) -> tuple[jax.Array, jax.Array, Any]:
         values = jax.tree.map(lambda x, v: collectives.pvary(x, workers.axis) if v else x, values, varies)
         out = loss(as_seen(collectives.pvary(params, workers.axis), values), batch, jax.random.key(0))
         _check_form(out, values)
@@ -123,13 +124,15 @@ def what_varies(
                 raise InputError(
                     f'the loss must return scalars, sums over the batch; {name!r} has shape {jnp.shape(x)}'
                 )
-        return jnp.asarray(out[1]), out[2] if has_state(values) else ()
+        return jnp.asarray(out[0]['loss']), jnp.asarray(out[1]), out[2] if has_state(values) else ()
 
     specs = (P(), P(), P(workers.axis))
     varies = jax.tree.map(lambda _: False, values)
     while True:
-        uneven, new = varying(functools.partial(evaluate, varies=varies), workers, specs, params, values, batch)
+        code = functools.partial(evaluate, varies=varies)
+        (_, uneven, new), program = traced_types(code, workers, specs, params, values, batch)
         if new == varies:
+            refuse_mean(program)
             return bool(uneven), varies
         varies = jax.tree.map(lambda a, b: a or b, new, varies)
 

@@ -2,17 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
-from jax.sharding import PartitionSpec as P
 
-from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
-from jaxdist.core.gradient import as_seen
-from jaxdist.core.layout import under_shard_map
-from jaxdist.core.types import Batch, Loss, Params
-from jaxdist.core.workers import Workers
 
 _UNCHANGED = frozenset(
     ['broadcast_in_dim', 'reshape', 'squeeze', 'convert_element_type', 'pvary', 'pcast', 'stop_gradient', 'copy']
@@ -27,37 +20,25 @@ class _Quotient(NamedTuple):
     divisor: Any
 
 
-def refuse_mean(loss: Loss, params: Params, values: Any, batch: Batch, workers: Workers) -> None:
+def refuse_mean(program: Any) -> None:
     """Refuses a loss whose last operation divides by its count, for the step divides by the count itself.
 
     A constant count of 1 or 2 passes, since a loss may be half a sum.
 
     Args:
-        loss: the loss, whose form has been checked.
-        params: the parameters' shapes.
-        values: the shapes of the model state; () without one.
-        batch: the whole batch, or its shapes.
-        workers: the workers.
+        program: a jaxpr whose first two results are the loss and the count.
 
     Raises:
         InputError: the loss returns a mean.
 
-    >>> from jaxdist.core.workers import simulated
-    >>> loss = lambda p, b, key: ({'loss': jnp.mean(p * b['x'])}, b['x'].size)
-    >>> refuse_mean(loss, jnp.float32(1), (), {'x': jnp.ones(16)}, simulated(2))
+    >>> import jax
+    >>> refuse_mean(jax.make_jaxpr(lambda x: (jnp.mean(x), x.size))(jnp.ones(8)))
     Traceback (most recent call last):
     jaxdist.InputError: sums['loss'] is divided by the count 8 already, and the step divides by the count: return the
     sum over the batch, jnp.sum(...) in place of jnp.mean(...), or the mean times the count
     """
-
-    def both(params: Params, values: Any, batch: Batch) -> Any:
-        out = loss(as_seen(collectives.pvary(params, workers.axis), values), batch, jax.random.key(0))
-        return collectives.pvary([jnp.asarray(x, float)[None] for x in (out[0]['loss'], out[1])], workers.axis)
-
-    specs = (P(), P(), P(workers.axis))
-    whole = jax.make_jaxpr(under_shard_map(both, workers, specs, P(workers.axis)))(params, values, batch)
-    program = whole.eqns[-1].params['jaxpr']
-    total, count = _origins(program, [object() for _ in program.invars])
+    program = getattr(program, 'jaxpr', program)
+    total, count = _origins(program, [object() for _ in program.invars])[:2]
     if isinstance(total, _Quotient) and total.divisor == count and (not isinstance(count, float) or count > 2):
         name = f'the count {count:g}' if isinstance(count, float) else 'its count'
         raise InputError(

@@ -24,7 +24,6 @@ from jaxdist.core.protocol import checked_synchronisation, diverging_states, sha
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
 from jaxdist.training.checking import check_batch, check_key, check_update, what_varies
-from jaxdist.training.mean_loss import refuse_mean
 
 
 class State(NamedTuple):
@@ -125,7 +124,6 @@ def make_step(
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
-    refuse_mean(loss, cast, values, batch, workers)
     goal.check(as_seen(params, values), batch, workers, accumulate)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))

@@ -33,7 +33,7 @@ def compared(command: str, updates: list[str]) -> list[Experiment]:
     """The experiments of a comparison: the sweep of its config, or one for each update line that its command names."""
     config = re.search(r'compare (\S+\.py)', command)
     assert config is not None
-    every = list(sweep(Path(__file__).parents[1] / config[1]))
+    every = [experiment for _, experiment in sweep(Path(__file__).parents[1] / config[1])]
     if [experiment.update for experiment in every] == updates:
         return every
     return [dataclasses.replace(every[0], update=update) for update in updates]

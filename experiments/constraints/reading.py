@@ -38,7 +38,7 @@ def variants(name: str) -> list[list[Run]]:
         SystemExit: a run is missing.
     """
     runs = []
-    for base in sweep(HERE.parents[1] / 'configs' / f'{name}.py'):
+    for _, base in sweep(HERE.parents[1] / 'configs' / f'{name}.py'):
         experiments = [dataclasses.replace(base, seed=seed) for seed in range(SEEDS)]
         folders = [run_folder(HERE / name, experiment) for experiment in experiments]
         if not all((folder / 'result.json').exists() for folder in folders):

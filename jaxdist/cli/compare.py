@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,9 +17,9 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
-from jaxdist.training import pictures
 from jaxdist.training.compare import Variant, compare, variants, write_report
-from jaxdist.training.experiment import Experiment, sweep
+from jaxdist.training.experiment import Experiment, ExperimentError, sweep
+from jaxdist.training.pictures import drawn
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Compare:
     experiment: Annotated[Shared, tyro.conf.arg(name='')] = field(default_factory=Shared)
     update: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='LINE')] = ()
     """An update line to compare; repeat the option for every line. Without it, the config's sweep() is run."""
+    label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
+    """A label for each --update, in their order, such as 'DiLoCo, H = 30'. By default what differs between them."""
     seeds: int = 1
     """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
@@ -46,24 +48,33 @@ class Compare:
     compilation_cache: options.CompilationCache = ''
     title: Annotated[str | None, tyro.conf.arg(metavar='TEXT', help_behavior_hint='')] = None
     """The page's title. By default the config's name."""
+    formats: tuple[Literal['svg', 'pdf'], ...] = ()
+    """Formats of the pictures beside PNG."""
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'compare')
     chosen = _parse(path, rest, options.load_config(path))
+    if chosen.label and len(chosen.label) != len(chosen.update):
+        raise ExperimentError(
+            f'--label is given {len(chosen.label)} times and --update {len(chosen.update)} times: give one label for '
+            'each update line; in a config sweep() yields pairs (label, experiment)'
+        )
     if chosen.update:
-        experiments = [_under(chosen, line) for line in chosen.update]
+        names, experiments = list(chosen.label), [_under(chosen, line) for line in chosen.update]
     else:
-        experiments = [_under(_parse(path, rest, base), base.update) for base in sweep(path or Path())]
-    compared = variants(experiments)
+        labelled = list(sweep(path or Path()))
+        names = [name for name, _ in labelled]
+        experiments = [_under(_parse(path, rest, base), base.update) for _, base in labelled]
+    compared = variants(experiments, names)
     options.start(*experiments)
     kept = keep_programs(chosen.compilation_cache)
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
     _run(compared, chosen.seeds, folder, kept)
     title = chosen.title or f'{name}: a comparison'
-    _show(write_report(compared, chosen.seeds, folder, title, options.command_line()), folder)
+    _show(write_report(compared, chosen.seeds, folder, title, options.command_line(), chosen.formats), folder)
 
 
 def _parse(path: Path | None, rest: list[str], base: Experiment) -> Compare:
@@ -104,5 +115,6 @@ def _show(summaries: list[report.Summary], folder: Path) -> None:
     console.print(table)
     for note in report.notes(summaries):
         console.print(note, markup=False)
-    files = ('index.html', 'table.md', 'rows.jsonl', *pictures.NAMES)
-    console.print(f'in {folder}: {", ".join(name for name in files if (folder / name).exists())}', markup=False)
+    files = ['index.html', 'table.md', 'table.tex', 'table.csv', 'runs.csv', 'rows.jsonl']
+    names = ', '.join([*files, *(path.name for path in drawn(folder))])
+    console.print(f'in {folder}: {names}', markup=False)

@@ -54,6 +54,7 @@ def traced_types(fn: Callable[..., Any], workers: Workers, in_specs: Any, *args:
     Raises:
         InputError: as `varying`.
 
+    >>> import jax.numpy as jnp
     >>> from jaxdist.core.workers import simulated
     >>> traced_types(jnp.sin, simulated(4), P('workers'), jax.ShapeDtypeStruct((4,), 'float32'))[1].eqns[0].primitive
     sin
@@ -90,6 +91,7 @@ def find_layout(init: Init, step: Step, workers: Workers, args: tuple[Any, ...],
     Raises:
         InputError: the step returns a state of another structure, or a predicate varies as described in `varying`.
 
+    >>> import jax.numpy as jnp
     >>> from jaxdist.core.workers import simulated
     >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
     >>> step = lambda s, b: ({'sum': s['sum'] + b.sum(), 'count': s['count'] + 1}, None)
@@ -145,6 +147,7 @@ def specs(layout: Layout, workers: Workers) -> Any:
 def pack(state: Any, layout: Layout, workers: Workers) -> Any:
     """A worker's state with leaves that vary as rows [1, ...], as a `shard_map` returns them; other leaves unchanged.
 
+    >>> import jax.numpy as jnp
     >>> from jaxdist.core.workers import simulated
     >>> pack({'mine': jnp.ones(()), 'ours': jnp.zeros(())}, {'mine': True, 'ours': False}, simulated(4))
     {'mine': Array([1.], dtype=float32), 'ours': Array(0., dtype=float32)}
@@ -155,6 +158,7 @@ def pack(state: Any, layout: Layout, workers: Workers) -> Any:
 def unpack(state: Any, layout: Layout) -> Any:
     """The inverse of `pack`.
 
+    >>> import jax.numpy as jnp
     >>> unpack({'mine': jnp.ones(1), 'ours': jnp.zeros(())}, {'mine': True, 'ours': False})
     {'mine': Array(1., dtype=float32), 'ours': Array(0., dtype=float32)}
     """
@@ -164,6 +168,7 @@ def unpack(state: Any, layout: Layout) -> Any:
 def packed(init: Init, layout: Layout, workers: Workers) -> Init:
     """`init` with a packed state; see `pack`.
 
+    >>> import jax.numpy as jnp
     >>> from jaxdist.core.workers import simulated
     >>> packed(lambda: jnp.ones(()), True, simulated(4))()
     Array([1.], dtype=float32)

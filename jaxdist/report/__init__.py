@@ -1,34 +1,40 @@
 """Reports of runs and comparisons: tables, plots and an HTML page, from plain dicts of numbers."""
 
-from jaxdist.report.canvas import differ
+from jaxdist.report.canvas import differ, save
 from jaxdist.report.constraints import constraints_plot
 from jaxdist.report.curves import curves_plot, has_curve
+from jaxdist.report.exports import csv_runs, csv_table, latex_table
 from jaxdist.report.frontier import frontier_plot
 from jaxdist.report.loss import loss_plot
 from jaxdist.report.page import Picture, page
 from jaxdist.report.ranking import ranking_plot
-from jaxdist.report.summary import Interval, Summary, best, interval, summarise
+from jaxdist.report.summary import Interval, Score, Summary, best, interval, summarise
 from jaxdist.report.tables import cells, markdown_table, notes
 from jaxdist.report.text import bytes_text, seconds_text
 
 __all__ = [
     'Interval',
     'Picture',
+    'Score',
     'Summary',
     'best',
     'bytes_text',
     'cells',
     'constraints_plot',
+    'csv_runs',
+    'csv_table',
     'curves_plot',
     'differ',
     'frontier_plot',
     'has_curve',
     'interval',
+    'latex_table',
     'loss_plot',
     'markdown_table',
     'notes',
     'page',
     'ranking_plot',
+    'save',
     'seconds_text',
     'summarise',
 ]

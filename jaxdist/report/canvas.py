@@ -38,18 +38,18 @@ def figure(width: float, height: float) -> 'Figure':
 
 
 def save(drawing: 'Figure', path: Path) -> 'Figure':
-    """Writes `drawing` as PNG or SVG, by the suffix of `path`, and returns it.
+    """Writes `drawing` as PNG, SVG or PDF, by the suffix of `path`, and returns it.
 
     Raises:
-        InputError: if the suffix is neither .png nor .svg.
+        InputError: if the suffix is another one.
         OSError: if the file cannot be written.
 
     >>> save(figure(4, 3), Path('plot.bmp'))
     Traceback (most recent call last):
-    jaxdist.InputError: a plot is written as .png or .svg, not as 'plot.bmp'
+    jaxdist.InputError: a plot is written as .png, .svg or .pdf, not as 'plot.bmp'
     """
-    if path.suffix not in ('.png', '.svg'):
-        raise InputError(f'a plot is written as .png or .svg, not as {path.name!r}')
+    if path.suffix not in ('.png', '.svg', '.pdf'):
+        raise InputError(f'a plot is written as .png, .svg or .pdf, not as {path.name!r}')
     drawing.savefig(path)
     return drawing
 

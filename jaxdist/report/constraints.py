@@ -22,7 +22,7 @@ def constraints_plot(records: Sequence[Record], path: Path, tolerance: float = 0
     Args:
         records: training records `{'step', 'constraints': {name: {'value', 'multiplier'}}}`, and evaluation records
             `{'step', 'judged': {'training': {name: value}}}`, in any order.
-        path: the file to write, which ends in .png or .svg.
+        path: the file to write, which ends in .png, .svg or .pdf.
         tolerance: the half-width of the grey band around 0.
 
     Returns:

@@ -1,5 +1,6 @@
 """A plot of held-out losses during training, of the runs of a comparison."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ from jaxdist.report.canvas import (
 )
 from jaxdist.report.fields import Record, evaluations
 from jaxdist.report.line_ends import End, label_ends
+from jaxdist.report.scale import direction, highest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,16 +49,26 @@ def has_curve(records: Sequence[Record]) -> bool:
     return len(evaluations(records).step) > 1
 
 
-def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> 'Figure':
-    """Draws held-out loss against steps, and against bytes if variants differ in them: means over seeds.
+def curves_plot(
+    runs: Mapping[str, Sequence[Sequence[Record]]],
+    path: Path,
+    baseline: tuple[str, float] | None = None,
+    metric: str = 'loss',
+    better: str = 'lower',
+) -> 'Figure':
+    """Draws held-out loss, or another metric, against steps, and bytes if variants differ in them: means over seeds.
 
     At most eight variants have a colour, a marker, a label at the end of the curve and a band of all seeds: the first,
-    which is the baseline, and those with the lowest loss at the end. The others are grey, and a note counts them.
+    which is the baseline of differences, and those that end best. The others are grey, and a note counts them. Losses
+    further above the baseline loss than the lowest is below it are off the scale; a note names curves that end there.
 
     Args:
         runs: for each variant's name the records of its runs, one list per seed (see `loss_plot`). A run with a
             held-out loss that is not finite is left out of the mean, and the label counts it.
-        path: the file to write; its name ends in .png or .svg.
+        path: the file to write; its name ends in .png, .svg or .pdf.
+        baseline: a name and a loss, which limits the scale of losses.
+        metric: the metric.
+        better: which of its values are better, `lower` or `higher`; '' if not known.
 
     Returns:
         The figure that was written.
@@ -72,7 +84,7 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
     >>> drawing.axes[0].lines[0].get_ydata().tolist()
     [3.0, 1.5, 1.0]
     """
-    every = [_curve(name, seeds) for name, seeds in runs.items()]
+    every = [_curve(name, seeds, metric) for name, seeds in runs.items()]
     curves = [curve for curve in every if curve.loss.size]
     if not any(len(curve.step) > 1 for curve in curves):
         raise InputError('no run has two or more evaluations: there is no curve; `ranking_plot` draws final losses')
@@ -80,7 +92,7 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
     drawing = figure(12 if by_bytes else 9, 4.8)
     # Steps are on the right, where all curves end at the labels.
     *others, by_step = drawing.subplots(1, 1 + by_bytes, sharey=True, squeeze=False)[0]
-    chosen = _chosen(curves)
+    chosen = _chosen(curves, better)
     ends = _draw(by_step, curves, [curve.step for curve in curves], chosen)
     by_step.set_xlabel('step')
     for axes in others:
@@ -89,22 +101,32 @@ def curves_plot(runs: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> '
         log_bytes(axes, float(np.nanmin(known)), float(np.nanmax(known)))
         axes.set_xlabel('bytes sent per worker')
     several = any(len(curve.loss) > 1 for curve in curves)
-    drawing.axes[0].set_ylabel('held-out loss' + (' (mean; band: all seeds)' if several else ''))
-    scale_loss(by_step, np.concatenate([curve.loss.ravel() for curve in curves]))
-    note(by_step, _notes(every, chosen, by_bytes))
+    remarks = f'{direction(metric, better)}mean; band: all seeds' if several else direction(metric, better).rstrip('; ')
+    drawing.axes[0].set_ylabel(f'held-out {metric}' + (f' ({remarks})' if remarks else ''))
+    limit = math.inf
+    if metric == 'loss':
+        limit = highest([float(curve.loss.mean(axis=0).min()) for curve in curves], baseline)
+        shown = np.concatenate([curve.loss.ravel() for curve in curves])
+        scale_loss(by_step, shown[shown <= limit])
+        if shown.max() > limit:
+            by_step.set_ylim(top=limit)
+            ends = [end for end in ends if end.y <= limit]
+        else:
+            limit = math.inf
+    note(by_step, _notes(every, chosen, by_bytes, limit))
     label_ends(by_step, ends)
     return save(drawing, path)
 
 
-def _curve(name: str, seeds: Sequence[Sequence[Record]]) -> _Curve:
-    series = [evaluations(records) for records in seeds]
+def _curve(name: str, seeds: Sequence[Sequence[Record]], metric: str) -> _Curve:
+    series = [evaluations(records, metric) for records in seeds]
     if not series or not all(s.step.size for s in series):
         raise InputError(f'{name!r} has a run without evaluations: the curves are of held-out losses')
     ended = [s for s in series if np.isfinite(s.loss).all()]
     if any(not np.array_equal(s.step, ended[0].step) for s in ended):
         raise InputError(f'the runs of {name!r} were evaluated at different steps: they have no mean curve')
-    diverged = len(series) - len(ended)
-    label = f'{name} ({diverged} of {len(series)} diverged)' if diverged else name
+    lost, what = len(series) - len(ended), 'diverged' if metric == 'loss' else 'not finite'
+    label = f'{name} ({lost} of {len(series)} {what})' if lost else name
     if not ended:
         return _Curve(label, np.array([]), None, np.empty((0, 0)))
     sent = [s.sent for s in ended if s.sent is not None]
@@ -114,10 +136,11 @@ def _curve(name: str, seeds: Sequence[Sequence[Record]]) -> _Curve:
     return _Curve(label, ended[0].step, known, np.stack([s.loss for s in ended]))
 
 
-def _chosen(curves: Sequence[_Curve]) -> list[int]:
+def _chosen(curves: Sequence[_Curve], better: str) -> list[int]:
     """The indices of the curves that have a colour."""
     first, *others = range(len(curves))
-    return sorted([first, *sorted(others, key=lambda index: curves[index].last)[: len(COLOURS) - 1]])
+    best = sorted(others, key=lambda index: curves[index].last, reverse=better == 'higher')
+    return sorted([first, *best[: len(COLOURS) - 1]])
 
 
 def _draw(axes: 'Axes', curves: Sequence[_Curve], xs: Sequence[np.ndarray | None], chosen: Sequence[int]) -> list[End]:
@@ -139,12 +162,14 @@ def _draw(axes: 'Axes', curves: Sequence[_Curve], xs: Sequence[np.ndarray | None
     return ends
 
 
-def _notes(every: Sequence[_Curve], chosen: Sequence[int], by_bytes: bool) -> str:
+def _notes(every: Sequence[_Curve], chosen: Sequence[int], by_bytes: bool, limit: float) -> str:
     """What the curves with labels do not show."""
     curves = [curve for curve in every if curve.loss.size]
     notes = []
     if grey := [curve.last for index, curve in enumerate(curves) if index not in chosen]:
         notes.append(f'grey: {len(grey)} more variants, which end between {min(grey):.3g} and {max(grey):.3g}')
+    notes += [f'losses above {limit:.3g} are off the scale'] if limit < math.inf else []
+    notes += [f'{curve.label} ends at {curve.last:.3g}' for curve in curves if curve.last > limit]
     if by_bytes and (silent := [curve.label for curve in curves if curve.sent is None]):
         notes.append(f'nothing sent or recorded: {", ".join(silent)}')
     if lost := [curve.label for curve in every if not curve.loss.size]:

@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 class Series(NamedTuple):
-    """Losses in the order of their steps.
+    """Losses, or another metric's values, in the order of their steps.
 
     Attributes:
         step: steps [N], increasing.
@@ -76,11 +76,13 @@ def training(records: Sequence[Record]) -> Series:
     return _series(points)
 
 
-def evaluations(records: Sequence[Record]) -> Series:
-    """The held-out losses among a run's records; bytes are interpolated from training records where they are missing.
+def evaluations(records: Sequence[Record], metric: str = 'loss') -> Series:
+    """The held-out losses among a run's records, or values of another metric.
+
+    Bytes are interpolated from training records where they are missing.
 
     Raises:
-        InputError: as `training`, or if an evaluation has no loss.
+        InputError: as `training`, or if an evaluation lacks the metric.
 
     >>> evaluations([{'step': 2, 'loss': 3.0, 'sent': 40}, {'step': 1, 'held_out': {'loss': 2.9}}]).sent
     array([20.])
@@ -88,7 +90,7 @@ def evaluations(records: Sequence[Record]) -> Series:
     points = {}
     for where, record in _checked(records):
         if 'held_out' in record:
-            loss = number(record['held_out'], 'loss', f"{where}['held_out']", finite=False)
+            loss = number(record['held_out'], metric, f"{where}['held_out']", finite=False)
             sent = number(record, 'sent', where) if 'sent' in record else math.nan
             points[number(record, 'step', where)] = (loss, sent)
     series, train = _series(points), training(records)

@@ -1,15 +1,14 @@
-"""Plot of held-out loss against bytes sent: the trade-off of every variant, and the Pareto front."""
+"""Plot of held-out loss, or another metric, against bytes sent: the trade-off of all variants, and the Pareto front."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, tidy
-from jaxdist.report.scale import add_notes, label, on_scale
+from jaxdist.report.scale import add_notes, direction, label, scored
 from jaxdist.report.summary import Interval, Summary
 
 if TYPE_CHECKING:
@@ -30,46 +29,56 @@ class _Point(NamedTuple):
     name: str
     sent: float
     loss: Interval
-    front: bool  # no other variant has a lower loss for as few bytes
+    front: bool  # no other variant that sends as few bytes is better beyond chance
 
 
-def frontier_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
-    """Draws held-out loss, with its 95 % interval, against the bytes that a worker sends in the whole run.
+def frontier_plot(
+    summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None, metric: str = 'loss'
+) -> 'Figure':
+    """Draws held-out loss, or another metric, with its 95 % interval against the bytes that a worker sends in its run.
 
-    Filled points are the Pareto front of the means. Variants that send nothing are left of a dotted line. Labels count
-    diverged runs. Notes above the plot name the variants of which every run diverged, and those so far above the
-    baseline loss that they would compress the scale of the others. Points are numbered if they are more than `MANY`,
-    or if their labels would cover something.
+    Filled points are the Pareto front: no other variant that sends no more bytes is better, by the 95 % interval of the
+    difference, which is paired by seed; with one seed, by the value. Variants that send nothing are left of a dotted
+    line. Labels count diverged runs. Notes above the plot name the variants of which every run diverged, and those so
+    far above the baseline loss that they would compress the scale of the others. Points are numbered if they are more
+    than `MANY`, or if their labels would cover something.
 
     Args:
         summaries: the variants, from `summarise`.
-        path: the file to write; its name ends in .png or .svg.
+        path: the file to write; its name ends in .png, .svg or .pdf.
         baseline: a name and a loss, drawn as a dashed line, or as a note if it is far from every point.
+        metric: the metric.
 
     Returns:
         The figure that was written.
 
     Raises:
-        InputError: if there is no variant to draw, or for another suffix.
+        InputError: if there is no variant to draw, if none has the metric, or for another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
-    >>> exact = Summary('exact', 'mean()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
+    >>> from jaxdist.report.summary import Score
+    >>> exact = Summary('exact', 'mean()', 1, 0, {'loss': Score({0: 2.0})}, None, 8e6, 9e6, 61.0)
     >>> drawing = frontier_plot([exact, exact._replace(name='int8', sent=2e6)], Path(mkdtemp()) / 'frontier.png')
     >>> [text.get_text() for text in drawing.axes[0].texts]
     ['exact', 'int8']
     """
-    points = _points(on_scale(summaries, baseline))
+    pairs = scored(summaries, baseline, metric)
+    points = _points(pairs, metric)
+    better = direction(metric, pairs[0][0].metrics[metric].better)
+
+    def remark(axes: 'Axes') -> None:
+        axes.set_ylabel(f'held-out {metric} ({better}mean, 95 % interval)')
+        add_notes(axes, summaries, baseline, 'y', metric)
+
     numbered = len(points) > MANY
-    drawing, covered = _drawing(points, numbered, summaries, baseline)
+    drawing, covered = _drawing(points, numbered, remark)
     if covered and not numbered:
-        drawing, _ = _drawing(points, True, summaries, baseline)
+        drawing, _ = _drawing(points, True, remark)
     return save(drawing, path)
 
 
-def _drawing(
-    points: Sequence[_Point], numbered: bool, summaries: Sequence[Summary], baseline: tuple[str, float] | None
-) -> tuple['Figure', bool]:
+def _drawing(points: Sequence[_Point], numbered: bool, remark: Callable[['Axes'], None]) -> tuple['Figure', bool]:
     """The figure, and whether a label covers anything."""
     rows = sum(point.name.count('\n') + 1 for point in points)
     drawing = figure(12, max(5.4, 0.2 * rows + 0.6)) if numbered else figure(9, 5.4)
@@ -79,8 +88,7 @@ def _drawing(
     _draw_points(axes, points, xs)
     axes.margins(y=0.15)
     axes.set_xlabel('bytes sent per worker in the whole run')
-    axes.set_ylabel('held-out loss (mean, 95 % interval)')
-    add_notes(axes, summaries, baseline, 'y')
+    remark(axes)
     drawing.legend(loc='outside lower center', ncols=4, frameon=False)
     if numbered:
         points = _numbered(drawing, points)
@@ -90,14 +98,21 @@ def _drawing(
     return drawing, _label(axes, points, xs)
 
 
-def _points(summaries: Sequence[Summary]) -> list[_Point]:
-    known = [(label(s, WIDTH), s.sent, s.held_out) for s in summaries if s.held_out is not None]
-    if not known:
-        raise InputError('no variant to draw: there are no summaries, or every run diverged')
+def _points(pairs: Sequence[tuple[Summary, Interval]], metric: str) -> list[_Point]:
     return [
-        _Point(name, sent, loss, not any(_better((x, y.mean), (sent, loss.mean)) for _, x, y in known))
-        for name, sent, loss in known
+        _Point(label(s, WIDTH), s.sent, value, not any(_dominates(other, s, metric) for other, _ in pairs))
+        for s, value in pairs
     ]
+
+
+def _dominates(one: Summary, other: Summary, metric: str) -> bool:
+    """Whether one variant is better than another one for no more bytes, or as good for fewer."""
+    if one.sent > other.sent or one is other:
+        return False
+    score = one.metrics[metric]
+    mean, half, _ = score.minus(other.metrics[metric])
+    gain = mean if score.better == 'higher' else -mean
+    return gain > (half or 0) or (not mean and not half and one.sent < other.sent)
 
 
 def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
@@ -111,11 +126,6 @@ def _numbered(drawing: 'Figure', points: Sequence[_Point]) -> list[_Point]:
     names = [point.name for point in points]
     drawing.legend(keys, names, loc='outside right center', frameon=False, fontsize=8.5, labelspacing=0.7)
     return [point._replace(name=str(i)) for i, point in enumerate(points, 1)]
-
-
-def _better(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether a pair of bytes and loss dominates another one."""
-    return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
 def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:

@@ -1,8 +1,9 @@
-"""A plot of the losses of one run against steps and bytes."""
+"""A plot of the losses and the held-out metrics of one run against steps and bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,16 +15,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILLION = COLOURS[:2]
+PANEL = 1.4
+"""The height of a metric's panel, in inches."""
 
 
-def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
+def loss_plot(
+    records: Sequence[Record],
+    path: Path,
+    baseline: tuple[str, float] | None = None,
+    metrics: Mapping[str, str] = MappingProxyType({}),
+) -> 'Figure':
     """Draws one run: training loss, held-out loss, and if known the bytes sent per worker on a second axis.
+
+    Each held-out metric has a panel below.
 
     Args:
         records: `{'step', 'loss', 'sent'}` of training and `{'step', 'held_out': {'loss'}}` of evaluations, in any
             order; of several for a step the last counts. Losses that are not finite are marked.
-        path: the file to write; its name ends in .png or .svg.
+        path: the file to write; its name ends in .png, .svg or .pdf.
         baseline: a name and a loss, drawn as a dashed line.
+        metrics: the held-out metrics to draw, and which of their values are better: `lower`, `higher`, or '' if not
+            known.
 
     Returns:
         The figure that was written.
@@ -39,8 +51,9 @@ def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float]
     ('loss', True)
     """
     train, held_out = training(records), evaluations(records)
-    drawing = figure(9, 5)
-    axes = drawing.subplots()
+    drawing = figure(9, 5 + PANEL * len(metrics))
+    grid: Any = {'height_ratios': [4, *[PANEL] * len(metrics)]}
+    axes, *panels = drawing.subplots(1 + len(metrics), sharex=True, squeeze=False, gridspec_kw=grid)[:, 0]
     tidy(axes)
     _draw_training(axes, train)
     _draw_held_out(axes, held_out)
@@ -48,7 +61,12 @@ def loss_plot(records: Sequence[Record], path: Path, baseline: tuple[str, float]
         axes.axhline(baseline[1], color=INK, linestyle='--', linewidth=1.2, label=f'{baseline[0]}: {baseline[1]:.3f}')
     _mark_not_finite(axes, np.concatenate([s.step[np.isnan(s.loss)] for s in (train, held_out)]))
     scale_loss(axes, np.concatenate([train.loss, held_out.loss]))
-    axes.set_xlabel('step')
+    for panel, (name, better) in zip(panels, metrics.items(), strict=True):
+        tidy(panel)
+        values = evaluations(records, name)
+        panel.plot(values.step, values.loss, color=VERMILLION, marker='o', markersize=5, linewidth=1.2)
+        panel.set_ylabel(f'{name}\n({better} is better)' if better else name)
+    drawing.axes[-1].set_xlabel('step')
     axes.set_ylabel('loss')
     _bytes_above(axes, train if train.sent is not None else held_out)
     legend_below(drawing)

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, legend_below, save, scale_loss, tidy
-from jaxdist.report.scale import add_notes, label, on_scale
+from jaxdist.report.scale import add_notes, direction, label, scored
 from jaxdist.report.summary import Summary
-from jaxdist.report.tables import interval_text
+from jaxdist.report.tables import metric_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +20,10 @@ LINE, GAP = 0.17, 0.1
 """Inches of a line of a name, and between names."""
 
 
-def ranking_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None) -> 'Figure':
-    """Draws each variant's final held-out loss with its 95 % interval; the lowest mean is at the top.
+def ranking_plot(
+    summaries: Sequence[Summary], path: Path, baseline: tuple[str, float] | None = None, metric: str = 'loss'
+) -> 'Figure':
+    """Draws each variant's final held-out loss, or another metric, with its 95 % interval; the best mean is at the top.
 
     The first of `summaries`, to which the others are compared, is a square, and a dotted line shows its mean. Labels
     count diverged runs. Notes above the plot name the variants of which every run diverged, and those so far above
@@ -30,28 +31,28 @@ def ranking_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, 
 
     Args:
         summaries: the variants, from `summarise`.
-        path: the file to write; its name ends in .png or .svg.
+        path: the file to write; its name ends in .png, .svg or .pdf.
         baseline: a name and a loss, drawn as a dashed line, or as a note if it is far from every variant.
+        metric: the metric.
 
     Returns:
         The figure that was written.
 
     Raises:
-        InputError: if there is no variant to draw, or for another suffix.
+        InputError: if there is no variant to draw, if none has the metric, or for another suffix.
         ImportError: if matplotlib is not installed.
 
     >>> from tempfile import mkdtemp
-    >>> from jaxdist.report.summary import Interval
-    >>> exact = Summary('exact', 'mean()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
-    >>> better = exact._replace(name='int8', held_out=Interval(1.5, None, 1))
+    >>> from jaxdist.report.summary import Score
+    >>> exact = Summary('exact', 'mean()', 1, 0, {'loss': Score({0: 2.0})}, None, 8e6, 9e6, 61.0)
+    >>> better = exact._replace(name='int8', metrics={'loss': Score({0: 1.5})})
     >>> drawing = ranking_plot([exact, better], Path(mkdtemp()) / 'ranking.png')
     >>> [tick.get_text() for tick in drawing.axes[0].get_yticklabels()]
     ['int8', 'exact']
     """
-    pairs = [(s, s.held_out) for s in on_scale(summaries, baseline) if s.held_out is not None]
-    if not pairs:
-        raise InputError('no variant to draw: there are no summaries, or every run diverged')
-    pairs.sort(key=lambda pair: pair[1].mean)
+    pairs = scored(summaries, baseline, metric)
+    better = pairs[0][0].metrics[metric].better
+    pairs.sort(key=lambda pair: pair[1].mean, reverse=better == 'higher')
     names = [label(summary, WIDTH) for summary, _ in pairs]
     heights = np.array([GAP + LINE * (name.count('\n') + 1) for name in names])
     at = np.cumsum(heights) - heights / 2
@@ -68,16 +69,17 @@ def ranking_plot(summaries: Sequence[Summary], path: Path, baseline: tuple[str, 
             bars.set_label(f'baseline: {name}' if name else None)
     if first.any():
         axes.axvline(float(means[first][0]), color=FAINT, linestyle=':', zorder=1)
-    scale_loss(axes, means, 'x')
+    if metric == 'loss':
+        scale_loss(axes, means, 'x')
     axes.set_yticks(at, names, fontsize=9)
     axes.tick_params('y', length=0)
     axes.set_ylim(heights.sum(), 0)
     values = axes.secondary_yaxis('right')
-    values.set_yticks(at, [interval_text(loss) for _, loss in pairs], fontsize=9)
+    values.set_yticks(at, [metric_text(metric, value) for _, value in pairs], fontsize=9)
     values.tick_params('y', length=0)
     values.spines['right'].set_visible(False)
     intervals = ', 95 % interval' if np.isfinite(halves).any() else ''
-    axes.set_xlabel(f'held-out loss at the end of the run (mean{intervals})')
-    add_notes(axes, summaries, baseline, 'x')
+    axes.set_xlabel(f'held-out {metric} at the end of the run ({direction(metric, better)}mean{intervals})')
+    add_notes(axes, summaries, baseline, 'x', metric)
     legend_below(drawing)
     return save(drawing, path)

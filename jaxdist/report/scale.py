@@ -1,10 +1,12 @@
 """What a plot of final losses shows: its variants' labels, and notes on what is off its scale."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, note, wrapped
-from jaxdist.report.summary import Summary
+from jaxdist.report.summary import Interval, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 def label(summary: Summary, width: int) -> str:
     """A variant's name, wrapped at `width` letters, with a count of the runs that diverged.
 
-    >>> label(Summary('mean()', 'mean()', 3, 1, None, None, None, 8, 9, 1.0), 40)
+    >>> label(Summary('mean()', 'mean()', 3, 1, {}, None, 8, 9, 1.0), 40)
     'mean() (1 of 3 diverged)'
     """
     diverged = f' ({summary.diverged} of {summary.runs} diverged)' if summary.diverged else ''
@@ -21,22 +23,65 @@ def label(summary: Summary, width: int) -> str:
 
 
 def on_scale(summaries: Sequence[Summary], baseline: tuple[str, float] | None) -> list[Summary]:
-    """The variants that have a loss, without those further above the baseline loss than the best one is below it.
+    """The variants that have a loss, without those above `highest`.
 
-    >>> from jaxdist.report.summary import Interval
-    >>> good, wild = (Summary('a', 'a()', 1, 0, Interval(loss, None, 1), None, None, 8, 9, 1.0) for loss in (2.0, 40.0))
+    >>> from jaxdist.report.summary import Score
+    >>> good, wild = (Summary('a', 'a()', 1, 0, {'loss': Score({0: x})}, None, 8, 9, 1.0) for x in (2.0, 40.0))
     >>> on_scale([good, wild], ('entropy', 3.0)) == [good]
     True
     """
     known = [(s, s.held_out.mean) for s in summaries if s.held_out is not None]
-    if baseline is None or not known:
-        return [s for s, _ in known]
-    reach = baseline[1] - min(mean for _, mean in known)
-    return [s for s, mean in known if not mean - baseline[1] > reach > 0]
+    limit = highest([mean for _, mean in known], baseline)
+    return [s for s, mean in known if mean <= limit]
 
 
-def add_notes(axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, axis: str) -> None:
+def highest(losses: Sequence[float], baseline: tuple[str, float] | None) -> float:
+    """The highest loss on the scale: as far above the baseline loss as the best of `losses` is below it.
+
+    >>> highest([2.0, 2.5, 40.0], ('entropy', 3.0)), highest([2.0], None)
+    (4.0, inf)
+    """
+    if baseline is None or not losses or min(losses) >= baseline[1]:
+        return math.inf
+    return 2 * baseline[1] - min(losses)
+
+
+def scored(
+    summaries: Sequence[Summary], baseline: tuple[str, float] | None, metric: str
+) -> list[tuple[Summary, Interval]]:
+    """The variants to draw, with the metric's means: of losses those on the scale, of other metrics all that are known.
+
+    Raises:
+        InputError: there is none.
+
+    >>> from jaxdist.report.summary import Score
+    >>> scored([Summary('a', 'a()', 1, 0, {'auc': Score({0: 0.9}, 'higher')}, None, 8, 9, 1.0)], None, 'auc')[0][1].mean
+    0.9
+    """
+    shown = on_scale(summaries, baseline) if metric == 'loss' else summaries
+    pairs = [(summary, value) for summary in shown if (value := summary.of(metric)) is not None]
+    if not pairs:
+        raise InputError(
+            f'no variant to draw: none has a {metric}, since there are no summaries, or every run diverged'
+        )
+    return pairs
+
+
+def direction(metric: str, better: str) -> str:
+    """Which values of a metric are better, as the beginning of a remark; nothing for a loss.
+
+    >>> direction('auc', 'higher'), direction('loss', 'lower')
+    ('higher is better; ', '')
+    """
+    return f'{better} is better; ' if better and metric != 'loss' else ''
+
+
+def add_notes(
+    axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, float] | None, axis: str, metric: str = 'loss'
+) -> None:
     """Draws the baseline loss as a dashed line across `axis` ('x' or 'y'), and names above the plot what is off it.
+
+    With another metric it names only the variants that lack it.
 
     >>> from jaxdist.report.canvas import figure
     >>> axes = figure(9, 5).subplots()
@@ -46,6 +91,9 @@ def add_notes(axes: 'Axes', summaries: Sequence[Summary], baseline: tuple[str, f
     """
     shown = on_scale(summaries, baseline)
     remarks = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
+    if metric != 'loss':
+        note(axes, '; '.join([*remarks, *(f'{s.name}: no {metric}' for s in shown if s.of(metric) is None)]))
+        return
     remarks += [f'{s.name}: {s.held_out.mean:.3g}, off the scale' for s in summaries if s.held_out and s not in shown]
     if baseline is not None:
         name, loss = baseline

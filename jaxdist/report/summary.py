@@ -34,6 +34,32 @@ class Interval(NamedTuple):
         return self.half is not None and abs(self.mean) > self.half
 
 
+class Score(NamedTuple):
+    """A held-out metric of one variant at the end of its runs.
+
+    Attributes:
+        values: the value of each run that did not diverge, by seed; without those that are not finite.
+        better: which values are better, `lower` or `higher`; '' if not known.
+    """
+
+    values: Mapping[int, float]
+    better: str = 'lower'
+
+    @property
+    def interval(self) -> Interval:
+        """The mean over seeds."""
+        return interval(list(self.values.values()))
+
+    def minus(self, other: 'Score') -> Interval:
+        """The mean difference to another variant, paired by seed; without a common seed that of the means.
+
+        >>> Score({0: 2.0, 1: 3.0}).minus(Score({0: 1.5, 1: 2.5}))
+        Interval(mean=0.5, half=0.0, n=2)
+        """
+        pairs = [x - other.values[seed] for seed, x in self.values.items() if seed in other.values]
+        return interval(pairs or [self.interval.mean - other.interval.mean])
+
+
 class Summary(NamedTuple):
     """One variant over its seeds. Means and medians leave diverged runs out, unless every run diverged.
 
@@ -42,8 +68,7 @@ class Summary(NamedTuple):
         update: the variant's update line in full.
         runs: the number of runs, diverged ones included.
         diverged: the number of runs that ended with a loss that is not finite.
-        held_out: the held-out loss; None if every run diverged.
-        accuracy: the held-out accuracy, between 0 and 1; None if it is not measured.
+        metrics: the held-out metrics by name, of which the first is `loss`; empty if every run diverged.
         difference: the held-out loss minus that of the baseline, the first variant, at the same seed; None for the
             baseline.
         sent: median bytes that a worker sent in the whole run.
@@ -56,23 +81,35 @@ class Summary(NamedTuple):
     update: str
     runs: int
     diverged: int
-    held_out: Interval | None
-    accuracy: Interval | None
+    metrics: Mapping[str, Score]
     difference: Interval | None
     sent: float
     memory: float
     seconds: float
     violation: Interval | None = None
 
+    def of(self, metric: str) -> Interval | None:
+        """A metric's mean over seeds; None if every run diverged, or it was not measured."""
+        return self.metrics[metric].interval if metric in self.metrics else None
+
+    @property
+    def held_out(self) -> Interval | None:
+        """The held-out loss; None if every run diverged."""
+        return self.of('loss')
+
 
 class _Run(NamedTuple):
     name: str
-    held_out: float
-    accuracy: float | None
+    metrics: Mapping[str, float]
+    better: Mapping[str, str]
     sent: float
     memory: float
     seconds: float
     violation: float | None
+
+    @property
+    def diverged(self) -> bool:
+        return math.isnan(self.metrics['loss'])
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -99,8 +136,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
 
     Args:
         rows: one dict per run: `name`, `update`, `seed`, `held_out` (the final loss; NaN, infinity or None if the run
-            diverged), `sent` and `memory` (bytes), `seconds`, and if known `accuracy` (0 to 1) and `violation` (of
-            constraints).
+            diverged), `sent` and `memory` (bytes), `seconds`, and if known `metrics` (values by name), `better` (which
+            of a metric's values are better: `lower` or `higher`) and `violation` (of constraints).
 
     Raises:
         InputError: for no rows, a missing key, a value of the wrong kind, a seed that occurs twice in a variant, or
@@ -128,9 +165,8 @@ def best(summaries: Sequence[Summary]) -> int | None:
 
     The baseline, the first summary, is never the best.
 
-    >>> worse, better = Interval(2.0, 0.1, 3), Interval(-0.5, 0.1, 3)
-    >>> first = Summary('a', 'a()', 3, 0, worse, None, None, 8, 8, 1.0)
-    >>> best([first, first._replace(held_out=Interval(1.5, 0.1, 3), difference=better)])
+    >>> first = Summary('a', 'a()', 3, 0, {'loss': Score({0: 2.0})}, None, 8, 8, 1.0)
+    >>> best([first, first._replace(metrics={'loss': Score({0: 1.5})}, difference=Interval(-0.5, 0.1, 3))])
     1
     """
     means = {i: s.held_out.mean for i, s in enumerate(summaries) if s.held_out is not None}
@@ -164,15 +200,17 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Run]]:
 
 
 def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
-    held_out = number(row, 'held_out', where, finite=False)
-    accuracy = number(row, 'accuracy', where, finite=False) if 'accuracy' in row else None
+    loss = number(row, 'held_out', where, finite=False)
+    others = row.get('metrics') or {}
+    metrics = {name: number(others, name, f"{where}['metrics']", finite=False) for name in others}
     costs = [number(row, key, where) for key in ('sent', 'memory', 'seconds')]
     if min(costs) < 0:
         raise InputError(f'{where}: bytes and seconds cannot be negative: {dict(row)}')
-    if accuracy is not None and not 0 <= accuracy <= 1 and not math.isnan(held_out):
-        raise InputError(f"{where}: 'accuracy' should be between 0 and 1, not {accuracy}")
+    if not 0 <= metrics.get('accuracy', 0) <= 1:
+        raise InputError(f"{where}: 'accuracy' should be between 0 and 1, not {metrics['accuracy']}")
     violation = number(row, 'violation', where, finite=False) if 'violation' in row else None
-    return _Run(name, held_out, accuracy, costs[0], costs[1], costs[2], violation)
+    better = {'loss': 'lower', **(row.get('better') or {})}
+    return _Run(name, {'loss': loss, **metrics}, better, costs[0], costs[1], costs[2], violation)
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -183,22 +221,20 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) -> Summary:
-    ended = [run for run in runs.values() if not math.isnan(run.held_out)]
-    costs = [(run.sent, run.memory, run.seconds) for run in ended or runs.values()]
+    ended = {seed: run for seed, run in runs.items() if not run.diverged}
+    costs = [(run.sent, run.memory, run.seconds) for run in (ended or runs).values()]
     sent, memory, seconds = (float(cost) for cost in np.median(costs, axis=0))
-    accuracies = [run.accuracy for run in ended if run.accuracy is not None]
-    if len(accuracies) not in (0, len(ended)):
-        raise InputError(f'only {len(accuracies)} of {len(ended)} runs of {update!r} have an accuracy: all or none')
-    violations = [run.violation for run in ended if run.violation is not None]
-    pairs = _differences(runs, first or {})
+    violations = [run.violation for run in ended.values() if run.violation is not None]
+    scores = _scores(update, ended)
+    baseline = {seed: run.metrics['loss'] for seed, run in (first or {}).items() if not run.diverged}
+    paired = ended.keys() & baseline.keys()
     return Summary(
         next(iter(runs.values())).name,
         update,
         len(runs),
         len(runs) - len(ended),
-        interval([run.held_out for run in ended]) if ended else None,
-        interval(accuracies) if accuracies else None,
-        interval(pairs) if pairs else None,
+        scores,
+        scores['loss'].minus(Score(baseline)) if paired else None,
         sent,
         memory,
         seconds,
@@ -206,6 +242,15 @@ def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) 
     )
 
 
-def _differences(runs: dict[int, _Run], first: dict[int, _Run]) -> list[float]:
-    pairs = [runs[seed].held_out - first[seed].held_out for seed in runs if seed in first]
-    return [pair for pair in pairs if not math.isnan(pair)]
+def _scores(update: str, ended: dict[int, _Run]) -> dict[str, Score]:
+    """The metrics of the runs that did not diverge."""
+    scores: dict[str, Score] = {}
+    for name in dict.fromkeys(name for run in ended.values() for name in run.metrics):
+        values = {seed: run.metrics[name] for seed, run in ended.items() if name in run.metrics}
+        if len(values) < len(ended):
+            raise InputError(
+                f'only {len(values)} of {len(ended)} runs of {update!r} have the metric {name}: all or none'
+            )
+        if known := {seed: value for seed, value in values.items() if not math.isnan(value)}:
+            scores[name] = Score(known, next(iter(ended.values())).better.get(name, ''))
+    return scores

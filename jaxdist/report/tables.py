@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Interval, Summary, best
@@ -9,6 +10,9 @@ from jaxdist.report.text import bytes_text, decimals, ratio_text, seconds_text
 
 NOTHING = '—'
 """The text of a cell without a number."""
+
+ARROWS = {'higher': ' ↑', 'lower': ' ↓'}
+"""What follows a metric's name: which of its values are better."""
 
 
 def interval_text(value: Interval | None, *, scale: float = 1, sign: str = '', unit: str = '') -> str:
@@ -36,18 +40,20 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     Raises:
         InputError: if there are no summaries.
 
-    >>> header, rows = cells([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)])
+    >>> from jaxdist.report.summary import Score
+    >>> header, rows = cells([Summary('a', 'a()', 1, 0, {'loss': Score({0: 2.0})}, None, 8e6, 9e6, 61.0)])
     >>> dict(zip(header, rows[0], strict=True))['sent per worker']
     '8.00 MB'
     """
     if not summaries:
         raise InputError('no summaries: a table needs at least one variant')
     first = summaries[0]
+    metrics = {name: score.better for s in summaries for name, score in s.metrics.items() if name != 'loss'}
     columns: dict[str, Callable[[Summary], str]] = {
         'variant': lambda s: s.name,
         'held-out loss': lambda s: interval_text(s.held_out) if s.held_out else 'diverged',
         f'minus {first.name}': lambda s: interval_text(s.difference, sign='+'),
-        'accuracy': lambda s: interval_text(s.accuracy, scale=100, unit=' %'),
+        **{_head(name, better): partial(_metric, name) for name, better in metrics.items()},
         'violation in training': lambda s: interval_text(s.violation),
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
         'memory per device': lambda s: _against(s.memory, first.memory, s is first),
@@ -62,7 +68,8 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
 def notes(summaries: Sequence[Summary]) -> list[str]:
     """Notes that explain the table: how intervals are computed, which runs diverged, what bold means.
 
-    >>> notes([Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8, 8, 1.0)])
+    >>> from jaxdist.report.summary import Score
+    >>> notes([Summary('a', 'a()', 1, 0, {'loss': Score({0: 2.0})}, None, 8, 8, 1.0)])
     ['One seed only: no interval, and a difference may be chance.']
     """
     counts = [s.held_out.n for s in summaries if s.held_out is not None]
@@ -72,6 +79,9 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
     if any(n == 1 for n in counts):
         condition = 'One seed only' if max(counts) == 1 else 'Where one seed is left'
         texts.append(f'{condition}: no interval, and a difference may be chance.')
+    if arrows := {ARROWS.get(score.better) for s in summaries for name, score in s.metrics.items() if name != 'loss'}:
+        known = ', '.join(f'{arrow.strip()} {better} is better' for better, arrow in ARROWS.items() if arrow in arrows)
+        texts += [f'{known}.'] if known else []
     if len(summaries) > 1:
         texts.append(f'Differences to {summaries[0].name} are paired by seed, where neither run diverged.')
     if (index := best(summaries)) is not None:
@@ -89,7 +99,8 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     Raises:
         InputError: if there are no summaries.
 
-    >>> line = Summary('a', 'a()', 1, 0, Interval(2.0, None, 1), None, None, 8e6, 9e6, 61.0)
+    >>> from jaxdist.report.summary import Score
+    >>> line = Summary('a', 'a()', 1, 0, {'loss': Score({0: 2.0})}, None, 8e6, 9e6, 61.0)
     >>> print(markdown_table([line]).splitlines()[2])
     | a    |         2.000 |         8.00 MB |         9.00 MB | 1 min 01 s |     1 |
     """
@@ -103,6 +114,26 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     table = [_padded(row, widths) for row in (body[0], rule, *body[1:])]
     lines = [f'- {_escaped(s.name)}: `{s.update}`' for s in summaries if s.name != s.update]
     return '\n'.join([*table, '', *lines, *([''] if lines else []), *map(_escaped, notes(summaries))]) + '\n'
+
+
+def metric_text(name: str, value: Interval | None) -> str:
+    """The mean of a metric with half its interval; an accuracy is a percentage.
+
+    >>> metric_text('accuracy', Interval(0.5, 0.02, 3)), metric_text('auc', Interval(0.5, 0.02, 3))
+    ('50.0 ± 2.0 %', '0.500 ± 0.020')
+    """
+    return interval_text(value, scale=100, unit=' %') if name == 'accuracy' else interval_text(value)
+
+
+def _head(name: str, better: str) -> str:
+    return name + ARROWS.get(better, '')
+
+
+def _metric(name: str, summary: Summary) -> str:
+    """A metric's cell, with the number of runs where it is not that of all that ended."""
+    text, runs = metric_text(name, summary.of(name)), summary.runs - summary.diverged
+    known = len(summary.metrics[name].values) if name in summary.metrics else runs
+    return text if known == runs else f'{text}, {known} of {runs} seeds'
 
 
 def _against(value: float, first: float, is_first: bool) -> str:

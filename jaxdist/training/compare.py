@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,15 @@ class Variant(NamedTuple):
     experiment: Experiment
 
 
-def variants(experiments: Sequence[Experiment]) -> list[Variant]:
+def variants(experiments: Sequence[Experiment], names: Sequence[str] = ()) -> list[Variant]:
     """The experiments as variants, labelled by the transformations and settings in which they differ.
 
+    Args:
+        experiments: the experiments.
+        names: labels to use instead, one for each experiment, where they are not ''.
+
     Raises:
-        ExperimentError: two experiments differ in their seed only, or there is none.
+        ExperimentError: two experiments differ in their seed only, or have one label, or there is none.
 
     >>> base = Experiment(update='mean() | adamw(1e-3)')
     >>> both = [base, dataclasses.replace(base, update='mean(codec=int8()) | adamw(1e-3)')]
@@ -54,7 +59,11 @@ def variants(experiments: Sequence[Experiment]) -> list[Variant]:
         if same in zip(lines[:k], fields[:k], strict=True):
             twice = experiments[k].update
             raise ExperimentError(f'{twice!r} would be compared with itself; for more seeds use --seeds')
-    return [Variant(name, e) for name, e in zip(labels(experiments), experiments, strict=True)]
+    texts = labels(experiments)
+    chosen = [name or text for name, text in zip(names or texts, texts, strict=True)]
+    if equal := [name for name, n in Counter(chosen).items() if n > 1]:
+        raise ExperimentError(f'two variants have the label {equal[0]!r}: each needs another one')
+    return [Variant(name, e) for name, e in zip(chosen, experiments, strict=True)]
 
 
 def compare(
@@ -108,6 +117,7 @@ def _one(name: str, experiment: Experiment, path: Path, command: str, stop: Call
         for event in run(experiment, path, command=command, stop=stop):
             if event.kind == 'ready':
                 row['memory'] = _memory(name, event.value)
+                row['better'] = {name: metric.better for name, metric in event.value.training.model.metrics.items()}
             yield event
             if event.kind == 'stopped':
                 return
@@ -117,8 +127,7 @@ def _one(name: str, experiment: Experiment, path: Path, command: str, stop: Call
     else:
         last = next(r for r in reversed(read_records(path)) if 'held_out' in r)
         row['held_out'] = last['held_out']['loss']
-        if 'accuracy' in last['held_out']:
-            row['accuracy'] = last['held_out']['accuracy']
+        row['metrics'] = {name: value for name, value in last['held_out'].items() if name != 'loss'}
         if 'judged' in last:
             row['violation'] = last['judged']['violation']
     for cost in ('sent', 'seconds'):
@@ -151,22 +160,27 @@ def run_folder(folder: Path, experiment: Experiment) -> Path:
 
 
 def rows(compared: Sequence[Variant], seeds: int, folder: Path) -> list[dict[str, Any]]:
-    """The results of the runs that have ended, in the variants' order: name, update, seed, held_out, sent, memory,
-    seconds, and where they are known accuracy and violation.
+    """The results of the runs that have ended, in the variants' order; see `jaxdist.report.summarise`.
 
     >>> rows([Variant('a', Experiment())], 1, Path('nowhere'))
     []
     """
     paths = [run_folder(folder, experiment) / 'result.json' for experiment in _ended(compared, seeds, folder)]
-    rows = [json.loads(path.read_text()) for path in paths]
-    # `memory` was called `held` in version 0.1.0.
-    return [{'memory' if name == 'held' else name: x for name, x in row.items()} for row in rows]
+    return [_present(json.loads(path.read_text())) for path in paths]
+
+
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as this version writes it. In version 0.1.0 `memory` was called `held`, and accuracy the only metric."""
+    row = {'memory' if name == 'held' else name: x for name, x in row.items()}
+    if 'accuracy' in row:
+        row |= {'metrics': {'accuracy': row.pop('accuracy')}, 'better': {'accuracy': 'higher'}}
+    return row
 
 
 def write_report(
-    compared: Sequence[Variant], seeds: int, folder: Path, title: str, command: str
+    compared: Sequence[Variant], seeds: int, folder: Path, title: str, command: str, formats: Sequence[str] = ()
 ) -> list[report.Summary]:
-    """Writes `rows.jsonl`, `table.md`, `index.html` and pictures (see `draw_pictures`); returns a summary per variant.
+    """Writes `rows.jsonl` and what `draw_report` writes; returns a summary per variant.
 
     Raises:
         ExperimentError: no run has ended yet.
@@ -187,7 +201,7 @@ def write_report(
         if row['held_out'] is not None:  # the curves leave diverged runs out; the table counts them
             records.setdefault(row['name'], []).append(read_records(run_folder(folder, experiment)))
     details = {'command': command, 'first experiment': to_json(ended[0]), **{name: facts[name] for name in FACTS}}
-    return draw_report(results, records, title, details, folder)
+    return draw_report(results, records, title, details, folder, formats)
 
 
 def draw_report(
@@ -196,8 +210,11 @@ def draw_report(
     title: str,
     details: dict[str, Any],
     folder: Path,
+    formats: Sequence[str] = (),
 ) -> list[report.Summary]:
-    """Writes `table.md`, `index.html` and the pictures of results that are known; returns one summary per variant.
+    """Writes the tables, `index.html` and the pictures of results that are known; returns one summary per variant.
+
+    `table.md`, `table.tex` and `table.csv` have a row for each variant, `runs.csv` one for each run.
 
     Args:
         results: a row for each run, as in `rows`.
@@ -205,6 +222,7 @@ def draw_report(
         title: the page's title.
         details: what the page shows about the runs; `baseline` is the name of a loss, and the loss.
         folder: the comparison's folder.
+        formats: formats of the pictures beside PNG: `svg`, `pdf`.
 
     >>> row = {'name': 'a', 'update': 'a()', 'seed': 0, 'held_out': None, 'sent': 8, 'memory': 9, 'seconds': 1.0}
     >>> from tempfile import mkdtemp
@@ -214,13 +232,16 @@ def draw_report(
     """
     summaries = report.summarise(results)
     (folder / 'table.md').write_text(report.markdown_table(summaries))
+    (folder / 'table.tex').write_text(report.latex_table(summaries))
+    (folder / 'table.csv').write_text(report.csv_table(summaries))
+    (folder / 'runs.csv').write_text(report.csv_runs(results))
     (baseline,) = details['baseline'].items()
     seeds = max(summary.runs for summary in summaries)
     report.page(
         title,
         [f'{len(summaries)} variants, {seeds} seeds each, on the same data and initial weights.'],
         {'Held-out quality, bytes and time': summaries},
-        draw_pictures(summaries, records, baseline, folder),
+        draw_pictures(summaries, records, baseline, folder, formats),
         details,
         folder / 'index.html',
     )

@@ -198,8 +198,10 @@ def load(path: Path) -> Experiment:
     return _checked(path, 'experiment() must return', _call(path, 'experiment'))
 
 
-def sweep(path: Path) -> Iterator[Experiment]:
-    """The experiments that the function `sweep()` of a config yields.
+def sweep(path: Path) -> Iterator[tuple[str, Experiment]]:
+    """The experiments that the function `sweep()` of a config yields, each with its label.
+
+    The function yields experiments, or pairs of a label and an experiment; the label of an experiment alone is ''.
 
     Raises:
         ExperimentError: the file has no such function, or it yields something else.
@@ -209,8 +211,11 @@ def sweep(path: Path) -> Iterator[Experiment]:
     Traceback (most recent call last):
     jaxdist.training.plain_data.ExperimentError: there is no config 'nowhere.py'
     """
-    for experiment in _call(path, 'sweep', list):
-        yield _checked(path, 'sweep() must yield', experiment)
+    for each in _call(path, 'sweep', list):
+        label, experiment = each if isinstance(each, tuple) and len(each) == 2 else ('', each)
+        if not isinstance(label, str):
+            raise ExperimentError(f'{path}: a label that sweep() yields must be text, not {label!r}')
+        yield label, _checked(path, 'sweep() must yield', experiment)
 
 
 def _call(path: Path, name: str, convert: Callable[[Any], Any] = lambda result: result) -> Any:

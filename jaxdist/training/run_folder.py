@@ -19,6 +19,7 @@ import jax
 from jaxdist import cluster, report
 from jaxdist.core import registry
 from jaxdist.core.errors import FileError
+from jaxdist.core.types import Model
 from jaxdist.training.experiment import Experiment, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
@@ -86,12 +87,19 @@ class Log:
             text = json.dumps(_plain({name: verdict._asdict() for name, verdict in verdicts.items()}), indent=2)
             _replace(self.folder / 'verdict.json', text + '\n')
 
+    def _metrics(self, model: Model) -> dict[str, str]:
+        """The metrics beside the loss that all evaluations have, and which of their values are better."""
+        every = [record['held_out'] for record in self.records if 'held_out' in record] or [{}]
+        names = [name for name in every[0] if name != 'loss' and all(name in each for each in every)]
+        return {name: model.metrics[name].better if name in model.metrics else '' for name in names}
+
     def plot(self, training: Training, monitor: Monitor | None = None) -> str:
         """Draws `loss.png`, and the monitor's plot if there is one; returns the reason if it cannot, else ''."""
         data = training.data
         try:
             if self.writes:
-                report.loss_plot(self.records, self.folder / 'loss.png', (data.baseline_name, data.baseline))
+                baseline, metrics = (data.baseline_name, data.baseline), self._metrics(training.model)
+                report.loss_plot(self.records, self.folder / 'loss.png', baseline, metrics)
                 if monitor is not None:
                     monitor.plot(self.records)
         except ImportError as missing:  # plots need an optional extra; a run must not fail for lack of it

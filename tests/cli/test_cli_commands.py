@@ -203,7 +203,8 @@ def test_compare_runs_lines_and_resumes(jaxdist: Jaxdist) -> None:
     assert code == 0
     assert 'sgd(0.1), seed 0' in out
     assert 'diverged: the loss is nan at step 2' in out or 'diverged: the held-out loss is nan at step 2' in out
-    assert 'in runs/compare-small: index.html, table.md, rows.jsonl, ranking.png' in out.splitlines()
+    files = 'index.html, table.md, table.tex, table.csv, runs.csv, rows.jsonl, ranking.png, ranking-accuracy.png'
+    assert f'in runs/compare-small: {files}' in out.splitlines()
     assert '\x1b' not in out
     again = jaxdist(*words)
     assert again.code == 0
@@ -284,3 +285,15 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(jaxdist: Jaxdist) -> None:
     assert '3,666' in dry.out
     assert 'in 4 steps each worker sends 14.7 kB to the others' in dry.out
     assert not Path('runs').exists()
+
+
+@pytest.mark.slow
+def test_variants_have_labels_of_ones_own(jaxdist: Jaxdist) -> None:
+    words = ['compare', 'small.py', '--steps', '2', '--update', 'mean() | sgd(0.1)', '--update', 'mean() | sgd(0.2)']
+    assert jaxdist(*words, '--label', 'slow, 0.1', '--label', 'fast').code == 0
+    assert '| slow, 0.1 |' in Path('runs/compare-small/table.md').read_text()
+    error = jaxdist(*words, '--label', 'slow').err
+    assert '--label is given 1 times and --update 2 times' in error
+    Path('small.py').write_text(SWEEP.replace('yield dataclasses', "yield f'{steps} steps', dataclasses"))
+    assert jaxdist('compare', 'small.py', '--out', 'out').code == 0
+    assert '| 3 steps |' in Path('out/table.md').read_text()

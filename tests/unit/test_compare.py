@@ -1,5 +1,6 @@
 """Comparisons: names of variants, resuming, and the report."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -26,6 +27,14 @@ pytestmark = pytest.mark.slow
 def test_equal_variants_are_refused_however_they_are_spelled(update: str) -> None:
     with pytest.raises(ExperimentError, match='would be compared with itself; for more seeds use --seeds'):
         variants([small('sgd(0.2) | average(2)'), SMALL, dataclasses.replace(small(update), seed=3)])
+
+
+def test_labels_of_ones_own_replace_those_that_are_not_empty() -> None:
+    experiments = [small(line) for line in (*LINES, 'mean() | sgd(0.2)')]
+    names = [name for name, _ in variants(experiments, ['SGD', '', 'SGD, 0.2'])]
+    assert names == ['SGD', 'mean(codec=int8()) | sgd(0.1)', 'SGD, 0.2']
+    with pytest.raises(ExperimentError, match="two variants have the label 'a': each needs another one"):
+        variants(experiments, ['a', 'b', 'a'])
 
 
 def test_a_comparison_needs_a_variant() -> None:
@@ -91,12 +100,31 @@ def test_the_report_is_self_contained(finished: tuple[list[Variant], Path, list[
     assert len((folder / 'rows.jsonl').read_text().splitlines()) == 4
     assert (folder / 'table.md').read_text().count('\n| mean(') == 2
     # One evaluation a run has no curve.
-    assert sorted(path.name for path in folder.glob('*.png')) == ['frontier.png', 'ranking.png']
-    assert page.count('data:image/png;base64,') == 2
+    names = ['frontier-accuracy.png', 'frontier.png', 'ranking-accuracy.png', 'ranking.png']
+    assert sorted(path.name for path in folder.glob('*.png')) == names
+    assert page.count('data:image/png;base64,') == 4
     assert 'alt="Dot plot of the final held-out loss of 2 variants' in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert 'jaxdist compare two.py' in page
     assert page.count('Student t') == 1
+
+
+def test_tables_and_pictures_have_further_formats(
+    finished: tuple[list[Variant], Path, list[tuple[str, int, str]]],
+) -> None:
+    compared, folder, _ = finished
+    write_report(compared, 2, folder, 'Two lines', 'jaxdist compare two.py', ['pdf', 'svg'])
+    assert (folder / 'frontier-accuracy.pdf').read_bytes().startswith(b'%PDF')
+    assert (folder / 'ranking.svg').read_text().startswith('<?xml')
+    runs = list(csv.DictReader((folder / 'runs.csv').open()))
+    expected = rows(compared, 2, folder)
+    assert [float(run['loss']) for run in runs] == [row['held_out'] for row in expected]
+    assert [float(run['accuracy']) for run in runs] == [row['metrics']['accuracy'] for row in expected]
+    first, _ = csv.DictReader((folder / 'table.csv').open())
+    assert float(first['loss']) == pytest.approx((expected[0]['held_out'] + expected[1]['held_out']) / 2)
+    assert (folder / 'table.tex').read_text().count(r' \\') == 3
+    write_report(compared, 2, folder, 'Two lines', 'jaxdist compare two.py')
+    assert not [path for path in folder.iterdir() if path.suffix in ('.pdf', '.svg')]
 
 
 def test_a_variant_that_cannot_be_trained_is_refused_before_any_is_trained(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_missing_config_is_refused() -> None:
 
 def test_a_sweep_yields_experiments(tmp_path: Path) -> None:
     path = config(tmp_path, HEAD + 'def sweep():\n    for n in (1, 2):\n        yield Experiment(steps=n)')
-    assert list(sweep(path)) == [Experiment(steps=1), Experiment(steps=2)]
+    assert list(sweep(path)) == [('', Experiment(steps=1)), ('', Experiment(steps=2))]
 
 
 @pytest.mark.parametrize(

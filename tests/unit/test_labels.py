@@ -39,6 +39,6 @@ def test_settings_of_equal_text_get_different_labels() -> None:
 
 @pytest.mark.parametrize('config', ['local_text', 'damping', 'norm', 'delay_images', 'codecs_images'])
 def test_the_labels_of_the_configs_sweeps_are_unique_and_short(config: str, pytestconfig: pytest.Config) -> None:
-    texts = labels(list(sweep(pytestconfig.rootpath / 'configs' / f'{config}.py')))
+    texts = labels([each for _, each in sweep(pytestconfig.rootpath / 'configs' / f'{config}.py')])
     assert len(set(texts)) == len(texts)
     assert max(map(len, texts)) < 90

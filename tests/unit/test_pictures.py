@@ -1,9 +1,9 @@
 """A comparison's pictures: each is drawn where it shows something, and an old one that shows nothing is removed."""
 
 import pytest
-from report_fixtures import line, run
+from report_fixtures import line, run, score
 
-from jaxdist.training.pictures import NAMES, draw_pictures
+from jaxdist.training.pictures import KINDS, draw_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +26,8 @@ CURVES = {'a': [run([3.0, 2.0])], 'b': [run([3.0, 1.9])]}
     ],
 )
 def test_what_shows_something_is_drawn(tmp_path, summaries, records, names):
-    for name in NAMES:
-        (tmp_path / name).write_text('of an earlier report')
+    for kind in KINDS:
+        (tmp_path / f'{kind}.png').write_text('of an earlier report')
     pictures = draw_pictures(summaries, records, BASELINE, tmp_path)
     assert [picture.path.name for picture in pictures] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -41,3 +41,13 @@ def test_curves_whose_records_are_lost_stay(tmp_path):
     pictures = draw_pictures(EQUAL, None, BASELINE, tmp_path)
     assert [picture.path.name for picture in pictures] == ['ranking.png', 'curves.png']
     assert (tmp_path / 'curves.png').read_text() == 'of an earlier report'
+
+
+def test_every_metric_has_pictures(tmp_path):
+    (tmp_path / 'frontier-an_old_one.png').write_text('of an earlier report')
+    both = [each._replace(metrics={**each.metrics, 'macro F1': score(0.5, better='higher')}) for each in DIFFERENT]
+    records = {'a': [[{'step': s, 'held_out': {'loss': 2.0, 'macro F1': 0.5}} for s in (1, 2)]]}
+    names = [picture.path.name for picture in draw_pictures(both, records, BASELINE, tmp_path)]
+    assert names[:3] == ['ranking.png', 'frontier.png', 'curves.png']
+    assert names[3:] == ['ranking-macro_F1.png', 'frontier-macro_F1.png', 'curves-macro_F1.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

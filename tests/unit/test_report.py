@@ -145,8 +145,8 @@ def test_a_variant_of_diverged_runs_has_no_loss():
         ([row('a', 0, 'low')], r"rows\[0\]: 'held_out' should be a number, not 'low'"),
         ([row('a', 0, 2.0, seconds=NAN)], "'seconds' should be finite"),
         ([row('a', 0, 2.0, sent=-1)], 'cannot be negative'),
-        ([row('a', 0, 2.0, accuracy=71)], "'accuracy' should be between 0 and 1"),
-        ([row('a', 0, 2.0, accuracy=0.5), row('a', 1, 2.0)], 'only 1 of 2 runs'),
+        ([row('a', 0, 2.0, metrics={'accuracy': 71})], "'accuracy' should be between 0 and 1"),
+        ([row('a', 0, 2.0, metrics={'accuracy': 0.5}), row('a', 1, 2.0)], 'only 1 of 2 runs'),
         ([row('a', 0, 2.0), row('a', 0, 3.0)], r'rows\[1\]: seed 0 .* twice'),
         ([row('a', 0, 2.0), row('a', 1, 2.0) | {'update': 'b()'}], 'needs one unique name'),
         ([row('a', 0, 2.0), row('a', 1, 2.0) | {'name': 'b'}], 'needs one unique name'),
@@ -183,7 +183,7 @@ def test_the_markdown_table_as_a_whole():
 
 
 def test_accuracy_is_a_percentage():
-    rows = [row('exact', seed, 2.0, accuracy=accuracy) for seed, accuracy in enumerate((0.5, 0.52, 0.54))]
+    rows = [row('exact', seed, 2.0, metrics={'accuracy': x}) for seed, x in enumerate((0.5, 0.52, 0.54))]
     header, [cells] = report.cells(report.summarise(rows))
     assert dict(zip(header, cells, strict=True))['accuracy'] == '52.0 ± 5.0 %'
 
@@ -218,3 +218,25 @@ def test_empty_columns_are_left_out():
 def test_an_empty_table_is_refused():
     with pytest.raises(ValueError, match='no summaries'):
         report.cells([])
+
+
+# Metrics
+
+
+def test_metrics_have_a_column_with_their_direction():
+    rows = [row('exact', s, 2.0, metrics={'f1': x, 'nats': 3.0}, better={'f1': 'higher'}) for s, x in enumerate((1, 3))]
+    rows += [
+        row('b', s, 2.0, metrics={'f1': x, 'nats': 2.0}, better={'f1': 'higher'}) for s, x in enumerate((NAN, 2.0))
+    ]
+    summaries = report.summarise(rows)
+    header, cells = report.cells(summaries)
+    assert header[3:5] == ['f1 ↑', 'nats']
+    assert [line[3:5] for line in cells] == [['2 ± 13', '3.000 ± 0.000'], ['2.000, 1 of 2 seeds', '2.000 ± 0.000']]
+    assert '↑ higher is better.' in report.notes(summaries)
+    assert summaries[1].metrics['f1'] == report.Score({1: 2.0}, 'higher')
+
+
+def test_a_difference_is_paired_by_seed_or_that_of_means():
+    one = report.Score({0: 1.0, 1: 5.0, 2: 3.0})
+    assert one.minus(report.Score({2: 2.5, 1: 4.5})) == (0.5, 0.0, 2)
+    assert one.minus(report.Score({7: 1.0})) == (2.0, None, 1)

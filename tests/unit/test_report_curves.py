@@ -71,6 +71,24 @@ def test_the_baseline_and_the_seven_best_have_colours_and_the_others_are_grey(tm
     assert drawing.get_suptitle() == 'grey: 11 more variants, which end between 2.7 and 3.7'
 
 
+def test_a_wild_curve_does_not_flatten_the_others(tmp_path):
+    runs = {'exact': [run([3.5, 2.0])], 'wild': [run([3.5, 900.0])], 'worse': [run([3.5, 2.5])]}
+    drawing = report.curves_plot(runs, tmp_path / 'curves.png', ('entropy', 3.0))
+    assert drawing.axes[0].get_ylim()[1] == 4.0
+    assert drawing.get_suptitle() == 'losses above 4 are off the scale; wild ends at 900'
+    assert end_labels(drawing) == ['exact', 'worse']
+
+
+def test_of_a_metric_that_should_be_high_the_highest_have_colours(tmp_path):
+    auc = [0.1, *np.arange(9) / 10]
+    runs = {
+        f'variant {i}': [[{'step': s, 'held_out': {'auc': x, 'loss': 2.0}} for s in (1, 2)]] for i, x in enumerate(auc)
+    }
+    drawing = report.curves_plot(runs, tmp_path / 'curves.png', None, 'auc', 'higher')
+    assert {int(label.split()[1]) for label in end_labels(drawing)} == {0, *range(3, 10)}
+    assert drawing.axes[0].get_ylabel() == 'held-out auc (higher is better)'
+
+
 @pytest.mark.parametrize('suffix', ['png', 'svg'])
 @pytest.mark.parametrize('count', [1, 3, 19])
 def test_labels_stay_inside_the_picture_and_do_not_overlap(tmp_path, count, suffix):

@@ -44,6 +44,16 @@ def test_the_loss_plot_shows_every_number(tmp_path):
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_a_metric_has_a_panel(tmp_path):
+    records = run([5.0, 3.0])
+    for record in records[-2:]:
+        record['held_out']['auc'] = 1 / record['held_out']['loss']
+    drawing = report.loss_plot(records, tmp_path / 'loss.png', metrics={'auc': 'higher'})
+    assert drawing.axes[1].lines[0].get_xydata().tolist() == [[0, 0.2], [10, 1 / 3]]
+    assert (drawing.axes[1].get_ylabel(), drawing.axes[1].get_xlabel()) == ('auc\n(higher is better)', 'step')
+    assert texts_outside(drawing) == []
+
+
 def test_the_upper_axis_reads_bytes_at_steps(tmp_path):
     records = [{'step': step, 'loss': 1.0, 'sent': sent} for step, sent in ((10, 0), (20, 1e6), (30, 5e6))]
     axes, above = report.loss_plot(records, tmp_path / 'loss.svg').axes

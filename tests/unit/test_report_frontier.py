@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_fixtures import labels, legend, line, texts_outside
+from report_fixtures import labels, legend, line, score, texts_outside
 
 from jaxdist import report
 
@@ -25,8 +25,35 @@ def test_the_front_has_the_points_that_no_other_dominates(tmp_path_factory, poin
     lines = [line(f'{index}', sent, loss) for index, (sent, loss) in enumerate(points)]
     drawing = report.frontier_plot(lines, tmp_path_factory.getbasetemp() / 'frontier.svg')
     dominated = {(x, y) for x, y in points if any(u <= x and v <= y and (u, v) != (x, y) for u, v in points)}
+    assert front(drawing) == pytest.approx(sorted(y for x, y in points if (x, y) not in dominated))
+
+
+def front(drawing):
+    """The heights of the points that are filled."""
     shown = next(bars for bars in drawing.axes[0].containers if bars.get_label() == 'Pareto front')
-    assert sorted(shown[0].get_ydata()) == sorted(y for x, y in points if (x, y) not in dominated)
+    return sorted(shown[0].get_ydata())
+
+
+def test_the_front_is_decided_by_paired_intervals(tmp_path):
+    """`noisy` has a lower mean for fewer bytes than `exact`, by chance; `sure` is lower at each seed alike."""
+    exact = line('exact', 2e6, 2.0)._replace(metrics={'loss': report.Score({0: 1.0, 1: 2.0, 2: 3.0})})
+    noisy = line('noisy', 1e6, 2.0)._replace(metrics={'loss': report.Score({0: 2.5, 1: 1.5, 2: 1.4})})
+    sure = line('sure', 1e6, 2.0)._replace(metrics={'loss': report.Score({0: 0.9, 1: 1.9, 2: 2.9})})
+    assert front(report.frontier_plot([exact, noisy], tmp_path / 'f.svg')) == pytest.approx([1.8, 2.0])
+    assert front(report.frontier_plot([exact, sure], tmp_path / 'f.svg')) == pytest.approx([1.9])
+
+
+def test_of_a_metric_that_should_be_high_the_highest_are_the_front(tmp_path):
+    low, high = (
+        line(name, 1e6, 2.0)._replace(metrics={'loss': score(2.0), 'auc': score(x, 0.01, 'higher')})
+        for name, x in {'low': 0.7, 'high': 0.8}.items()
+    )
+    drawing = report.frontier_plot([low, high, line('without', 1e6, 1.0)], tmp_path / 'f.svg', ('entropy', 3.0), 'auc')
+    assert front(drawing) == pytest.approx([0.8])
+    assert drawing.axes[0].get_ylabel() == 'held-out auc (higher is better; mean, 95 % interval)'
+    assert drawing.get_suptitle() == 'without: no auc'
+    with pytest.raises(ValueError, match='none has a f1'):
+        report.frontier_plot([low], tmp_path / 'f.svg', metric='f1')
 
 
 def test_labels_cover_neither_each_other_nor_the_marks(tmp_path):
@@ -58,7 +85,7 @@ def test_many_points_are_numbered_and_a_note_names_those_off_the_scale(tmp_path)
 def test_error_bars_are_the_intervals(tmp_path):
     drawing = report.frontier_plot([line('a', 1e6, 2.0, half=0.25)], tmp_path / 'frontier.svg')
     (bar,) = drawing.axes[0].collections[0].get_segments()
-    assert bar.tolist() == [[1e6, 1.75], [1e6, 2.25]]
+    np.testing.assert_allclose(bar, [[1e6, 1.75], [1e6, 2.25]])
 
 
 def test_zero_bytes_have_a_separate_place(tmp_path):

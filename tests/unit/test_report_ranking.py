@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_fixtures import line, overlapping, texts_outside
+from report_fixtures import line, overlapping, score, texts_outside
 
 from jaxdist import report
 
@@ -29,6 +29,17 @@ def test_variants_are_in_the_order_of_their_losses(tmp_path):
     assert ticks(axes.child_axes[0]) == ['1.50 ± 0.25', '2.00 ± 0.25', '2.50 ± 0.25']
     assert drawing.get_suptitle() == 'wild: every run diverged'
     assert [text.get_text() for text in drawing.legends[0].get_texts()] == ['entropy: 2.750', 'baseline: exact']
+
+
+def test_of_a_metric_that_should_be_high_the_highest_is_first(tmp_path):
+    lines = [
+        line(name, 1e6, 2.0)._replace(metrics={'accuracy': score(x, 0.02, 'higher')})
+        for name, x in {'low': 0.7, 'high': 0.9}.items()
+    ]
+    axes = report.ranking_plot(lines, tmp_path / 'ranking.png', ('entropy', 3.0), 'accuracy').axes[0]
+    assert ticks(axes) == ['high', 'low']
+    assert ticks(axes.child_axes[0]) == ['90.0 ± 2.0 %', '70.0 ± 2.0 %']
+    assert 'accuracy at the end of the run (higher is better; mean' in axes.get_xlabel()
 
 
 def test_a_variant_far_above_the_baseline_loss_is_a_note(tmp_path):

@@ -116,5 +116,5 @@ def _show(summaries: list[report.Summary], folder: Path) -> None:
     for note in report.notes(summaries):
         console.print(note, markup=False)
     files = ['index.html', 'table.md', 'table.tex', 'table.csv', 'runs.csv', 'rows.jsonl']
-    names = ', '.join([*files, *(path.name for path in drawn(folder))])
+    names = ', '.join([*files, *(path.name for path in drawn(folder) if path.suffix == '.png')])
     console.print(f'in {folder}: {names}', markup=False)

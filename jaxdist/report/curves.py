@@ -33,7 +33,8 @@ class _Curve(NamedTuple):
     label: str
     step: np.ndarray  # [N]
     sent: np.ndarray | None  # [N], NaN before anything was sent; None if nothing was, or it is not recorded
-    loss: np.ndarray  # [runs, N]
+    loss: np.ndarray  # [runs, N], or another metric
+    final: float  # the mean of the losses at the end
 
     @property
     def last(self) -> float:
@@ -59,14 +60,14 @@ def curves_plot(
     """Draws held-out loss, or another metric, against steps, and bytes if variants differ in them: means over seeds.
 
     At most eight variants have a colour, a marker, a label at the end of the curve and a band of all seeds: the first,
-    which is the baseline of differences, and those that end best. The others are grey, and a note counts them. Losses
-    further above the baseline loss than the lowest is below it are off the scale; a note names curves that end there.
+    which is the baseline of differences, and those that end best. The others are grey, and a note counts them. Curves
+    that end further above the baseline loss than the lowest ends below it are not drawn; a note names them.
 
     Args:
         runs: for each variant's name the records of its runs, one list per seed (see `loss_plot`). A run with a
             held-out loss that is not finite is left out of the mean, and the label counts it.
         path: the file to write; its name ends in .png, .svg or .pdf.
-        baseline: a name and a loss, which limits the scale of losses.
+        baseline: a name and a loss, which limits what is drawn.
         metric: the metric.
         better: which of its values are better, `lower` or `higher`; '' if not known.
 
@@ -85,7 +86,8 @@ def curves_plot(
     [3.0, 1.5, 1.0]
     """
     every = [_curve(name, seeds, metric) for name, seeds in runs.items()]
-    curves = [curve for curve in every if curve.loss.size]
+    limit = highest([curve.final for curve in every if curve.loss.size], baseline)
+    curves = [curve for curve in every if curve.loss.size and curve.final <= limit]
     if not any(len(curve.step) > 1 for curve in curves):
         raise InputError('no run has two or more evaluations: there is no curve; `ranking_plot` draws final losses')
     by_bytes = differ(float(curve.sent[-1]) if curve.sent is not None else 0.0 for curve in curves)
@@ -103,17 +105,9 @@ def curves_plot(
     several = any(len(curve.loss) > 1 for curve in curves)
     remarks = f'{direction(metric, better)}mean; band: all seeds' if several else direction(metric, better).rstrip('; ')
     drawing.axes[0].set_ylabel(f'held-out {metric}' + (f' ({remarks})' if remarks else ''))
-    limit = math.inf
     if metric == 'loss':
-        limit = highest([float(curve.loss.mean(axis=0).min()) for curve in curves], baseline)
-        shown = np.concatenate([curve.loss.ravel() for curve in curves])
-        scale_loss(by_step, shown[shown <= limit])
-        if shown.max() > limit:
-            by_step.set_ylim(top=limit)
-            ends = [end for end in ends if end.y <= limit]
-        else:
-            limit = math.inf
-    note(by_step, _notes(every, chosen, by_bytes, limit))
+        scale_loss(by_step, np.concatenate([curve.loss.ravel() for curve in curves]))
+    note(by_step, _notes(every, curves, chosen, by_bytes))
     label_ends(by_step, ends)
     return save(drawing, path)
 
@@ -128,12 +122,13 @@ def _curve(name: str, seeds: Sequence[Sequence[Record]], metric: str) -> _Curve:
     lost, what = len(series) - len(ended), 'diverged' if metric == 'loss' else 'not finite'
     label = f'{name} ({lost} of {len(series)} {what})' if lost else name
     if not ended:
-        return _Curve(label, np.array([]), None, np.empty((0, 0)))
+        return _Curve(label, np.array([]), None, np.empty((0, 0)), math.nan)
     sent = [s.sent for s in ended if s.sent is not None]
     mean = np.mean(sent, axis=0) if len(sent) == len(ended) else np.zeros(1)
     # A logarithmic axis cannot show evaluations before anything was sent.
     known = np.where(mean > 0, mean, np.nan) if mean[-1] > 0 else None
-    return _Curve(label, ended[0].step, known, np.stack([s.loss for s in ended]))
+    final = float(np.nanmean([evaluations(records).loss[-1] for records in seeds]))
+    return _Curve(label, ended[0].step, known, np.stack([s.loss for s in ended]), final)
 
 
 def _chosen(curves: Sequence[_Curve], better: str) -> list[int]:
@@ -162,14 +157,13 @@ def _draw(axes: 'Axes', curves: Sequence[_Curve], xs: Sequence[np.ndarray | None
     return ends
 
 
-def _notes(every: Sequence[_Curve], chosen: Sequence[int], by_bytes: bool, limit: float) -> str:
-    """What the curves with labels do not show."""
-    curves = [curve for curve in every if curve.loss.size]
+def _notes(every: Sequence[_Curve], curves: Sequence[_Curve], chosen: Sequence[int], by_bytes: bool) -> str:
+    """What the curves with labels do not show; `curves` are those of `every` that are drawn."""
     notes = []
     if grey := [curve.last for index, curve in enumerate(curves) if index not in chosen]:
         notes.append(f'grey: {len(grey)} more variants, which end between {min(grey):.3g} and {max(grey):.3g}')
-    notes += [f'losses above {limit:.3g} are off the scale'] if limit < math.inf else []
-    notes += [f'{curve.label} ends at {curve.last:.3g}' for curve in curves if curve.last > limit]
+    far = [curve for curve in every if curve.loss.size and not any(curve is other for other in curves)]
+    notes += [f'{curve.label}: loss {curve.final:.3g}, off the scale' for curve in far]
     if by_bytes and (silent := [curve.label for curve in curves if curve.sent is None]):
         notes.append(f'nothing sent or recorded: {", ".join(silent)}')
     if lost := [curve.label for curve in every if not curve.loss.size]:

@@ -65,27 +65,29 @@ def frontier_plot(
     """
     pairs = scored(summaries, baseline, metric)
     points = _points(pairs, metric)
-    better = direction(metric, pairs[0][0].metrics[metric].better)
+    better = pairs[0][0].metrics[metric].better
 
     def remark(axes: 'Axes') -> None:
-        axes.set_ylabel(f'held-out {metric} ({better}mean, 95 % interval)')
+        axes.set_ylabel(f'held-out {metric} ({direction(metric, better)}mean, 95 % interval)')
         add_notes(axes, summaries, baseline, 'y', metric)
 
     numbered = len(points) > MANY
-    drawing, covered = _drawing(points, numbered, remark)
+    drawing, covered = _drawing(points, better, numbered, remark)
     if covered and not numbered:
-        drawing, _ = _drawing(points, True, remark)
+        drawing, _ = _drawing(points, better, True, remark)
     return save(drawing, path)
 
 
-def _drawing(points: Sequence[_Point], numbered: bool, remark: Callable[['Axes'], None]) -> tuple['Figure', bool]:
+def _drawing(
+    points: Sequence[_Point], better: str, numbered: bool, remark: Callable[['Axes'], None]
+) -> tuple['Figure', bool]:
     """The figure, and whether a label covers anything."""
     rows = sum(point.name.count('\n') + 1 for point in points)
     drawing = figure(12, max(5.4, 0.2 * rows + 0.6)) if numbered else figure(9, 5.4)
     axes = drawing.subplots()
     tidy(axes)
     xs = _place_bytes(axes, [point.sent for point in points])
-    _draw_points(axes, points, xs)
+    _draw_points(axes, points, xs, better)
     axes.margins(y=0.15)
     axes.set_xlabel('bytes sent per worker in the whole run')
     remark(axes)
@@ -147,7 +149,7 @@ def _place_bytes(axes: 'Axes', sent: Sequence[float]) -> list[float]:
     return [x or zero for x in sent]
 
 
-def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> None:
+def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float], better: str) -> None:
     marks = ((True, COLOURS[0], COLOURS[0], 'Pareto front'), (False, INK, 'white', 'dominated'))
     for front, colour, face, name in marks:
         chosen = [(x, *point.loss[:2]) for x, point in zip(xs, points, strict=True) if point.front is front]
@@ -155,8 +157,9 @@ def _draw_points(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) ->
             x, mean, half = np.array(chosen, dtype=float).T  # a missing interval is NaN, which draws no bar
             bars = axes.errorbar(x, mean, half, fmt='o', color=colour, capsize=3, elinewidth=1, label=name)
             bars[0].set(markersize=7, markerfacecolor=face)
-    front_line = np.array(sorted((x, p.loss.mean) for x, p in zip(xs, points, strict=True) if p.front)).T
-    axes.step(*front_line, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
+    x, mean = np.array(sorted((x, p.loss.mean) for x, p in zip(xs, points, strict=True) if p.front)).T
+    best = np.maximum.accumulate(mean) if better == 'higher' else np.minimum.accumulate(mean)
+    axes.step(x, best, where='post', color=COLOURS[0], alpha=0.35, linewidth=1.2, zorder=1)
 
 
 def _label(axes: 'Axes', points: Sequence[_Point], xs: Sequence[float]) -> bool:

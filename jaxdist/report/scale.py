@@ -49,20 +49,20 @@ def highest(losses: Sequence[float], baseline: tuple[str, float] | None) -> floa
 def scored(
     summaries: Sequence[Summary], baseline: tuple[str, float] | None, metric: str
 ) -> list[tuple[Summary, Interval]]:
-    """The variants to draw, with the metric's means: of losses those on the scale, of other metrics all that are known.
+    """The variants to draw, with the metric's means: those that have it, and whose loss is on the scale.
 
     Raises:
         InputError: there is none.
 
     >>> from jaxdist.report.summary import Score
-    >>> scored([Summary('a', 'a()', 1, 0, {'auc': Score({0: 0.9}, 'higher')}, None, 8, 9, 1.0)], None, 'auc')[0][1].mean
+    >>> metrics = {'loss': Score({0: 2.0}), 'auc': Score({0: 0.9}, 'higher')}
+    >>> scored([Summary('a', 'a()', 1, 0, metrics, None, 8, 9, 1.0)], None, 'auc')[0][1].mean
     0.9
     """
-    shown = on_scale(summaries, baseline) if metric == 'loss' else summaries
-    pairs = [(summary, value) for summary in shown if (value := summary.of(metric)) is not None]
+    pairs = [(s, value) for s in on_scale(summaries, baseline) if (value := s.of(metric)) is not None]
     if not pairs:
         raise InputError(
-            f'no variant to draw: none has a {metric}, since there are no summaries, or every run diverged'
+            f'no variant to draw: there are no summaries, or every run diverged, or none has the metric {metric!r}'
         )
     return pairs
 
@@ -81,7 +81,7 @@ def add_notes(
 ) -> None:
     """Draws the baseline loss as a dashed line across `axis` ('x' or 'y'), and names above the plot what is off it.
 
-    With another metric it names only the variants that lack it.
+    With another metric it names those whose loss is off the scale, and those that lack the metric.
 
     >>> from jaxdist.report.canvas import figure
     >>> axes = figure(9, 5).subplots()
@@ -91,11 +91,11 @@ def add_notes(
     """
     shown = on_scale(summaries, baseline)
     remarks = [f'{s.name}: every run diverged' for s in summaries if s.held_out is None]
-    if metric != 'loss':
-        note(axes, '; '.join([*remarks, *(f'{s.name}: no {metric}' for s in shown if s.of(metric) is None)]))
-        return
-    remarks += [f'{s.name}: {s.held_out.mean:.3g}, off the scale' for s in summaries if s.held_out and s not in shown]
-    if baseline is not None:
+    what = '' if metric == 'loss' else 'loss '
+    far = [(s.name, s.held_out.mean) for s in summaries if s.held_out and s not in shown]
+    remarks += [f'{name}: {what}{loss:.3g}, off the scale' for name, loss in far]
+    remarks += [f'{s.name}: no {metric}' for s in shown if s.of(metric) is None]
+    if baseline is not None and metric == 'loss':
         name, loss = baseline
         low, high = axes.get_ylim() if axis == 'y' else axes.get_xlim()
         if low - (high - low) <= loss <= high + (high - low):

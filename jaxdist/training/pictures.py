@@ -66,9 +66,8 @@ def drawn(folder: Path) -> list[Path]:
     >>> drawn(Path('nowhere'))
     []
     """
-    return [
-        path for kind in KINDS for path in sorted(folder.glob(f'{kind}.png')) + sorted(folder.glob(f'{kind}-*.png'))
-    ]
+    files = [path for path in sorted(folder.glob('*'), key=_name) if path.suffix in ('.png', '.svg', '.pdf')]
+    return [path for kind in KINDS for path in files if path.stem.partition('-')[0] == kind]
 
 
 def _ends(
@@ -103,6 +102,10 @@ def _also(formats: Sequence[str], drawing: 'Figure', path: Path) -> None:
     """Writes a picture in further formats."""
     for suffix in formats:
         report.save(drawing, path.with_suffix(f'.{suffix}'))
+
+
+def _name(path: Path) -> tuple[str, str]:
+    return path.stem, path.suffix
 
 
 def _path(folder: Path, kind: str, metric: str) -> Path:

@@ -116,11 +116,11 @@ def test_tables_and_pictures_have_further_formats(
     write_report(compared, 2, folder, 'Two lines', 'jaxdist compare two.py', ['pdf', 'svg'])
     assert (folder / 'frontier-accuracy.pdf').read_bytes().startswith(b'%PDF')
     assert (folder / 'ranking.svg').read_text().startswith('<?xml')
-    runs = list(csv.DictReader((folder / 'runs.csv').open()))
+    runs = list(csv.DictReader((folder / 'runs.csv').read_text().splitlines()))
     expected = rows(compared, 2, folder)
     assert [float(run['loss']) for run in runs] == [row['held_out'] for row in expected]
     assert [float(run['accuracy']) for run in runs] == [row['metrics']['accuracy'] for row in expected]
-    first, _ = csv.DictReader((folder / 'table.csv').open())
+    first, _ = csv.DictReader((folder / 'table.csv').read_text().splitlines())
     assert float(first['loss']) == pytest.approx((expected[0]['held_out'] + expected[1]['held_out']) / 2)
     assert (folder / 'table.tex').read_text().count(r' \\') == 3
     write_report(compared, 2, folder, 'Two lines', 'jaxdist compare two.py')

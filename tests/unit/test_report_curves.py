@@ -74,8 +74,8 @@ def test_the_baseline_and_the_seven_best_have_colours_and_the_others_are_grey(tm
 def test_a_wild_curve_does_not_flatten_the_others(tmp_path):
     runs = {'exact': [run([3.5, 2.0])], 'wild': [run([3.5, 900.0])], 'worse': [run([3.5, 2.5])]}
     drawing = report.curves_plot(runs, tmp_path / 'curves.png', ('entropy', 3.0))
-    assert drawing.axes[0].get_ylim()[1] == 4.0
-    assert drawing.get_suptitle() == 'losses above 4 are off the scale; wild ends at 900'
+    assert drawing.axes[0].get_ylim()[1] < 4
+    assert drawing.get_suptitle() == 'wild: loss 900, off the scale'
     assert end_labels(drawing) == ['exact', 'worse']
 
 

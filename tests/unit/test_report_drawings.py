@@ -142,7 +142,7 @@ def test_the_same_numbers_make_the_same_picture(tmp_path):
 
 
 def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\.png or \.svg, not as 'loss\.gif'"):
+    with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf, not as 'loss\.gif'"):
         report.loss_plot(run([1.0]), tmp_path / 'loss.gif')
 
 

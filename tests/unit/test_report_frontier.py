@@ -52,7 +52,7 @@ def test_of_a_metric_that_should_be_high_the_highest_are_the_front(tmp_path):
     assert front(drawing) == pytest.approx([0.8])
     assert drawing.axes[0].get_ylabel() == 'held-out auc (higher is better; mean, 95 % interval)'
     assert drawing.get_suptitle() == 'without: no auc'
-    with pytest.raises(ValueError, match='none has a f1'):
+    with pytest.raises(ValueError, match="none has the metric 'f1'"):
         report.frontier_plot([low], tmp_path / 'f.svg', metric='f1')
 
 

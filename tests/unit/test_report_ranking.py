@@ -33,7 +33,7 @@ def test_variants_are_in_the_order_of_their_losses(tmp_path):
 
 def test_of_a_metric_that_should_be_high_the_highest_is_first(tmp_path):
     lines = [
-        line(name, 1e6, 2.0)._replace(metrics={'accuracy': score(x, 0.02, 'higher')})
+        line(name, 1e6, 2.0)._replace(metrics={'loss': score(2.0), 'accuracy': score(x, 0.02, 'higher')})
         for name, x in {'low': 0.7, 'high': 0.9}.items()
     ]
     axes = report.ranking_plot(lines, tmp_path / 'ranking.png', ('entropy', 3.0), 'accuracy').axes[0]

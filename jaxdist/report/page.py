@@ -20,18 +20,19 @@ STYLE = """
   :root { --ink: #e4e7ea; --soft: #a0a8b0; --line: #3a4047; --paper: #16191c;
     --tint: #20242a; --mark: #6cb8e6; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { max-width: 44rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .7rem; text-align: right; vertical-align: top; white-space: nowrap;
+th, td { padding: .45rem .5rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-thead th { color: var(--soft); font-size: .85rem; }
+thead th { color: var(--soft); font-size: .85rem; white-space: normal; vertical-align: bottom; }
 th:first-child { text-align: left; }
+tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 small { display: block; color: var(--soft); }
 .best td, .best th:first-child { font-weight: 700; color: var(--mark); }
 .notes { color: var(--soft); font-size: .85rem; padding-left: 1.1rem; }

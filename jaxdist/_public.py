@@ -17,6 +17,7 @@ from jaxdist.core.registry import codec as codec
 from jaxdist.core.types import Variables as Variables
 from jaxdist.core.workers import on_mesh as on_mesh
 from jaxdist.core.workers import simulated as simulated
+from jaxdist.ledger import cost as cost
 from jaxdist.line import build as build
 from jaxdist.training.experiment import Experiment as Experiment
 from jaxdist.training.metrics import means as means
@@ -38,6 +39,7 @@ __all__ = [
     'algorithm',
     'build',
     'codec',
+    'cost',
     'distribute',
     'make_step',
     'means',

@@ -16,7 +16,7 @@ from jaxdist.core.mesh import path_text
 from jaxdist.core.protocol import checked_synchronisation, diverging_states
 from jaxdist.core.rule_errors import explained
 from jaxdist.core.types import Params
-from jaxdist.core.workers import Workers
+from jaxdist.core.workers import Workers, abstract
 
 State = TypeVar('State')
 
@@ -31,6 +31,9 @@ class Program(NamedTuple, Generic[State]):
         run: `step` without jit and donation, for tracing.
         state: shapes, dtypes and shardings of the state.
         layout: which leaves of the state vary over workers, as bools.
+        workers: the workers.
+        on_mesh: returns the same program on a mesh: that of simulated workers on an abstract one, where it cannot run,
+            but what it sends and stores can be read.
     """
 
     init: jax.stages.Wrapped
@@ -38,6 +41,8 @@ class Program(NamedTuple, Generic[State]):
     run: Callable[[State, Any], tuple[State, Any]]
     state: State
     layout: State
+    workers: Workers
+    on_mesh: Callable[[], 'Program[State]']
 
 
 def build_program(
@@ -201,10 +206,15 @@ def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tu
         mapped = jax.vmap(step, in_axes=(dims, 0), out_axes=(dims, 0), axis_name=workers.axis, axis_size=w)
         return mapped(state, rows)
 
+    run.simulates = w  # type: ignore[attr-defined]  # by this a ledger knows that the program sends nothing
+
+    def on_mesh() -> Program[Any]:
+        return _place(init, step, layout, abstract(w, workers.axis), args, None)
+
     one_device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(first, *args)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes)
-    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout)
+    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout, workers, on_mesh)
 
 
 def _place(
@@ -228,4 +238,7 @@ def _place(
     # Without fixed output shardings the compiler might choose others, and the next step would be compiled anew.
     jit_step = jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis))))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, full)
-    return Program(jax.jit(first, out_shardings=full), jit_step, run, state, layout)
+    program = Program(
+        jax.jit(first, out_shardings=full), jit_step, run, state, layout, workers, on_mesh=lambda: program
+    )
+    return program

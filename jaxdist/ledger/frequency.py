@@ -19,7 +19,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxdist.core.errors import InputError
 from jaxdist.ledger._branch_counts import with_branch_counts
 from jaxdist.ledger.collective import Branch
-from jaxdist.ledger.traced import Flow
+from jaxdist.ledger.traced import Flow, refuse_simulated
 
 Frequencies = dict[Branch, Fraction | None]
 """Branch -> the share of steps on which it is taken; None: it depends on data. In a scan, the share of its turns."""
@@ -72,6 +72,7 @@ def jitted(step: Callable[..., Any]) -> Any:
     >>> jitted(f) is f
     True
     """
+    refuse_simulated(step)
     return step if hasattr(step, 'trace') else jax.jit(step)
 
 

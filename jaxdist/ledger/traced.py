@@ -1,5 +1,6 @@
 """The collectives of a traced program, without dead code: the compiler removes that too."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -130,7 +131,7 @@ def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Collectiv
         args: the function's arguments, or their shapes and dtypes.
 
     Raises:
-        InputError: the program names an axis that the mesh does not have.
+        InputError: the program names an axis that the mesh does not have, or simulates its workers.
         UnknownCollectiveError: a primitive communicates in a way that the ledger does not know.
 
     >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -140,8 +141,24 @@ def traced(program: Any, sizes: Mapping[str, int], *args: Any) -> list[Collectiv
     [Collective(axes=('workers',), kind='all_reduce', dtype='float32', sent=Fraction(70, 1), times=1, branch=())]
     """
     if not isinstance(program, ClosedJaxpr | Jaxpr):
+        refuse_simulated(program)
         program = jax.make_jaxpr(program)(*args)
     return Flow.of(program, sizes).collectives
+
+
+def refuse_simulated(program: Any) -> None:
+    """Refuses a function whose workers are simulated: nothing is sent between them, which no trace shows.
+
+    Raises:
+        InputError: with the call that has the bytes.
+
+    >>> refuse_simulated(lambda x: x)
+    """
+    if count := getattr(inspect.unwrap(program), 'simulates', 0):
+        raise InputError(
+            f'this program simulates {count} workers on one device, which send nothing: jaxdist.cost(program, batch, '
+            'key) has the bytes that they would send on a mesh; program.on_mesh() is the program for it'
+        )
 
 
 def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterator[Collective]:

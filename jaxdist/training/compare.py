@@ -140,7 +140,7 @@ def _memory(name: str, ready: Ready) -> int:
     """Bytes of parameters, optimiser state and model state in memory per device."""
     if ready.sent is None:
         raise ExperimentError(f'{name}: the bytes that it sends depend on the data, so they cannot be compared')
-    state = ready.training.program.state
+    state = ready.training.program.on_mesh().state
     return ledger.memory_bytes({'params': state.params, 'opt_state': state.opt_state, 'model': state.model})
 
 

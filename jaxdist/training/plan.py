@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import ledger, line
-from jaxdist.core.collectives import AXIS
 from jaxdist.core.gradient import has_state
 from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
 from jaxdist.core.program import update_program
-from jaxdist.core.workers import abstract, simulated
+from jaxdist.core.workers import simulated
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
-from jaxdist.training.train import Training, first_batch, first_state, make_program, shapes
+from jaxdist.training.train import Training, first_batch, first_state, shapes
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Plan:
             objective's state and the model state.
         objective: the objective in words, by label; empty for a loss alone.
         ledger: the bytes sent per step, and the bytes in memory per device.
-        simulated: whether the workers are simulated on one device; the bytes sent are then those of a mesh of as many.
+        simulated: whether the workers are simulated on one device; the ledger is then that of a mesh of as many, but
+            for the temporaries, which are those of the simulation.
     """
 
     update: str
@@ -62,13 +62,13 @@ def plan(training: Training) -> Plan:
     >>> cost.parameters, int(cost.ledger.sent('workers'))
     (310, 1244)
     """
-    program = training.program
-    batch = shapes(training.put(first_batch(training)))
-    stored = {'parameters': program.state.params, 'optimiser': program.state.opt_state, 'batch': batch}
+    program, placed = training.program, training.program.on_mesh()
+    batch = ledger.placed_batch(placed, first_batch(training))
+    stored = {'parameters': placed.state.params, 'optimiser': placed.state.opt_state, 'batch': batch}
     if training.objective is not None:
-        stored[training.objective.state_name] = program.state.objective
-    if has_state(program.state.model):
-        stored['model state'] = program.state.model
+        stored[training.objective.state_name] = placed.state.objective
+    if has_state(placed.state.model):
+        stored['model state'] = placed.state.model
     parameters, _ = jax.eval_shape(lambda key: variables(training.model.init(key)), jax.random.key(0))
     simulated = training.workers.mesh is None
     return Plan(
@@ -77,7 +77,7 @@ def plan(training: Training) -> Plan:
         parameters=sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
-        ledger=(_simulated_ledger if simulated else _mesh_ledger)(training, batch, stored),
+        ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
         simulated=simulated,
     )
 
@@ -95,16 +95,8 @@ def traffic(training: Training) -> list[ledger.Row]:
     >>> sum(int(row.bytes_per_step) for row in traffic(prepare(small)))
     1244
     """
-    workers = training.workers
-    program, sizes = training.program, {workers.axis: workers.count}
-    if workers.mesh is not None:
-        sizes = dict(workers.mesh.shape)
-    else:
-        mesh_workers = abstract(workers.count, workers.axis)
-        program = make_program(training.experiment, training.data, training.model, mesh_workers)
-    steps = training.experiment.steps
-    batch = shapes(first_batch(training))
-    return ledger.traced_step(program.step, program.state, batch, sizes, steps, initial=lambda: first_state(training))
+    experiment, batch = training.experiment, first_batch(training)
+    return list(ledger.cost(training.program, batch, jax.random.key(experiment.seed), steps=experiment.steps).rows)
 
 
 def update_traffic(update: optax.GradientTransformation, params: Any, count: int, steps: int = 100) -> list[ledger.Row]:
@@ -123,9 +115,7 @@ def update_traffic(update: optax.GradientTransformation, params: Any, count: int
     """
     start = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)  # noqa: E731
     gradients = jax.tree.map(lambda p: jax.ShapeDtypeStruct((count, *p.shape), p.dtype), params)
-    program = update_program(update, start, gradients, abstract(count))
-    first = update_program(update, start, gradients, simulated(count)).init
-    return ledger.traced_step(program.step, program.state, gradients, {AXIS: count}, steps, initial=first)
+    return list(ledger.cost(update_program(update, start, gradients, simulated(count)), gradients, steps=steps).rows)
 
 
 def per_worker(layout: State) -> list[str]:
@@ -153,10 +143,10 @@ def _mesh_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledg
     return ledger.measure(program.step, program.state, batch, mesh, steps, initial=first, stored=stored)
 
 
-def _simulated_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:
-    compiled = training.program.step.lower(training.program.state, batch).compile()
+def _simulated_ledger(training: Training, stored: dict[str, Any]) -> ledger.Ledger:
     memory = {name: ledger.memory_bytes(tree) for name, tree in stored.items()}
-    analysis = compiled.memory_analysis()
+    whole = shapes(training.put(first_batch(training)))
+    analysis = training.program.step.lower(training.program.state, whole).compile().memory_analysis()
     if analysis is not None:
-        memory['temporaries'] = analysis.temp_size_in_bytes
+        memory['temporaries of all workers'] = analysis.temp_size_in_bytes
     return ledger.Ledger({training.workers.axis: training.workers.count}, tuple(traffic(training)), memory)

@@ -135,11 +135,8 @@ def measure(update: str, placement: Workers) -> Measured:
     outcome = *result(state, program, W), resumed
     first = lambda: program.init(jax.random.key(0))  # noqa: E731
     if placement.mesh is None:
-        # Simulated workers send nothing, so the bytes are those of as many workers on an abstract mesh.
-        abstract = build_program(update, workers.abstract(W))
-        sizes = {'workers': W}
-        rows = ledger.traced_step(abstract.step, abstract.state, batch, sizes, MEASURED, initial=first)
-        return Measured(*outcome, ledger.Ledger(sizes, tuple(rows), {}).sent('workers'), ({}, {}))
+        sent = ledger.cost(program, batch, jax.random.key(0), steps=MEASURED).sent('workers')
+        return Measured(*outcome, sent, ({}, {}))
     measured = ledger.measure(program.step, program.state, batch, placement.mesh, MEASURED, initial=first)
     traced = ledger.traced(program.run, placement.mesh.shape, program.state, batch)
     compiled = ledger.compiled(program.step.lower(program.state, batch).compile(), placement.mesh)

@@ -77,6 +77,7 @@ def test_the_page_on_models_of_ones_own_runs() -> None:
     metric: dict[str, Any] = {}
     exec(blocks('your_model.md')[2], script)
     assert means(script['metrics'])['loss'] < 0.5
+    assert {row.dtype for row in script['ledger'].rows} == {'uint8', 'float32'}
     exec(blocks('your_model.md')[3], loop)
     np.testing.assert_allclose(loop['state'].params['kernel'][:, 0], [1, -2, 3], atol=0.02)
     exec(blocks('your_model.md')[1], metric)

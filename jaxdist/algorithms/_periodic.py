@@ -141,7 +141,7 @@ def periodic(
             worker = Local(params, updates, state.rounds.step, channel.axis)
             mean, compression = compressed.mean(message(worker, own), compression, channel)
             moves, after = receive(worker, own, mean)
-            return collectives.pvary(moves, channel.axis), _varying_like(after, own, channel.axis), compression
+            return collectives.pvary(moves, channel.axis), varying_like(after, own, channel.axis), compression
 
         due, rounds = advance(state.rounds, every)
         # All workers have the same counter, so none waits alone in a collective of the round.
@@ -253,8 +253,12 @@ def check_every(name: str, every: Every, argument: str = 'every') -> None:
         raise InputError(f'{name}: {argument}={every!r} must be a whole number, 1 or more, or a schedule of them')
 
 
-def _varying_like(new: Any, old: Any, axis: str) -> Any:
-    """`new`, typed as varying where `old` is: a round must not change the type of what it updates."""
+def varying_like(new: Any, old: Any, axis: str) -> Any:
+    """`new`, typed as varying where `old` is: a round must not change the type of what it updates.
+
+    >>> varying_like({'w': 1.0}, {'w': 2.0}, 'workers')
+    {'w': 1.0}
+    """
     if not collectives.is_manual(axis):
         return new
     return jax.tree.map(lambda n, o: collectives.pvary(n, axis) if collectives.varies(o, axis) else n, new, old)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -16,10 +16,13 @@ from jaxdist import report
 from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
-from jaxdist.cli.stopping import asked_to_stop
+from jaxdist.cli.stopping import Stop, asked_to_stop
 from jaxdist.training.compare import Variant, compare, variants, write_report
 from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
+from jaxdist.training.run import Event
+
+Chosen = TypeVar('Chosen', bound='Compare')
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,58 @@ class Compare:
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'compare')
-    chosen = _parse(path, rest, options.load_config(path))
+    chosen = parse(Compare, path, rest, options.load_config(path))
+    compared = variants_of(chosen, path, rest)
+    options.start(*(experiment for _, experiment in compared))
+    kept = keep_programs(chosen.compilation_cache)
+    name = path.stem if path else ''
+    folder = chosen.out or Path('runs') / f'compare-{name}'
+    command = options.command_line()
+    shown(lambda stop: compare(compared, chosen.seeds, folder, command=command, stop=stop), kept)
+    title = chosen.title or f'{name}: a comparison'
+    show_table(write_report(compared, chosen.seeds, folder, title, command, chosen.formats), folder)
+
+
+def parse(kind: type[Chosen], path: Path | None, rest: list[str], base: Experiment) -> Chosen:
+    """The options of this kind; fields of the experiment that are not given are those of `base`.
+
+    >>> parse(Compare, None, ['--batch', '8'], Experiment()).experiment.batch
+    8
+    """
+    default = kind(Shared(**{**_fields(base), 'update': ''}))
+    return options.parse(default, rest, f'{kind.__name__.lower()} {path or "CONFIG"}')
+
+
+def variants_of(chosen: Compare, path: Path | None, rest: list[str]) -> list[Variant]:
+    """The variants: the chosen update lines, or else the config's sweep.
+
+    Raises:
+        ExperimentError: there is no variant, or labels do not fit.
+
+    >>> [name for name, _ in variants_of(Compare(update=('mean() | sgd(0.1)', 'mean() | sgd(0.2)')), None, [])]
+    ['sgd(0.1)', 'sgd(0.2)']
+    """
     if chosen.label and len(chosen.label) != len(chosen.update):
         raise ExperimentError(
             f'--label is given {len(chosen.label)} times and --update {len(chosen.update)} times: give one label for '
             'each update line; in a config sweep() yields pairs (label, experiment)'
         )
     if chosen.update:
-        names, experiments = list(chosen.label), [_under(chosen, line) for line in chosen.update]
-    else:
-        labelled = list(sweep(path or Path()))
-        names = [name for name, _ in labelled]
-        experiments = [_under(_parse(path, rest, base), base.update) for _, base in labelled]
-    compared = variants(experiments, names)
-    options.start(*experiments)
-    kept = keep_programs(chosen.compilation_cache)
-    name = path.stem if path else ''
-    folder = chosen.out or Path('runs') / f'compare-{name}'
-    _run(compared, chosen.seeds, folder, kept)
-    title = chosen.title or f'{name}: a comparison'
-    _show(write_report(compared, chosen.seeds, folder, title, options.command_line(), chosen.formats), folder)
+        return variants([_under(chosen, line) for line in chosen.update], chosen.label)
+    labelled = list(sweep(path or Path()))
+    experiments = [_under(parse(type(chosen), path, rest, base), base.update) for _, base in labelled]
+    return variants(experiments, [name for name, _ in labelled])
 
 
-def _parse(path: Path | None, rest: list[str], base: Experiment) -> Compare:
-    """The options; fields of the experiment that are not given are those of `base`."""
-    default = Compare(Shared(**{**_fields(base), 'update': ''}))
-    return options.parse(default, rest, f'compare {path or "CONFIG"}')
+def shown(events: Callable[[Stop], Iterator[tuple[str, int, Event]]], kept: str) -> None:
+    """Runs and shows the events of variants and seeds; ends the program if it was asked to stop."""
+    with asked_to_stop() as stop, Progress(stop) as progress:
+        progress.print_line(kept)
+        for name, seed, event in events(stop):
+            progress.show(event, f'{name}, seed {seed}')
+        if stop():
+            progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {options.command_line()}')
+            sys.exit(stop.code)
 
 
 def _under(chosen: Compare, line: str) -> Experiment:
@@ -92,19 +121,8 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
     return {field.name: getattr(experiment, field.name) for field in dataclasses.fields(Experiment)}
 
 
-def _run(compared: Sequence[Variant], seeds: int, folder: Path, kept: str) -> None:
-    """Runs the variants and seeds that have no result yet."""
-    command = options.command_line()
-    with asked_to_stop() as stop, Progress(stop) as progress:
-        progress.print_line(kept)
-        for name, seed, event in compare(compared, seeds, folder, command=command, stop=stop):
-            progress.show(event, f'{name}, seed {seed}')
-        if stop():
-            progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {command}')
-            sys.exit(stop.code)
-
-
-def _show(summaries: list[report.Summary], folder: Path) -> None:
+def show_table(summaries: list[report.Summary], folder: Path) -> None:
+    """Prints the table of a comparison, its notes, and the files in its folder."""
     console = Console(highlight=False, soft_wrap=True)
     header, rows = report.cells(summaries)
     table = Table()
@@ -116,5 +134,6 @@ def _show(summaries: list[report.Summary], folder: Path) -> None:
     for note in report.notes(summaries):
         console.print(note, markup=False)
     files = ['index.html', 'table.md', 'table.tex', 'table.csv', 'runs.csv', 'rows.jsonl']
+    files += ['trials.csv'] if (folder / 'trials.csv').exists() else []
     names = ', '.join([*files, *(path.name for path in drawn(folder) if path.suffix == '.png')])
     console.print(f'in {folder}: {names}', markup=False)

@@ -12,9 +12,11 @@ from jaxdist.core.errors import JaxdistError
 from jaxdist.core.spelling import nearest
 
 COMMANDS = {  # imported when they are called, so that none waits for what another needs
+    'init': ('init', 'main', 'write a starter: a model, data and an algorithm of your own'),
     'train': ('train', 'main', 'train an experiment, or resume a run'),
     'plan': ('plan', 'main', 'show the bytes that an experiment sends and stores, before it runs'),
     'compare': ('compare', 'main', 'run several update lines on the same data, and write a report'),
+    'tune': ('tune', 'main', 'give each variant the same number of trials, and compare them at their best'),
     'laws': ('laws', 'main', 'test algorithms and codecs, also your own, against their laws'),
     'algorithms': ('listing', 'algorithms', 'list the algorithms of update lines, and the bytes that they send'),
     'codecs': ('listing', 'codecs', 'list the codecs for gradient compression, and the bytes that they send'),

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
+from jaxdist.core.donating_step import DonatingStep
 from jaxdist.core.errors import InputError
 from jaxdist.core.layout import Init, Layout, Step, find_layout, pack, packed, specs, under_shard_map, unpack
 from jaxdist.core.mesh import path_text
@@ -26,8 +27,9 @@ class Program(NamedTuple, Generic[State]):
 
     Attributes:
         init: `(*args) -> state`, jitted. All workers get the same arguments.
-        step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated. The batch's first dim is
-            divided among the workers; every leaf of `out` is returned as [W, ...], one row for each worker.
+        step: `(state, batch) -> (state, out)`, jitted; the state's buffers are donated, so no state can be given twice.
+            The batch's first dim is divided among the workers; every leaf of `out` is returned as [W, ...], one row for
+            each worker.
         run: `step` without jit and donation, for tracing.
         state: shapes, dtypes and shardings of the state.
         layout: which leaves of the state vary over workers, as bools.
@@ -37,7 +39,7 @@ class Program(NamedTuple, Generic[State]):
     """
 
     init: jax.stages.Wrapped
-    step: jax.stages.Wrapped
+    step: DonatingStep
     run: Callable[[State, Any], tuple[State, Any]]
     state: State
     layout: State
@@ -214,7 +216,8 @@ def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tu
     one_device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(first, *args)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes)
-    return Program(jax.jit(first), jax.jit(run, donate_argnums=0), run, state, layout, workers, on_mesh)
+    jit_step = DonatingStep(jax.jit(run, donate_argnums=0))
+    return Program(jax.jit(first), jit_step, run, state, layout, workers, on_mesh)
 
 
 def _place(
@@ -236,7 +239,7 @@ def _place(
     other_specs = shard(rows) if shard is not None else jax.tree.map(lambda _: P(), shapes)
     full = jax.tree.map(lambda varies, s: NamedSharding(mesh, P(axis, *s) if varies else s), layout, other_specs)
     # Without fixed output shardings the compiler might choose others, and the next step would be compiled anew.
-    jit_step = jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis))))
+    jit_step = DonatingStep(jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis)))))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, full)
     program = Program(
         jax.jit(first, out_shardings=full), jit_step, run, state, layout, workers, on_mesh=lambda: program

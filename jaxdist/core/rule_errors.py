@@ -91,6 +91,11 @@ def _message(error: Exception, frames: list[Frame], diverge: bool) -> str | None
             'and the mean over workers every 5 steps'
         )
     if isinstance(error, TypeError) and 'manual axis types do not match' in text:
+        if rule == 'MultiSteps':
+            return (
+                'MultiSteps has a branch that must be the same on all workers, and their gradients differ here: write '
+                'accumulate(every=..., update=...) in its place, which synchronises when the update is due'
+            )
         cure = 'use mean() in place of local training, or leave it out' if diverge else 'put mean() before it'
         return (
             f'{rule} has a branch or a loop that must be the same on all workers, and its values differ between '

@@ -11,7 +11,7 @@ from jaxdist.line.build import (
 from jaxdist.line.field_names import settings_for
 from jaxdist.line.order import check_fits
 from jaxdist.line.reader import LineError
-from jaxdist.line.rewrite import override, spell
+from jaxdist.line.rewrite import constant, override, spell
 from jaxdist.line.shorten import shorten
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     'build_value',
     'check_constraint',
     'check_fits',
+    'constant',
     'override',
     'settings_for',
     'shorten',

@@ -2,8 +2,9 @@
 
 import ast
 import re
+from typing import Any
 
-from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted
+from jaxdist.line.calls import FILLED, Call, did_you_mean, dotted, is_constant
 from jaxdist.line.reader import LineError, Reader
 
 _SETTING = re.compile(r'(?P<call>[\w.]+)(\[(?P<index>\d+)\])?\.(?P<keyword>\w+)\s*=\s*(?P<value>\S.*)', re.DOTALL)
@@ -31,6 +32,27 @@ def override(line: str, *settings: str) -> str:
     reader = Reader(line)
     reader.check_chain(reader.body)
     return reader.text
+
+
+def constant(line: str, keyword: str) -> Any:
+    """The constant that a line gives to a keyword, such as `adamw.learning_rate`; None if it gives none.
+
+    Args:
+        line: the update line.
+        keyword: `call.keyword`, as in `override`.
+
+    Raises:
+        LineError: the line has no such call, or several.
+
+    >>> constant('mean() | sgd(0.1)', 'sgd.learning_rate'), constant('mean() | sgd(0.1)', 'sgd.momentum')
+    (0.1, None)
+    """
+    reader = Reader(line)
+    match = _SETTING.fullmatch(f'{keyword}=0')
+    if match is None:
+        raise LineError('a keyword is call.keyword, as in adamw.learning_rate', keyword, 0, len(keyword))
+    given = reader.call(_find_call(reader, match)).given.get(match['keyword'])
+    return ast.literal_eval(given) if given is not None and is_constant(given) else None
 
 
 def spell(line: str) -> str:

@@ -3,7 +3,7 @@
 from jaxdist.report.canvas import differ, save
 from jaxdist.report.constraints import constraints_plot
 from jaxdist.report.curves import curves_plot, has_curve
-from jaxdist.report.exports import csv_runs, csv_table, latex_table
+from jaxdist.report.exports import csv_runs, csv_table, csv_text, latex_table
 from jaxdist.report.frontier import frontier_plot
 from jaxdist.report.loss import loss_plot
 from jaxdist.report.page import Picture, page
@@ -23,6 +23,7 @@ __all__ = [
     'constraints_plot',
     'csv_runs',
     'csv_table',
+    'csv_text',
     'curves_plot',
     'differ',
     'frontier_plot',

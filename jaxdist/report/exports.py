@@ -52,7 +52,7 @@ def csv_table(summaries: Sequence[Summary]) -> str:
             mean, half, _ = value or Interval(None, None, 0)  # type: ignore[arg-type]
             row |= {name: mean, f'{name}_half': half}
         rows.append(row | {'sent': s.sent, 'memory': s.memory, 'seconds': s.seconds})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def csv_runs(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -66,10 +66,17 @@ def csv_runs(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         single = {name: x for name, x in row.items() if name not in ('held_out', 'metrics', 'better')}
         flat.append(single | {'loss': row['held_out']} | (row.get('metrics') or {}))
-    return _csv(flat)
+    return csv_text(flat)
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, with a column for each name that any of them has.
+
+    >>> print(csv_text([{'a': 1}, {'b': None}]))
+    a,b
+    1,
+    ,
+    """
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator='\n')
     writer.writeheader()

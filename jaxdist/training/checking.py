@@ -64,6 +64,8 @@ def check_update(update: Any) -> None:
         return
     if isinstance(update, str):
         raise InputError(f'the update is the text of a line: write jaxdist.build({update!r})')
+    if isinstance(update, optax.MultiSteps):
+        raise InputError('the update is an optax.MultiSteps: give its gradient_transformation()')
     if callable(update):
         name = getattr(update, '__name__', update)
         raise InputError(f'the update is the function {name}: call it, as in {name}(...)')

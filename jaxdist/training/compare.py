@@ -105,14 +105,32 @@ def compare(
             path = run_folder(folder, experiment)
             if (path / 'result.json').exists():
                 continue
-            yield from ((name, experiment.seed, event) for event in _one(name, experiment, path, command, stop))
+            yield from ((name, experiment.seed, event) for event in run_one(name, experiment, path, command, stop))
             if stop():
                 return
 
 
-def _one(name: str, experiment: Experiment, path: Path, command: str, stop: Callable[[], bool]) -> Iterator[Event]:
-    """The events of one run; at its end writes `result.json`, unless it was stopped."""
-    row: dict[str, Any] = {'name': name, 'update': _key(experiment), 'seed': experiment.seed}
+def run_one(name: str, experiment: Experiment, path: Path, command: str, stop: Callable[[], bool]) -> Iterator[Event]:
+    """The events of one run, `diverged` among them; at its end writes `result.json`, unless it was stopped.
+
+    Args:
+        name: the variant's label.
+        experiment: the experiment.
+        path: the run's folder; see `run_folder`.
+        command: the command line, for the record.
+        stop: called after every step; True saves and ends.
+
+    >>> from tempfile import mkdtemp
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Mesh
+    >>> small = Experiment(
+    ...     model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8, steps=1
+    ... )
+    >>> [event.kind for event in run_one('a', small, Path(mkdtemp()) / 'run', '', lambda: False)][0]
+    'ready'
+    """
+    row: dict[str, Any] = {'name': name, 'update': key_of(experiment), 'seed': experiment.seed}
     try:
         for event in run(experiment, path, command=command, stop=stop):
             if event.kind == 'ready':
@@ -144,8 +162,12 @@ def _memory(name: str, ready: Ready) -> int:
     return ledger.memory_bytes({'params': state.params, 'opt_state': state.opt_state, 'model': state.model})
 
 
-def _key(experiment: Experiment) -> str:
-    """A variant's unique key: its update line, and a digest of its experiment without the seed."""
+def key_of(experiment: Experiment) -> str:
+    """A variant's unique key: its update line, and a digest of its experiment without the seed.
+
+    >>> key_of(Experiment(update='mean() | sgd(0.1)')).partition('  #')[0]
+    'mean() | sgd(0.1)'
+    """
     data = {**to_json(experiment), 'seed': None}
     return f'{experiment.update}  #{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]}'
 
@@ -156,7 +178,7 @@ def run_folder(folder: Path, experiment: Experiment) -> Path:
     >>> run_folder(Path('f'), Experiment(seed=2)).name.endswith('-seed2')
     True
     """
-    return folder / 'runs' / f'{_key(experiment)[-8:]}-seed{experiment.seed}'
+    return folder / 'runs' / f'{key_of(experiment)[-8:]}-seed{experiment.seed}'
 
 
 def rows(compared: Sequence[Variant], seeds: int, folder: Path) -> list[dict[str, Any]]:
@@ -193,7 +215,7 @@ def write_report(
     if not results:
         raise ExperimentError(f'no run in {folder} has ended yet')
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in results))
-    names = {_key(experiment): name for name, experiment in compared}
+    names = {key_of(experiment): name for name, experiment in compared}
     results = [{**row, 'name': names[row['update']]} for row in results]
     facts = json.loads((run_folder(folder, ended[0]) / 'run.json').read_text())
     records: dict[str, list[Any]] = {}

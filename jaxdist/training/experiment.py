@@ -218,6 +218,28 @@ def sweep(path: Path) -> Iterator[tuple[str, Experiment]]:
         yield label, _checked(path, 'sweep() must yield', experiment)
 
 
+def space(path: Path) -> list[str]:
+    """The fields that a config's function `space()` names for tuning, with their ranges; none without the function.
+
+    It returns a dict, such as `{'adamw.learning_rate': 'log(1e-4, 1e-1)'}`.
+
+    Raises:
+        ExperimentError: it returns something else.
+        ScriptError: the Python file cannot be run.
+
+    >>> space(Path('nowhere.py'))
+    []
+    """
+    if not path.is_file() or path.suffix != '.py' or not hasattr(load_script(path), 'space'):
+        return []
+    fields = _call(path, 'space')
+    if not isinstance(fields, dict) or not all(isinstance(text, str) for each in fields.items() for text in each):
+        raise ExperimentError(
+            f"{path}: space() must return a dict of texts, as {{'batch': 'int(16, 64)'}}, not {fields!r}"
+        )
+    return [f'{name}={text}' for name, text in fields.items()]
+
+
 def _call(path: Path, name: str, convert: Callable[[Any], Any] = lambda result: result) -> Any:
     """The converted result of a config's function."""
     if not path.is_file():

@@ -195,10 +195,29 @@ def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:
 def shared_params(state: State, layout: State) -> Params | Variables:
     """What a loss gets for evaluation: where workers differ, the mean over them; pure, for use under `jit`.
 
+    Of `optax.contrib.schedule_free` these are the averaged parameters x, and not y, at which gradients are taken.
+
     >>> state = State(jnp.int32(0), jnp.array([1.0, 3.0]), (), jax.random.key(0), jnp.int32(0))
     >>> shared_params(state, State(False, True, (), False, False))
     Array(2., dtype=float32)
     """
-    params = jax.tree.map(lambda varies, p: jnp.mean(p, 0) if varies else p, layout.params, state.params)
+    params = _mean_rows(layout.params, state.params)
+    averages = [
+        _mean_rows(varies, node)
+        for varies, node in zip(_schedule_free(layout.opt_state), _schedule_free(state.opt_state), strict=True)
+    ]
+    tree: Any = jax.tree.structure(params)
+    if len(averages) == 1 and jax.tree.structure(averages[0].z) == tree:
+        params = optax.contrib.schedule_free_eval_params(averages[0], params)
     values = shared_values(values_of(state.model), values_of(layout.model))
     return as_seen(params, values)
+
+
+def _mean_rows(layout: Any, tree: Any) -> Any:
+    """The mean over workers of the leaves that vary."""
+    return jax.tree.map(lambda varies, x: jnp.mean(x, 0) if varies else x, layout, tree)
+
+
+def _schedule_free(opt_state: Any) -> list[Any]:
+    is_average = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)  # noqa: E731
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(node)]

@@ -17,7 +17,7 @@ from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
-from jaxdist.training.experiment import Experiment
+from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
 from jaxdist.training.step import State, make_step, shared_params
 
@@ -87,6 +87,7 @@ def prepare(experiment: Experiment) -> Training:
     check_objective(experiment)
     _state_sync(experiment, workers)
     data = experiment.data.load()
+    _check_batch(experiment, data)
     model = experiment.model.build(data.task)
     program = make_program(experiment, data, model, workers)
     whole = NamedSharding(workers.mesh, PartitionSpec()) if workers.mesh is not None else None
@@ -207,6 +208,15 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
 
 def _state_sync(experiment: Experiment, workers: Workers) -> optax.GradientTransformation | None:
     return line.build(experiment.state_sync, axis=workers.axis) if experiment.state_sync else None
+
+
+def _check_batch(experiment: Experiment, data: Data) -> None:
+    """Refuses a batch in which examples would have to be repeated."""
+    examples = data.facts.get('examples')
+    if isinstance(examples, int) and experiment.batch > examples:
+        raise ExperimentError(
+            f'batch={experiment.batch} is larger than the training data, which have {examples} examples'
+        )
 
 
 def _workers(experiment: Experiment) -> Workers:

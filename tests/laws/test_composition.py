@@ -33,6 +33,7 @@ RULES = (('w', (None, 'model')), ('v', ('model', None)), ('x', (None, 'model', N
 SGD, OUTER = 'sgd(0.3)', 'outer=sgd(1.0, momentum=0.3)'
 LINES = {
     'mean': f'mean({{}}) | {SGD}',
+    'accumulate': f'accumulate(every=2, update=mean({{}}) | {SGD})',
     'average': f'{SGD} | average(every=3, {{}})',
     'slowmo': f'{SGD} | slowmo(every=3, beta=0.3, {{}})',
     'diloco': f'{SGD} | diloco(every=3, {OUTER}, {{}})',
@@ -173,8 +174,8 @@ def table() -> str:
 def test_every_algorithm_with_a_codec_has_a_line() -> None:
     arguments = {'codec', 'push'}
     names = {name for name, e in registry.algorithms().items() if arguments & set(inspect.signature(e.make).parameters)}
-    assert names == set(LINES)
-    assert {name for name, entry in registry.algorithms().items() if entry.syncs} == names
+    assert names == set(LINES) - {'accumulate'}, 'whose mean has the codec'
+    assert {name for name, entry in registry.algorithms().items() if entry.syncs} == set(LINES)
 
 
 @pytest.mark.parametrize(

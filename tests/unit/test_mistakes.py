@@ -12,7 +12,7 @@ from run_fixtures import Jaxdist
 
 import jaxdist
 from jaxdist import build, line, make_step, simulated
-from jaxdist.core import registry
+from jaxdist.core import mesh, registry
 from jaxdist.line.field_names import KEYWORDS, LINES
 
 BATCH = {'x': np.ones((16, 3), np.float32), 'y': np.ones(16, np.float32)}
@@ -103,6 +103,17 @@ def test_init_takes_a_random_key(key: Any) -> None:
         made().init(key)
 
 
+@pytest.mark.parametrize('place', [jaxdist.simulated(2), jaxdist.on_mesh(mesh.make({'workers': 2}))])
+def test_a_state_is_given_to_step_once(place: Any) -> None:
+    program = jaxdist.make_step(loss, init, build('mean() | sgd(0.1)'), BATCH, place)
+    state = program.init(jax.random.key(0))
+    copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    jax.block_until_ready(program.step(state, BATCH))
+    with pytest.raises(ValueError, match=r'this state was given to step before, .* or give a copy'):
+        program.step(state, BATCH)
+    jax.block_until_ready(program.step(copy, BATCH))
+
+
 # The field's names.
 
 
@@ -146,3 +157,8 @@ def test_an_argument_of_the_line_as_an_option_leads_to_set(jaxdist: Jaxdist, opt
     assert code == 2
     value = '0.2' if '=' in option else '...'
     assert f'is an argument of the update line: change it with --set sgd.learning_rate={value}' in err
+
+
+def test_a_batch_that_is_larger_than_the_data_is_refused(jaxdist: Jaxdist) -> None:
+    error = jaxdist('train', 'small.py', '--simulate', '--batch', '4000').err
+    assert error == 'error: batch=4000 is larger than the training data, which have 1438 examples\n'

@@ -104,12 +104,22 @@ def variants_of(chosen: Compare, path: Path | None, rest: list[str]) -> list[Var
 def shown(events: Callable[[Stop], Iterator[tuple[str, int, Event]]], kept: str) -> None:
     """Runs and shows the events of variants and seeds; ends the program if it was asked to stop."""
     with asked_to_stop() as stop, Progress(stop) as progress:
-        progress.print_line(kept)
         for name, seed, event in events(stop):
+            progress.print_line(kept)  # at first, if nothing is wrong with the variants
+            kept = ''
             progress.show(event, f'{name}, seed {seed}')
-        if stop():
-            progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {options.command_line()}')
-            sys.exit(stop.code)
+        end_if_stopped(stop, progress)
+
+
+def end_if_stopped(stop: Stop, progress: Progress) -> None:
+    """Ends the program, with the command that resumes it, if it was asked to stop.
+
+    >>> with asked_to_stop() as stop, Progress(stop) as progress:
+    ...     end_if_stopped(stop, progress)
+    """
+    if stop():
+        progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {options.command_line()}')
+        sys.exit(stop.code)
 
 
 def _under(chosen: Compare, line: str) -> Experiment:

@@ -62,8 +62,9 @@ def _name(path: Path | None) -> str:
 def _train(experiment: Experiment, folder: Path, kept: str) -> None:
     resume = f'{options.train_command()} {shlex.quote(str(folder))}'
     with asked_to_stop() as stop, Progress(stop) as progress:
-        progress.print_line(kept)
         for event in run(experiment, folder, command=options.command_line(), stop=stop):
+            progress.print_line(kept)  # at first, if nothing is wrong with the experiment
+            kept = ''
             progress.show(event, str(folder))
             if event.kind == 'done':
                 progress.print_line(_ending(event.value, folder, resume))

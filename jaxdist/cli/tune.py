@@ -1,8 +1,10 @@
 """`jaxdist tune`: the same number of trials for each variant, and then a comparison of each at its best."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +12,14 @@ from typing import Annotated
 import tyro
 
 from jaxdist.cli import options
-from jaxdist.cli.compare import Compare, parse, show_table, shown, variants_of
+from jaxdist.cli.compare import Compare, end_if_stopped, parse, show_table, shown, variants_of
 from jaxdist.cli.compilation_cache import keep_programs
+from jaxdist.cli.progress import Progress
+from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.training.compare import Variant, compare, write_report
 from jaxdist.training.experiment import space
-from jaxdist.training.search_space import Field, check_fields, read_field
-from jaxdist.training.tuning import best_variants, trial_rows, tune
+from jaxdist.training.search_space import Field, applies, check_fields, read_field
+from jaxdist.training.tuning import Trial, best_variants, trial_rows, tune
 
 PART = 'JAXDIST_TUNE_PART'
 """The environment variable by which a process of `--jobs` knows its share of the variants: `number/processes`."""
@@ -54,7 +58,9 @@ def main(arguments: list[str]) -> None:
         _in_processes(min(chosen.jobs, len(compared)), arguments)
     options.start(*(experiment for _, experiment in compared))
     kept = keep_programs(chosen.compilation_cache)
-    _tune(chosen, _share(compared, part), fields, folder, kept)
+    share = _share(compared, part)
+    own = [field for field in fields if any(applies(field, experiment) for _, experiment in share)]
+    _tune(chosen, share, own, folder, kept)
     if part is not None:
         return
     best, command = best_variants(compared, chosen.trial_seeds, folder), options.command_line()
@@ -65,8 +71,25 @@ def main(arguments: list[str]) -> None:
 
 
 def _tune(chosen: Tune, compared: list[Variant], fields: list[Field], folder: Path, kept: str) -> None:
+    """Runs the trials, and prints a line for each."""
     command, seeds = options.command_line(), chosen.trial_seeds
-    shown(lambda stop: tune(compared, fields, chosen.trials, seeds, folder, command=command, stop=stop), kept)
+    with asked_to_stop() as stop, Progress(stop) as progress:
+        for label, _, event in tune(compared, fields, chosen.trials, seeds, folder, command=command, stop=stop):
+            progress.print_line(kept)  # at first, if nothing is wrong with the variants
+            kept = ''
+            if event.kind == 'tried':
+                progress.print_line(f'{label}: {trial_text(event.value)}')
+        end_if_stopped(stop, progress)
+
+
+def trial_text(trial: Trial) -> str:
+    """A trial in words.
+
+    >>> trial_text(Trial({'sgd.learning_rate': 0.1}, 2.5)), trial_text(Trial({}, None, 'diverged'))
+    ('loss 2.5000  sgd.learning_rate=0.1', 'no loss (diverged)')
+    """
+    loss = f'loss {trial.loss:.4f}' if trial.loss is not None else f'no loss ({trial.reason})'
+    return '  '.join([loss, *(f'{name}={value}' for name, value in trial.values.items())])
 
 
 def _share(compared: list[Variant], part: str | None) -> list[Variant]:
@@ -83,9 +106,15 @@ def _in_processes(count: int, arguments: list[str]) -> None:
     # Several processes share an accelerator, so none reserves most of its memory.
     environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     processes = [subprocess.Popen(command, env={**environment, PART: f'{k}/{count}'}) for k in range(count)]
-    try:
-        codes = [process.wait() for process in processes]
-    except KeyboardInterrupt:  # the processes have had the signal too, and save
-        codes = [process.wait() for process in processes]
-    if any(codes):
-        sys.exit(next(code for code in codes if code))
+    asked = False
+    while any(process.poll() is None for process in processes):
+        try:
+            time.sleep(0.1)
+        except KeyboardInterrupt:  # the processes have had the signal too, and save
+            asked = True
+        if not asked and any(process.poll() for process in processes):  # one has failed: the others save and end
+            asked = True
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+    if code := next((process.returncode for process in processes if process.returncode), 0):
+        sys.exit(code)

@@ -1,7 +1,10 @@
 """Checks of the batch and the loss that a step is made for."""
 
 import functools
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -132,11 +135,27 @@ def what_varies(
     varies = jax.tree.map(lambda _: False, values)
     while True:
         code = functools.partial(evaluate, varies=varies)
-        (_, uneven, new), program = traced_types(code, workers, specs, params, values, batch)
+        with _traceable():
+            (_, uneven, new), program = traced_types(code, workers, specs, params, values, batch)
         if new == varies:
             refuse_mean(program)
             return bool(uneven), varies
         varies = jax.tree.map(lambda a, b: a or b, new, varies)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """A context in which a loss is traced; an error about a value that is not known yet has the place and the cure."""
+    try:
+        yield
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        inner = tuple(str(folder) for folder in (Path(jax.__file__).parent, Path(__file__).parents[1]))
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inner)]
+        place = f' in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}' if frames else ''
+        raise InputError(
+            f'the loss cannot be compiled: it uses the value of a parameter or of the batch as a number of Python or '
+            f'NumPy{place}\nTake jax.numpy in place of numpy, and jnp.where or jax.lax.cond in place of if'
+        ) from error
 
 
 def _check_form(out: Any, values: Any) -> None:

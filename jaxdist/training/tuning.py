@@ -46,6 +46,8 @@ def tune(
 ) -> Iterator[tuple[str, int, Event]]:
     """Runs the trials that have not ended, in turns over the variants, and yields (variant and trial, seed, event).
 
+    Beside the events of `run_one` there is `tried` (a `Trial`), the last of its trial.
+
     Args:
         compared: the variants.
         fields: what is varied; a variant has those that apply to it.
@@ -87,6 +89,7 @@ def tune(
             if not number:
                 trial = trial._replace(values={field.name: value(field, base) for field in own})
             _append(folder, base, trial)
+            yield label, base.seed, Event('tried', trial)
 
 
 def propose(fields: Sequence[Field], done: Sequence[Trial], number: int) -> dict[str, Any]:

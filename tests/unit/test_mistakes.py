@@ -77,6 +77,23 @@ def test_half_a_sum_over_two_examples_is_not() -> None:
     made(lambda p, b, key: ({'loss': terms(p, b).sum() / 2}, len(b['y'])), workers=8)
 
 
+# A loss that cannot be compiled.
+
+
+def with_if(params: Any, batch: Any, key: jax.Array) -> Any:
+    return ({'loss': terms(params, batch).sum()}, 1) if float(params['w'].sum()) > 0 else ({'loss': 0.0}, 1)
+
+
+def with_numpy(params: Any, batch: Any, key: jax.Array) -> Any:
+    return {'loss': np.square(np.asarray(params['w'])).sum()}, len(batch['y'])
+
+
+@pytest.mark.parametrize('wrong, text', [(with_if, 'if float'), (with_numpy, 'np.square')])
+def test_a_loss_that_cannot_be_compiled_is_named(wrong: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=rf'cannot be compiled: .* in .*test_mistakes.py, line \d+: .*{text}.*\nTake'):
+        made(wrong)
+
+
 # Arguments of `make_step` and `init`.
 
 

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     for command in (
         f'jaxdist train {folder / FILES[0]}',
         f'jaxdist compare {folder / FILES[0]} --seeds 3',
+        f'jaxdist tune {folder / FILES[0]} --trials 8',
         f'jaxdist laws {folder / FILES[1]}',
         f'pytest {folder}',
     ):

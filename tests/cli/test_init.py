@@ -12,6 +12,7 @@ COMMANDS = (
     'train mine/experiment.py --steps 3',
     'plan mine/experiment.py',
     'compare mine/experiment.py --steps 8',
+    'tune mine/experiment.py --steps 8 --trials 1',
     'laws mine/algorithm.py',
 )
 

@@ -19,7 +19,7 @@ from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.training.compare import Variant, compare, write_report
 from jaxdist.training.experiment import space
 from jaxdist.training.search_space import Field, applies, check_fields, read_field
-from jaxdist.training.tuning import Trial, best_variants, trial_rows, tune
+from jaxdist.training.tuning import Trial, best_variants, trials_csv, tune
 
 PART = 'JAXDIST_TUNE_PART'
 """The environment variable by which a process of `--jobs` knows its share of the variants: `number/processes`."""
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         return
     best, command = best_variants(compared, chosen.trial_seeds, folder), options.command_line()
     shown(lambda stop: compare(best, chosen.seeds, folder, command=command, stop=stop), '')
-    (folder / 'trials.csv').write_text(trial_rows(compared, folder))
+    (folder / 'trials.csv').write_text(trials_csv(compared, folder))
     title = chosen.title or f'{name}: each variant at its best of {chosen.trials} trials'
     show_table(write_report(best, chosen.seeds, folder, title, command, chosen.formats), folder)
 

@@ -58,7 +58,8 @@ def tune(
         stop: called after every step; True saves and ends.
 
     Raises:
-        ExperimentError: a number is below 1, a field applies to no variant, or a variant has no field.
+        ExperimentError: a number is below 1, a field applies to no variant, a variant has no field, or the folder has
+            trials over other fields.
         ImportError: Optuna is not installed.
 
     >>> list(tune([], [], 0, 1, Path('nowhere')))
@@ -74,6 +75,7 @@ def tune(
             if len(done) > number:
                 continue
             own = [field for field in fields if applies(field, base)]
+            _check_same(folder, name, own, done)
             values = propose(own, done, number) if number else {}
             label = f'{name}, trial {number + 1} of {trials}'
             try:
@@ -167,10 +169,10 @@ def best_variants(compared: Sequence[Variant], seeds: int, folder: Path) -> list
     return chosen
 
 
-def trial_rows(compared: Sequence[Variant], folder: Path) -> str:
+def trials_csv(compared: Sequence[Variant], folder: Path) -> str:
     """All trials as CSV, for `pandas.read_csv`: variant, trial from 1 on, loss, the reason if there is none, values.
 
-    >>> print(trial_rows([], Path('nowhere')))
+    >>> print(trials_csv([], Path('nowhere')))
     <BLANKLINE>
     """
     rows = []
@@ -210,6 +212,17 @@ def _trial(experiment: Experiment, values: dict[str, Any], seeds: int, folder: P
     if None in losses:
         return Trial(values, None, 'diverged')
     return Trial(values, sum(losses) / len(losses))
+
+
+def _check_same(folder: Path, name: str, fields: Sequence[Field], done: Sequence[Trial]) -> None:
+    """Refuses to go on with trials over other fields, which would count for the same budget."""
+    ours = sorted(field.name for field in fields)
+    for trial in done:
+        if sorted(trial.values) != ours:
+            raise ExperimentError(
+                f'the trials of {name!r} in {folder} are over {sorted(trial.values)}, not over {ours}: go on with '
+                'those, or choose another folder with --out'
+            )
 
 
 def _append(folder: Path, experiment: Experiment, trial: Trial) -> None:

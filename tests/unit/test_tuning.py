@@ -146,6 +146,8 @@ def test_each_variant_has_its_trials_and_a_stopped_one_resumes_with_the_same(tmp
     run_all(BOTH, tmp_path / 'b')
     assert [read_trials(tmp_path / 'b', experiment) for _, experiment in BOTH] == whole
     assert run_all(BOTH, tmp_path / 'b') == []
+    with pytest.raises(ExperimentError, match=r"are over \['sgd.learning_rate'\], not over \['sgd.momentum'\]"):
+        list(tune(BOTH, [read_field('sgd.momentum=uniform(0.0, 0.9)')], 4, 1, tmp_path / 'b'))
     for (name, base), best, trials in zip(BOTH, best_variants(BOTH, 1, tmp_path / 'a'), whole, strict=True):
         assert best.name == f'{name}, best of 3 trials'
         expected = base if best_trial(trials) == 0 else replaced(base, trials[best_trial(trials)].values)

@@ -47,7 +47,7 @@ class Compare:
     seeds: int = 1
     """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
-    """The folder for rows, table, plots and page. By default runs/compare-CONFIG."""
+    """The folder for rows, table, plots and page. By default runs/compare-CONFIG, or runs/tune-CONFIG."""
     compilation_cache: options.CompilationCache = ''
     title: Annotated[str | None, tyro.conf.arg(metavar='TEXT', help_behavior_hint='')] = None
     """The page's title. By default the config's name."""

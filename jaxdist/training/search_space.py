@@ -121,7 +121,7 @@ def check_fields(fields: Sequence[Field], experiments: Sequence[Experiment]) -> 
     """Checks that each field is one of some experiment, and that each experiment has one.
 
     Raises:
-        ExperimentError: with the name.
+        InputError: a field is of no experiment, an experiment has none, or a call has no such keyword.
 
     >>> check_fields([read_field('adam.b1=uniform(0.0, 0.9)')], [Experiment()])
     Traceback (most recent call last):
@@ -141,6 +141,7 @@ def check_fields(fields: Sequence[Field], experiments: Sequence[Experiment]) -> 
         for field in fields:
             if applies(field, each):
                 value(field, each)  # raises an error if the name is ambiguous
+                replaced(each, {field.name: field.values[0]})  # and this one, if the call has no such keyword
         if not any(applies(field, each) for field in fields):
             raise ExperimentError(f'no field is one of {each.update!r}: it would have one trial where others have many')
 

@@ -205,6 +205,7 @@ def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
     words = ['tune', 'small.py', '--update', 'mean() | sgd(0.1)']
     assert 'there is nothing to tune: name fields' in jaxdist(*words).err
     assert "no variant has 'adam.b1'" in jaxdist(*words, '--over', 'adam.b1=uniform(0.0, 0.9)').err
+    assert "sgd has no keyword 'lr'" in jaxdist(*words, '--over', 'sgd.lr=log(0.1, 1.0)').err
     assert 'trials=0 and seeds=1 must be 1 or more' in (
         jaxdist(*words, '--trials', '0', '--over', 'sgd.learning_rate=log(0.1, 1.0)').err
     )

@@ -30,8 +30,7 @@ own optimisations are a user's; LLVM's are those of -O2. Those of -O3, the defau
 numbers.
 """
 
-OPTIMISED = ('tests/reference/', 'tests/laws/test_algorithms', 'tests/laws/test_codecs', 'tests/laws/test_edges',
-             'tests/laws/test_complex', 'tests/faults/test_step_guard')  # fmt: skip
+OPTIMISED = ('tests/reference/', 'tests/laws/test_algorithms', 'tests/laws/test_edges', 'tests/faults/test_step_guard')
 """Tests of numbers, which LLVM's optimisations may round otherwise. The others compile without these, in two thirds of
 the time.
 """

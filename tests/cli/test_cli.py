@@ -28,9 +28,11 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
     assert 'True,False' not in out
     assert max(map(len, out.splitlines())) <= 100
     options = {
+        'init': [],
         'train': ['--update', '--set', '--run', '--dry-run', '--mesh.workers', '--emulate', '--cluster.coordinator'],
         'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto'],
         'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--model.width'],
+        'tune': ['--update', '--over', '--trials', '--trial-seeds', '--jobs', '--seeds', '--out'],
         'laws': ['--workers', '--seed'],
         'algorithms': ['--workers', '--config'],
         'codecs': ['--workers', '--config'],
@@ -56,7 +58,7 @@ def test_help_of_a_config_shows_its_values(jaxdist: Jaxdist) -> None:
 
 MISTAKES: list[tuple[str, list[str]]] = [
     ('trian small.py', ["no command 'trian'; did you mean train?"]),
-    ('fly', ["no command 'fly'. There are train, plan, compare, laws, algorithms, codecs"]),
+    ('fly', ["no command 'fly'. There are init, train, plan, compare, tune, laws, algorithms"]),
     ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
     ('train --steps 3 small.py', ['which config?', 'options come after it']),
     ('train nowhere.py', ["there is no config 'nowhere.py'"]),
@@ -103,7 +105,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('laws small.py', ['small.py registers nothing: put @algorithm(...)']),
     ('laws nowhere.py', ["there is no file 'nowhere.py'"]),
     ('laws --workers 0', ['0 emulated devices cannot be divided']),
-    ('algorithms all', ["there is no algorithm 'all'; there are average, dc_asgd, delay, des_loc"]),
+    ('algorithms all', ["there is no algorithm 'all'; there are accumulate, average, dc_asgd, delay"]),
     ('codecs int9', ["there is no codec 'int9'; did you mean 'int8'?"]),
     ('codecs int8 --workers 0', ['--workers 0 must be 1 or more']),
     ('codecs --config small.py', ['give both']),

@@ -1,20 +1,29 @@
 """The starter that `jaxdist init` writes runs as it is, and bad calls are answered."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from run_fixtures import Jaxdist
-from subprogram import PROGRAM
+from subprogram import PLAIN
 
 COMMANDS = (
+    'laws mine/algorithm.py',  # emulates devices, so it is the first
     'train mine/experiment.py --steps 3',
     'plan mine/experiment.py',
-    'compare mine/experiment.py --steps 8',
-    'tune mine/experiment.py --steps 8 --trials 1',
-    'laws mine/algorithm.py',
+    'compare mine/experiment.py --steps 4',
+    'tune mine/experiment.py --steps 4 --trials 1 --update adamw(1e-2)|average(every=2)',
 )
+EVERY = """
+import sys
+from jaxdist.cli.main import main
+
+for command in sys.argv[1:]:
+    sys.argv = ['jaxdist', *command.split()]
+    main()
+"""
 
 
 def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
@@ -29,14 +38,13 @@ def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
 
 @pytest.mark.slow
 def test_the_starter_runs(jaxdist: Jaxdist) -> None:
-    """In separate processes: the files are imported by their names."""
+    """In a separate process: the files are imported by their names."""
     out = jaxdist('init', 'mine').out
     assert 'jaxdist train mine/experiment.py' in out
-    for command in COMMANDS:
-        words = [sys.executable, '-W', 'error', '-c', PROGRAM, *command.split()]
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+    words, environment = [sys.executable, '-W', 'error', '-c', EVERY, *COMMANDS], {**os.environ, **PLAIN}
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert '| clipped ' in Path('runs/compare-experiment/table.md').read_text()
     words = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'mine']
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
     assert '3 passed' in ended.stdout, ended.stdout + ended.stderr

@@ -130,7 +130,10 @@ ROUND = 'there is no loss of the parameters that it moves: take an optimiser tha
         ('apply_if_finite(polyak_sgd(), 3) | mean()', f'scale_by_polyak {BEFORE}'),
         (f'{BACKTRACKING} | mean()', f'scale_by_backtracking_linesearch {AHEAD}'),
         ('lbfgs() | mean()', f'scale_by_zoom_linesearch {AHEAD}'),
-        ('MultiSteps(adam(0.1), every_k_schedule=2) | mean()', f'MultiSteps has a branch or a loop that {SAME}: put'),
+        (
+            'MultiSteps(adam(0.1), every_k_schedule=2) | mean()',
+            'their gradients differ here: write accumulate(every=..., update=...) in its place',
+        ),
         (f'{PLATEAU} | average(every=2)', f'reduce_on_plateau has a branch or a loop that {SAME}: use mean()'),
         ('lbfgs() | average(every=2)', f'scale_by_zoom_linesearch has a branch or a loop that {SAME}'),
         ('adam(0.1) | diloco(every=2, outer=polyak_sgd())', f"diloco: scale_by_polyak needs 'value', and {ROUND}"),

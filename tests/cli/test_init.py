@@ -9,8 +9,8 @@ import pytest
 from run_fixtures import Jaxdist
 from subprogram import PLAIN
 
+LAWS = ('laws mine/algorithm.py',)
 COMMANDS = (
-    'laws mine/algorithm.py',  # emulates devices, so it is the first
     'train mine/experiment.py --steps 3',
     'plan mine/experiment.py',
     'compare mine/experiment.py --steps 4',
@@ -38,12 +38,14 @@ def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
 
 @pytest.mark.slow
 def test_the_starter_runs(jaxdist: Jaxdist) -> None:
-    """In a separate process: the files are imported by their names."""
+    """In separate processes: the files are imported by their names."""
     out = jaxdist('init', 'mine').out
     assert 'jaxdist train mine/experiment.py' in out
-    words, environment = [sys.executable, '-W', 'error', '-c', EVERY, *COMMANDS], {**os.environ, **PLAIN}
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    environment = {**os.environ, **PLAIN}
+    for commands in (LAWS, COMMANDS):
+        words = [sys.executable, '-W', 'error', '-c', EVERY, *commands]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     assert '| clipped ' in Path('runs/compare-experiment/table.md').read_text()
     words = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'mine']
     ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)

@@ -13,7 +13,7 @@ LAWS = ('laws mine/algorithm.py',)
 COMMANDS = (
     'train mine/experiment.py --steps 3',
     'plan mine/experiment.py',
-    'compare mine/experiment.py --steps 4',
+    'compare mine/experiment.py --steps 8',
     'tune mine/experiment.py --steps 4 --trials 1 --update adamw(1e-2)|average(every=2)',
 )
 EVERY = """

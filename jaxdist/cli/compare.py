@@ -91,8 +91,8 @@ def variants_of(chosen: Compare, path: Path | None, rest: list[str]) -> list[Var
     """
     if chosen.label and len(chosen.label) != len(chosen.update):
         raise ExperimentError(
-            f'--label is given {len(chosen.label)} times and --update {len(chosen.update)} times: give one label for '
-            'each update line; in a config sweep() yields pairs (label, experiment)'
+            f'there are {len(chosen.label)} --label for {len(chosen.update)} --update: give one label for each update '
+            'line; in a config sweep() yields pairs (label, experiment)'
         )
     if chosen.update:
         return variants([_under(chosen, line) for line in chosen.update], chosen.label)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxdist import report
 from jaxdist.core.errors import InputError, MissingExtraError
-from jaxdist.training.compare import Variant, key_of, run_folder, run_one
+from jaxdist.training.compare import Variant, key_of, rows, run_folder, run_one
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.run import Event
 from jaxdist.training.search_space import Field, applies, check_fields, replaced, value
@@ -69,6 +69,7 @@ def tune(
     if min(trials, seeds) < 1:
         raise ExperimentError(f'trials={trials} and seeds={seeds} must be 1 or more')
     check_fields(fields, [experiment for _, experiment in compared])
+    _optuna()  # the second trial needs it: it should not be missed only then
     for number in range(trials):
         for name, base in compared:
             done = read_trials(folder, base)
@@ -109,11 +110,7 @@ def propose(fields: Sequence[Field], done: Sequence[Trial], number: int) -> dict
     >>> 1e-3 <= propose([field], [Trial({'sgd.learning_rate': 0.1}, 2.5)], 1)['sgd.learning_rate'] <= 1.0
     True
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("tuning needs Optuna: pip install 'jaxdist[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna = _optuna()
     distributions: dict[str, Any] = {field.name: _distribution(optuna, field) for field in fields}
     sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=number)
     study = optuna.create_study(sampler=sampler)
@@ -175,11 +172,11 @@ def trials_csv(compared: Sequence[Variant], folder: Path) -> str:
     >>> print(trials_csv([], Path('nowhere')))
     <BLANKLINE>
     """
-    rows = []
+    every = []
     for name, base in compared:
         for number, (values, loss, reason) in enumerate(read_trials(folder, base), 1):
-            rows.append({'variant': name, 'trial': number, 'loss': loss, 'reason': reason, **values})
-    return report.csv_text(rows)
+            every.append({'variant': name, 'trial': number, 'loss': loss, 'reason': reason, **values})
+    return report.csv_text(every)
 
 
 def read_trials(folder: Path, experiment: Experiment) -> list[Trial]:
@@ -192,6 +189,16 @@ def read_trials(folder: Path, experiment: Experiment) -> list[Trial]:
     if not path.exists():
         return []
     return [Trial(**json.loads(text)) for text in path.read_text().splitlines()]
+
+
+def _optuna() -> Any:
+    """The library, which proposes and does not print."""
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tuning needs Optuna: pip install 'jaxdist[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
 
 
 def _runs(
@@ -207,8 +214,7 @@ def _runs(
 
 
 def _trial(experiment: Experiment, values: dict[str, Any], seeds: int, folder: Path) -> Trial:
-    each = [dataclasses.replace(experiment, seed=experiment.seed + seed) for seed in range(seeds)]
-    losses = [json.loads((run_folder(folder, one) / 'result.json').read_text())['held_out'] for one in each]
+    losses = [row['held_out'] for row in rows([Variant('', experiment)], seeds, folder)]
     if None in losses:
         return Trial(values, None, 'diverged')
     return Trial(values, sum(losses) / len(losses))

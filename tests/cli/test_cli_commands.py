@@ -293,7 +293,7 @@ def test_variants_have_labels_of_ones_own(jaxdist: Jaxdist) -> None:
     assert jaxdist(*words, '--label', 'slow, 0.1', '--label', 'fast').code == 0
     assert '| slow, 0.1 |' in Path('runs/compare-small/table.md').read_text()
     error = jaxdist(*words, '--label', 'slow').err
-    assert '--label is given 1 times and --update 2 times' in error
+    assert 'there are 1 --label for 2 --update: give one label for each update line' in error
     Path('small.py').write_text(SWEEP.replace('yield dataclasses', "yield f'{steps} steps', dataclasses"))
     assert jaxdist('compare', 'small.py', '--out', 'out').code == 0
     assert '| 3 steps |' in Path('out/table.md').read_text()

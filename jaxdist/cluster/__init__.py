@@ -1,5 +1,5 @@
 """Runs of several processes: joining them, and exchanging plain values between them."""
 
-from jaxdist.cluster.processes import Cluster, agree, anyone, join
+from jaxdist.cluster.processes import Cluster, agree, anyone, gather, join
 
-__all__ = ['Cluster', 'agree', 'anyone', 'join']
+__all__ = ['Cluster', 'agree', 'anyone', 'gather', 'join']

@@ -5,6 +5,7 @@ from jaxdist.data.census import Census
 from jaxdist.data.dataset import Data, Draw
 from jaxdist.data.division import ByLabel, Dirichlet, Division, Even, Sizes
 from jaxdist.data.images import FashionMNIST
+from jaxdist.data.streams import from_iterator
 from jaxdist.data.tables import Digits, Table
 from jaxdist.data.text import Text
 
@@ -26,4 +27,5 @@ __all__ = [
     'Table',
     'Text',
     'from_arrays',
+    'from_iterator',
 ]

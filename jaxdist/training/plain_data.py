@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from jaxdist import data as data_sets
@@ -27,6 +28,9 @@ OURS: dict[str, type] = {
     if isinstance(x, type) and dataclasses.is_dataclass(x)
 }
 """jaxdist's own models, data sets and divisions, by name."""
+
+RESERVED = ('kind', 'from')
+"""Names under which JSON data have a dataclass's name and place, which no field may have."""
 
 
 def check_settings(name: str, value: Any, method: str, result: str) -> None:
@@ -144,7 +148,7 @@ def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str, 
     if kind not in kinds:
         raise ExperimentError(f'{where}: kind {kind!r} is none of {", ".join(kinds)}')
     hints = typing.get_type_hints(kinds[kind], include_extras=True)
-    given = {name: v for name, v in value.items() if name not in ('kind', 'from')}
+    given = {name: v for name, v in value.items() if name not in RESERVED}
     unknown = set(given) - set(hints)
     if unknown:
         raise ExperimentError(f'{where}: {kind} has no field {", ".join(sorted(unknown))}; it has {", ".join(hints)}')
@@ -158,12 +162,15 @@ def _decode_dataclass(kinds: dict[str, Any], value: dict[str, Any], where: str, 
 def _check_written(value: Any, where: str) -> None:
     """Checks that JSON can hold a value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            _check_written(getattr(value, f.name), f'{where}.{f.name}')
+        names = [f.name for f in dataclasses.fields(value)]
+        _check_names(names, where)
+        for name in names:
+            _check_written(getattr(value, name), f'{where}.{name}')
     elif isinstance(value, tuple | list):
         for i, entry in enumerate(value):
             _check_written(entry, f'{where}[{i}]')
     elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        _check_names(value, where)
         for name, entry in value.items():
             _check_written(entry, f'{where}.{name}')
     elif value is not None and type(value) not in (bool, int, float, str):
@@ -171,6 +178,14 @@ def _check_written(value: Any, where: str) -> None:
             f'{where}={value!r} cannot be written to experiment.json, from which a run is resumed: settings are '
             'numbers, text, None, tuples, dicts and dataclasses of these. Give the name of a function, and find the '
             'function in the method'
+        )
+
+
+def _check_names(names: Iterable[str], where: str) -> None:
+    taken = [name for name in names if name in RESERVED]
+    if taken:
+        raise ExperimentError(
+            f'{where} has a field {taken[0]!r}, the name under which experiment.json has the class: choose another name'
         )
 
 

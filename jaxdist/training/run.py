@@ -12,6 +12,7 @@ import jax
 from jaxdist import cluster
 from jaxdist.core.errors import JaxdistError
 from jaxdist.core.workers import abstract
+from jaxdist.training import reading
 from jaxdist.training.checkpoint import Checkpoints, Restored, lock
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
 from jaxdist.training.metrics import means
@@ -130,6 +131,8 @@ def run(
         restored = checkpoints.restore(lambda meta: _saved_shapes(meta, training))
         state = _restored_state(restored, training) if restored else first_state(training)
         begin = restored.step if restored else 0
+        if restored:
+            reading.resume(training, begin, restored.meta)
         log = Log(folder, begin)
         changed = log.describe(training, command)
         sent = sent_each_step(traffic(training), training.workers.axis)
@@ -161,7 +164,8 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             yield Event('held_out', record)
             _check_held_out(record, finite)
         if last or ended or step % experiment.save_every == 0:
-            checkpoints.save(step, after, {**meta, 'sent': str(_sent_by(step, ready))})
+            here = {'sent': str(_sent_by(step, ready)), **reading.position(training, step)}
+            checkpoints.save(step, after, {**meta, **here})
             yield Event('saved', step)
         if ended:
             checkpoints.wait()

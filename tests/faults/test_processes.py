@@ -16,12 +16,61 @@ from jaxdist.training.experiment import Experiment, load
 CLUSTER = CONFIG.replace('Mesh(workers=4)', 'Mesh(workers=4, emulate=True)')
 
 
-def start_two(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+def start_two(folder: Path, *words: str, config: str = CLUSTER) -> list[subprocess.Popen[str]]:
     """The two processes of one run."""
     with socket.create_server(('localhost', 0)) as server:
         address = f'localhost:{server.getsockname()[1]}'
     cluster = ['--cluster.coordinator', address, '--cluster.processes', '2', '--cluster.process']
-    return [start(folder, 'train', 'small.py', *words, *cluster, str(k), config=CLUSTER) for k in range(2)]
+    return [start(folder, 'train', 'small.py', *words, *cluster, str(k), config=config) for k in range(2)]
+
+
+READ_IN_PARTS = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxdist.core.types import Task
+from jaxdist.data import from_iterator
+from jaxdist.models import Perceptron
+from jaxdist.training.experiment import Experiment, Mesh
+
+
+class Part:
+    '''Iterates over one part of the rows of every batch.'''
+
+    def __init__(self, size, part, parts):
+        self.rows = np.arange(size)[part * size // parts:(part + 1) * size // parts]
+        self.next = 0
+
+    def __next__(self):
+        self.next += 1
+        x = np.sin(self.rows[:, None] * np.arange(1, 5) + self.next)
+        return {'x': x, 'y': self.rows % 3}
+
+    def __iter__(self):
+        return self
+
+    def get_state(self):
+        return {'next': self.next}
+
+    def set_state(self, state):
+        self.next = state['next']
+
+
+@dataclass(frozen=True)
+class Streamed:
+    def load(self):
+        make = lambda seed, size, part, parts: Part(size, part, parts)
+        held_out = {'x': np.ones((6, 4)), 'y': np.arange(6) % 3}
+        return from_iterator(make, Task('classes', (4,), 3), held_out=held_out, per_process=True)
+
+
+def experiment():
+    return Experiment(
+        update='mean() | sgd(0.1)', model=Perceptron(hidden=(8,)), data=Streamed(),
+        mesh=Mesh(workers=4, emulate=True), batch=16, steps=4, log_every=2, evaluate_every=4, save_every=2,
+    )
+"""
 
 
 def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str], str]]:
@@ -80,3 +129,21 @@ def test_a_signal_to_one_process_stops_both_and_saves(tmp_path: Path) -> None:
     step = max(losses(tmp_path / 'runs' / 'small-1'))
     assert out[-2:] == [f'stopped; step {step} is saved. Resume with:', '  jaxdist train runs/small-1']
     assert (tmp_path / 'runs' / 'small-1' / 'checkpoints' / str(step) / 'manifest.json').is_file()
+
+
+@pytest.mark.slow
+def test_processes_that_each_read_a_part_train_as_one_and_resume_as_many(tmp_path: Path) -> None:
+    results = outputs(start_two(tmp_path, config=READ_IN_PARTS))
+    assert [code for code, _, _ in results] == [0, 0], results
+    folder = tmp_path / 'runs' / 'small-1'
+    experiment = load(tmp_path / 'small.py')
+    finish(experiment, tmp_path / 'single')
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
+    longer = dataclasses.replace(experiment, steps=6)
+    with pytest.raises(ValueError, match='saved by 2 processes that each read their part of the data, .* there are 1'):
+        finish(longer, folder)
+    results = outputs(start_two(tmp_path, '--steps', '6', '--run', 'runs/small-1', config=READ_IN_PARTS))
+    assert [code for code, _, _ in results] == [0, 0], results
+    finish(longer, tmp_path / 'single')
+    assert list(losses(folder)) == [2, 4, 6]
+    assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)

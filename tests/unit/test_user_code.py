@@ -235,6 +235,11 @@ class Active:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind(Active):
+    kind: str = 'a'
+
+
 class NoDataclass:
     def build(self, task: Any) -> Any:
         raise NotImplementedError
@@ -248,6 +253,8 @@ class NoDataclass:
         (Digits(), r'must be a dataclass with a method build\(task\)'),
         (Active(abs), r'model.act=<built-in function abs> cannot be written to experiment.json'),
         (Active((1, {'a': {2}})), r'model.act\[1\].a=\{2\} cannot be written'),
+        (Kind(), r"model has a field 'kind', the name under which experiment.json has the class: choose another"),
+        (Active({'from': 3}), r"model.act has a field 'from'"),
     ],
 )
 def test_what_cannot_be_a_model_is_named(model: Any, problem: str) -> None:

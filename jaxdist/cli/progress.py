@@ -17,7 +17,7 @@ from rich.table import Column
 
 from jaxdist.cli.stopping import Stop
 from jaxdist.core.mesh import axis_text
-from jaxdist.report import bytes_text, seconds_text
+from jaxdist.report import ARROWS, bytes_text, seconds_text
 from jaxdist.training.experiment import Mesh
 from jaxdist.training.run import Event, Ready
 
@@ -141,8 +141,12 @@ class Progress:
 
     def _held_out(self, record: dict[str, Any]) -> None:
         assert self.ready is not None
-        data = self.ready.training.data
-        scores = '  '.join(f'{name} {value:.4f}' for name, value in sorted(record['held_out'].items()))
+        data, metrics = self.ready.training.data, self.ready.training.model.metrics
+        better = {'loss': 'lower', **{name: metric.better for name, metric in metrics.items()}}
+        scores = '  '.join(
+            f'{name} {value:.4f}{ARROWS.get(better.get(name, ""), "")}'
+            for name, value in sorted(record['held_out'].items())
+        )
         self.print_line(f'step {record["step"]}  held-out: {scores}  ({data.baseline_name}: {data.baseline:.4f})')
         if 'judged' in record:
             judged = record['judged']

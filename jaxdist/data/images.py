@@ -6,12 +6,13 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxdist.core.errors import DatasetError, InputError
 from jaxdist.data.dataset import Data
-from jaxdist.data.division import Division, Even
+from jaxdist.data.division import Even
 from jaxdist.data.examples import Examples, divided, standardiser
 
 DEBIAN = Path('/usr/share/datasets/fashion-mnist')
@@ -25,7 +26,7 @@ class FashionMNIST:
 
     path: str | None = None
     """Folder of the four idx files, compressed (.gz) or not; None for that of Debian's dataset-fashion-mnist."""
-    division: Division = field(default_factory=Even)
+    division: Any = field(default_factory=Even)
     """How the images are divided among workers."""
 
     def load(self) -> Data:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from jaxdist.core.errors import MissingExtraError
 from jaxdist.data.dataset import Data, Facts
-from jaxdist.data.division import Division, Even
+from jaxdist.data.division import Even
 from jaxdist.data.examples import HELD_OUT, divided, grouped, split, standardiser
 
 
@@ -16,7 +16,7 @@ class Digits:
 
     held_out: float = HELD_OUT
     """Fraction of the images that is held out from training."""
-    division: Division = field(default_factory=Even)
+    division: Any = field(default_factory=Even)
     """How the images are divided among workers."""
 
     def load(self) -> Data:
@@ -43,7 +43,7 @@ class Table:
     """The table's name in scikit-learn."""
     held_out: float = HELD_OUT
     """Fraction of the rows that is held out from training."""
-    division: Division = field(default_factory=Even)
+    division: Any = field(default_factory=Even)
     """How the rows are divided among workers."""
     group: str = ''
     """Feature that assigns examples to group 0 or 1, for fairness, such as 'sex' of diabetes. Group 1 is above the

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Text:
     """Bytes in one example."""
     held_out: float = 0.05
     """Fraction of the text, at its end, that is held out from training."""
-    division: Division = field(default_factory=Even)
+    division: Any = field(default_factory=Even)
     """How the text is divided among workers, in blocks of `context` bytes; labels are its files."""
 
     def load(self) -> Data:
@@ -71,39 +71,59 @@ class Text:
         (4, 33)
         """
         source = _standard_library() if self.path is None else _file(Path(self.path))
-        train, held = self._split(source)
-        windows = (len(held) - 1) // self.context
-        task = Task('tokens', (self.context,), BYTES)
-        draw = sampler(self._blocks(len(train), source.ends), at_random, places=self.context)
-        return Data(
-            task,
-            batches(draw, _fetch(train, self.context, stride=1)),
-            in_order(windows, _fetch(held, self.context, stride=self.context)),
-            _facts(source, len(train), len(held)),
-            constant_loss(task, train, held[1 : windows * self.context + 1]),
-            'byte histogram',
+        return from_source(source, self.context, self.held_out, self.division)
+
+
+def from_source(source: Source, context: int, held_out: float, division: Division) -> Data:
+    """The data set of a text, as in `Text`.
+
+    Args:
+        source: the text.
+        context: bytes in one example.
+        held_out: fraction of the text, at its end, that is held out from training.
+        division: how the text is divided among workers, in blocks of `context` bytes; labels are its files.
+
+    Raises:
+        InputError: the text is too short for the context.
+
+    >>> source = Source(np.frombuffer(b'the end ' * 20, np.uint8), np.array([160]), 'twenty ends')
+    >>> from_source(source, context=8, held_out=0.1, division=Even()).facts['held_out']
+    16
+    """
+    train, held = _parts(source, context, held_out)
+    windows = (len(held) - 1) // context
+    task = Task('tokens', (context,), BYTES)
+    draw = sampler(_blocks(len(train), source.ends, context, division), at_random, places=context)
+    return Data(
+        task,
+        batches(draw, _fetch(train, context, stride=1)),
+        in_order(windows, _fetch(held, context, stride=context)),
+        _facts(source, len(train), len(held)),
+        constant_loss(task, train, held[1 : windows * context + 1]),
+        'byte histogram',
+    )
+
+
+def _parts(source: Source, context: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """The training and the held-out bytes."""
+    if context < 1:
+        raise InputError(f'context={context} must be 1 byte or more')
+    size = len(source.text)
+    held = held_out_count(size, held_out, f'bytes ({source.name})')
+    if size - held < 2 * context or held <= context:
+        need = max(2 * context / (1 - held_out), (context + 1) / held_out)
+        raise InputError(
+            f'the text ({source.name}) has {size} bytes, too few for context={context} with held_out={held_out}: it '
+            f'needs about {math.ceil(need)}, or a shorter context'
         )
+    return source.text[: size - held], source.text[size - held :]
 
-    def _split(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """The training and the held-out bytes."""
-        if self.context < 1:
-            raise InputError(f'context={self.context} must be 1 byte or more')
-        size = len(source.text)
-        held = held_out_count(size, self.held_out, f'bytes ({source.name})')
-        if size - held < 2 * self.context or held <= self.context:
-            need = max(2 * self.context / (1 - self.held_out), (self.context + 1) / self.held_out)
-            raise InputError(
-                f'the text ({source.name}) has {size} bytes, too few for context={self.context} with '
-                f'held_out={self.held_out}: it needs about {math.ceil(need)}, or a shorter context'
-            )
-        return source.text[: size - held], source.text[size - held :]
 
-    def _blocks(self, size: int, ends: np.ndarray) -> Callable[[int], Parts]:
-        """`workers -> parts`: the blocks of the training text in which each worker's examples start."""
-        blocks = size // self.context - 1  # examples that start in the last of these end in the block after it
-        starts = np.arange(blocks) * self.context
-        files = np.searchsorted(ends, starts, side='right')
-        return lambda workers: self.division.parts(blocks, files, workers)
+def _blocks(size: int, ends: np.ndarray, context: int, division: Division) -> Callable[[int], Parts]:
+    """`workers -> parts`: the blocks of the training text in which each worker's examples start."""
+    blocks = size // context - 1  # examples that start in the last of these end in the block after it
+    files = np.searchsorted(ends, np.arange(blocks) * context, side='right')
+    return lambda workers: division.parts(blocks, files, workers)
 
 
 def _fetch(text: np.ndarray, context: int, stride: int) -> Callable[[np.ndarray], Batch]:

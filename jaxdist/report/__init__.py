@@ -9,10 +9,11 @@ from jaxdist.report.loss import loss_plot
 from jaxdist.report.page import Picture, page
 from jaxdist.report.ranking import ranking_plot
 from jaxdist.report.summary import Interval, Score, Summary, best, interval, summarise
-from jaxdist.report.tables import cells, markdown_table, notes
+from jaxdist.report.tables import ARROWS, cells, markdown_table, notes
 from jaxdist.report.text import bytes_text, seconds_text
 
 __all__ = [
+    'ARROWS',
     'Interval',
     'Picture',
     'Score',

@@ -2,6 +2,7 @@
 
 import functools
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.gradient import as_seen, has_state
 from jaxdist.core.layout import traced_types
+from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import check_values
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.core.workers import Workers
@@ -76,6 +78,35 @@ def check_update(update: Any) -> None:
         'the update must be an optax transformation, as optax.chain(jaxdist.mean(), optax.adam(1e-3)) or jaxdist.build('
         f"'mean() | adam(1e-3)'), not a {type(update).__name__}"
     )
+
+
+class PrecisionWarning(UserWarning):
+    """Parameters are stored in a type that loses small updates."""
+
+
+def warn_of_rounding(params: Params) -> None:
+    """Warns if parameters are of 16 bits: an update that is small beside its entry is rounded away.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as seen:
+    ...     warnings.simplefilter('always')
+    ...     warn_of_rounding({'w': jnp.zeros(3, jnp.bfloat16), 'b': jnp.zeros(3)})
+    >>> print(seen[0].message)
+    parameter 'w' is bfloat16, and loses updates smaller than 1/512 of an entry: let init return float32, and compute in
+    bfloat16 with make_step(compute=jnp.bfloat16), or --precision bfloat16
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    short = [(path, x.dtype) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4]
+    if short:
+        path, dtype = short[0]
+        more = f' (one of {len(short)})' if len(short) > 1 else ''
+        warnings.warn(
+            f'parameter {path_text(path)!r}{more} is {dtype}, and loses updates smaller than '
+            f'1/{4 / float(jnp.finfo(dtype).eps):.0f} of an entry: let init return float32, and compute in {dtype} '
+            f'with make_step(compute=jnp.{dtype}), or --precision bfloat16',
+            PrecisionWarning,
+            stacklevel=3,
+        )
 
 
 def check_key(key: Any) -> None:

@@ -23,7 +23,7 @@ from jaxdist.core.program import Program, build_program, check_divergence
 from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
-from jaxdist.training.checking import check_batch, check_key, check_update, what_varies
+from jaxdist.training.checking import check_batch, check_key, check_update, warn_of_rounding, what_varies
 
 
 class State(NamedTuple):
@@ -100,6 +100,9 @@ def make_step(
             nothing in the update says that workers may; the update needs arguments that there are not; or the objective
             does not fit.
 
+    Warns:
+        PrecisionWarning: parameters are of 16 bits.
+
     >>> import jaxdist
     >>> loss = lambda p, b, key: ({'loss': jnp.sum((p - b['x']) ** 2)}, jnp.float32(b['x'].size))
     >>> batch = {'x': jnp.arange(4.0)}
@@ -115,6 +118,7 @@ def make_step(
     goal: Objective = objective or LossObjective()
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, values = jax.eval_shape(lambda key: variables(init(key)), key)
+    warn_of_rounding(params)
     if state_sync is not None and not has_state(values):
         raise InputError(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'

@@ -140,7 +140,7 @@ def test_processes_that_each_read_a_part_train_as_one_and_resume_as_many(tmp_pat
     finish(experiment, tmp_path / 'single')
     assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
     longer = dataclasses.replace(experiment, steps=6)
-    with pytest.raises(ValueError, match='saved by 2 processes that each read their part of the data, .* there are 1'):
+    with pytest.raises(ValueError, match=r'saved by 2 processes that each read their part of the data, .* there are 1'):
         finish(longer, folder)
     results = outputs(start_two(tmp_path, '--steps', '6', '--run', 'runs/small-1', config=READ_IN_PARTS))
     assert [code for code, _, _ in results] == [0, 0], results

@@ -163,7 +163,7 @@ def test_batches_have_one_form() -> None:
 
 def test_a_position_of_other_processes_is_refused() -> None:
     training = prepare(streamed('bytes'))
-    with pytest.raises(ValueError, match='step 4 was saved by 2 processes that each read their part .* there are 1'):
+    with pytest.raises(ValueError, match=r'step 4 was saved by 2 processes that each read their part .* there are 1'):
         reading.resume(training, 4, {'reading': [{'bytes': 'NA=='}] * 2})
 
 

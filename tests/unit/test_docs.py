@@ -75,15 +75,23 @@ def test_the_page_on_models_of_ones_own_runs() -> None:
     script: dict[str, Any] = {}
     loop: dict[str, Any] = {}
     metric: dict[str, Any] = {}
-    exec(blocks('your_model.md')[2], script)
+    exec(blocks('your_model.md')[3], script)
     assert means(script['metrics'])['loss'] < 0.5
     assert {row.dtype for row in script['ledger'].rows} == {'uint8', 'float32'}
-    exec(blocks('your_model.md')[3], loop)
+    exec(blocks('your_model.md')[4], loop)
     np.testing.assert_allclose(loop['state'].params['kernel'][:, 0], [1, -2, 3], atol=0.02)
     exec(blocks('your_model.md')[1], metric)
     model = metric['with_macro_f1'](script['model'], 2)
     out = evaluator(model)(shared_params(script['state'], script['program'].layout), weighted(script['draw']()))
     assert 0.5 < metrics_of(collected([(out, weighted(script['draw']()))]), model.metrics)['macro_f1'] <= 1
+
+
+def test_the_iterator_of_the_page_on_models_of_ones_own_repeats() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks('your_model.md')[2], space)
+    first, again = (space['data'].batch(0, 130, 16, 4)['x'] for _ in range(2))
+    assert first.shape == (16, 2)
+    np.testing.assert_array_equal(first, again)
 
 
 def weighted(batch: dict[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ('model.hidden', [8, 'x'], "experiment.model.hidden[1]: 'x' is not int"),
         ('model.hidden', 8, 'experiment.model.hidden: 8 is not tuple'),
         ('data.path', 3, 'experiment.data.path: 3 is not str or null'),
-        ('data.division', {'kind': 'Odd'}, "experiment.data.division: kind 'Odd' is none of Even, ByLabel, Dirichlet"),
+        ('data.division', {'kind': 'Odd'}, "experiment.data.division: jaxdist has no kind 'Odd': .*Even"),
         ('data.division', {'kind': 'Sizes'}, 'experiment.data.division: .* missing .*sizes'),
         ('mesh.worker', 3, 'experiment.mesh: Mesh has no field worker; it has workers, model, emulate, simulate'),
         ('batch', 0, 'batch=0 must be 1 or more'),

@@ -14,6 +14,7 @@ import jaxdist
 from jaxdist import build, line, make_step, simulated
 from jaxdist.core import mesh, registry
 from jaxdist.line.field_names import KEYWORDS, LINES
+from jaxdist.training.checking import PrecisionWarning
 
 BATCH = {'x': np.ones((16, 3), np.float32), 'y': np.ones(16, np.float32)}
 
@@ -179,3 +180,20 @@ def test_an_argument_of_the_line_as_an_option_leads_to_set(jaxdist: Jaxdist, opt
 def test_a_batch_that_is_larger_than_the_data_is_refused(jaxdist: Jaxdist) -> None:
     error = jaxdist('train', 'small.py', '--simulate', '--batch', '4000').err
     assert error == 'error: batch=4000 is larger than the training data, which have 1438 examples\n'
+
+
+@pytest.mark.parametrize('dtype, share', [('bfloat16', 512), ('float16', 4096)])
+def test_parameters_of_sixteen_bits_are_warned_of(dtype: str, share: int) -> None:
+    def loss(p: Any, b: Any, key: jax.Array) -> Any:
+        return {'loss': jnp.sum(b['x'] * p['w'].astype(jnp.float32))}, b['x'].shape[0]
+
+    def train(dtype: Any) -> float:
+        batch, init = {'x': jnp.ones(4)}, lambda key: {'w': jnp.ones((), dtype), 'b': jnp.zeros(())}
+        program = jaxdist.make_step(
+            loss, init, optax.chain(jaxdist.mean(), optax.sgd(0.9 / share)), batch, jaxdist.simulated(1)
+        )
+        return float(program.step(program.init(jax.random.key(0)), batch)[0].params['w'])
+
+    with pytest.warns(PrecisionWarning, match=f"parameter 'w' is {dtype}, and loses updates smaller than 1/{share} of"):
+        assert train(dtype) == 1.0
+    assert train('float32') == pytest.approx(1 - 0.9 / share)

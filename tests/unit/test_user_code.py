@@ -44,10 +44,21 @@ class OwnNet:
 CONFIG = '''
 from dataclasses import dataclass, replace
 
+import numpy as np
 from own_nets import OwnNet, Sizes
 
 from jaxdist.data import Digits
 from jaxdist.training.experiment import Experiment, Mesh
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """A division of my own."""
+
+    shift: int = 0
+
+    def parts(self, count, labels, workers):
+        return tuple(np.roll(np.arange(count), self.shift)[worker::workers] for worker in range(workers))
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class OwnDigits(Digits):
 
 def experiment():
     return Experiment(
-        update='mean() | sgd(0.1)', model=OwnNet(Sizes(6), {'a': 1}), data=OwnDigits(scale=0.5),
+        update='mean() | sgd(0.1)', model=OwnNet(Sizes(6), {'a': 1}), data=OwnDigits(scale=0.5, division=Interleaved()),
         mesh=Mesh(workers=4, simulate=True), batch=16, steps=4, log_every=2, evaluate_every=4, save_every=2,
     )
 
@@ -90,7 +101,9 @@ def own(jaxdist: Jaxdist, monkeypatch: pytest.MonkeyPatch) -> Jaxdist:
 
 @pytest.mark.slow
 def test_a_run_is_resumed_repeated_and_planned_from_its_folder(own: Jaxdist) -> None:
-    code, _, err = own('train', 'mine/own.py', '--run', 'runs/a', '--model.sizes.width', '5')
+    code, _, err = own(
+        'train', 'mine/own.py', '--run', 'runs/a', '--model.sizes.width', '5', '--data.division.shift', '3'
+    )
     assert code == 0, err
     saved = json.loads(Path('runs/a/experiment.json').read_text())
     assert saved['model'] == {
@@ -100,6 +113,7 @@ def test_a_run_is_resumed_repeated_and_planned_from_its_folder(own: Jaxdist) -> 
         'names': {'a': 1},
     }
     assert (saved['data']['kind'], saved['data']['from'], saved['data']['scale']) == ('OwnDigits', 'own.py', 0.5)
+    assert saved['data']['division'] == {'kind': 'Interleaved', 'from': 'own.py', 'shift': 3}
     assert sorted(path.name for path in Path('runs/a/code').iterdir()) == ['own.py', 'own_nets.py']
     Path('mine').rename('gone')
     for name in [name for name in sys.modules if name == 'own_nets' or name.startswith('script.own')]:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist.codecs._exchange import ExchangeName
-from jaxdist.codecs._groups import group_tensors
+from jaxdist.codecs._groups import group_tensors, spec_axes
 from jaxdist.codecs.codec import AnyCodec, Codec
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
+from jaxdist.core.protocol import leaves_sharded_as, shard_specs
 from jaxdist.core.types import Params
 
 Feedback = bool | float | Literal['ef21']
@@ -130,12 +131,15 @@ def mean(tree: Any, state: CompressionState, channel: Channel) -> tuple[Any, Com
     """
     axis, feedback = channel.axis, channel.feedback
     if channel.codec is None:
-        return collectives.pmean(tree, axis), state
+        return exact_mean(tree, axis), state
     leaves, treedef = jax.tree.flatten(tree)
     residual, estimate, warm = (_field_leaves(field, treedef) for field in state[:3])
     key, step_key = jax.random.split(state.key)
     groups = group_tensors(tree, channel.codec, channel.exchange)
-    means = _exact_means(leaves, {i for group in groups for i in group.members}, axis)
+    encoded = {i for group in groups for i in group.members}
+    exact = [i for i in range(len(leaves)) if i not in encoded]
+    with leaves_sharded_as(exact):
+        means = dict(zip(exact, exact_mean([leaves[i] for i in exact], axis), strict=True))
     for number, group in enumerate(groups):
         values = [_message(leaves[i].astype(jnp.float32), residual[i], feedback) for i in group.members]
         before, group_key = [warm[i] for i in group.members], jax.random.fold_in(step_key, number)
@@ -175,10 +179,22 @@ def bytes_sent(codec: AnyCodec | None = None, exchange: ExchangeName | None = No
     return formula
 
 
-def _exact_means(leaves: list[Any], encoded: set[int], axis: str) -> dict[int, Any]:
-    """The exact means of the tensors that have no codec, by index: one all-reduce for all of them."""
-    exact = [i for i in range(len(leaves)) if i not in encoded]
-    return dict(zip(exact, collectives.pmean([leaves[i] for i in exact], axis), strict=True))
+def exact_mean(tree: Any, axis: str) -> Any:
+    """The mean over workers of each leaf, replicated, by one all-reduce; each shard is averaged on its device.
+
+    >>> import numpy as np
+    >>> jax.jit(jax.vmap(lambda x: exact_mean(x, 'w'), axis_name='w'))(np.arange(4, dtype=np.float32))
+    Array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
+    specs = shard_specs(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    if not specs or not any(map(spec_axes, specs)):
+        return collectives.pmean(tree, axis)
+    mesh = jax.sharding.get_abstract_mesh()
+    others = set(mesh.axis_names) - set(mesh.manual_axes)
+    mean = lambda leaves: collectives.pmean(leaves, axis)  # noqa: E731
+    averaged = jax.shard_map(mean, in_specs=(specs,), out_specs=specs, axis_names=others)(leaves)
+    return jax.tree.unflatten(treedef, averaged)
 
 
 def _message(value: jax.Array, residual: jax.Array | None, feedback: Feedback) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdist.constraints.constraint import Constraint, Sums
 from jaxdist.constraints.dual_ascent import DualAscent
 from jaxdist.constraints.lagrangian import Term, violation
-from jaxdist.core.gradient import cast_params
+from jaxdist.core.partition import cast_params
 from jaxdist.core.types import Batch, Params
 
 BatchSums = dict[str, tuple[Any, ...]]

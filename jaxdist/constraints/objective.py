@@ -17,7 +17,7 @@ from jaxdist.constraints.penalties import current
 from jaxdist.constraints.penalties import init as init_penalty
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
-from jaxdist.core.gradient import as_seen, cast_params, conjugate, evaluate_loss, inverse, pullback
+from jaxdist.core.gradient import as_seen, conjugate, evaluate_loss, inverse, pullback
 from jaxdist.core.guard import is_bounded
 from jaxdist.core.objective import Extreme, Lookahead, ObjectiveOutput, WorkerLoss
 from jaxdist.core.types import Batch, Params
@@ -138,7 +138,7 @@ class LagrangianObjective(DualAscent):
         of_params = {c.name for c in self.constraints if c.over == 'none'}
 
         def data_sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-            cast = cast_params(params, loss.compute)
+            cast = loss.partition.gather(params, loss.compute)
             sums, count, after = evaluate_loss(loss.loss, cast, state, batch, key)
             seen = as_seen(cast, state)
             parts = {c.name: c.sums(seen, batch) for c in self.constraints if c.name not in of_params}
@@ -150,7 +150,7 @@ class LagrangianObjective(DualAscent):
             return collectives.pvary(parts, loss.axis)
 
         # A function of the parameters alone is evaluated once, also where the batch is processed in parts.
-        out, after, pull_data = pullback(data_sums, local, loss.state, batch, key, loss.accumulate)
+        out, after, pull_data = pullback(data_sums, local, loss.state, batch, key, loss.accumulate, loss.partition)
         parts, pull_params = jax.vjp(params_sums, local)
         count = out['count'] if loss.uneven else None
         reduced = self.reduce({**out['parts'], **parts}, as_seen(params, loss.state), batch, count, loss.axis)

@@ -65,6 +65,16 @@ def pvary(tree: Any, axis: str = AXIS) -> Any:
     return jax.tree.map(lambda x: x if varies(x, axis) else lax.pcast(x, axis, to='varying'), tree)
 
 
+def as_varying(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The same values, typed as varying wherever `like` is.
+
+    >>> as_varying(jnp.ones(2), jnp.zeros(2))
+    Array([1., 1.], dtype=float32)
+    """
+    more = tuple(jax.typeof(like).mat.varying - jax.typeof(x).mat.varying)
+    return lax.pcast(x, more, to='varying') if more else x
+
+
 def zeros(shapes: Any) -> Any:
     """Zeros of these shapes and dtypes, typed as varying wherever these are: for the carry of a scan.
 

@@ -215,7 +215,7 @@ def _loss_function(
 
     It has its own derivative: under `vmap`, JAX's derivative of a mean over workers is that of the worker's term alone.
     """
-    evaluate = gradients(loss.loss, loss.accumulate, loss.compute)
+    evaluate = gradients(loss.loss, loss.accumulate, loss.compute, loss.partition)
 
     def sums(params: Params) -> dict[str, Any]:
         sums, count, grads, _ = evaluate(collectives.pvary(params, loss.axis), loss.state, batch, key)

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist.core import collectives
+from jaxdist.core.partition import Partition, Whole
 from jaxdist.core.types import Batch, Loss, Params, Variables
 
 
-def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None) -> Callable[..., Any]:
+def gradients(
+    loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None, partition: Partition = Whole()
+) -> Callable[..., Any]:
     """A function `(params, state, batch, key) -> (sums, count, gradient of the mean loss, state)`.
 
     Args:
@@ -19,30 +22,40 @@ def gradients(loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None)
         accumulate: number of parts that the batch is split into, for gradient accumulation; the gradient does not
             change. A model state goes from part to part.
         compute: dtype to which parameters are cast for the loss, or None to keep theirs.
+        partition: how the work is divided among the worker's devices. Each accumulates by itself.
 
     >>> loss = lambda p, b, key: ({'loss': jnp.sum(p * b)}, b.size)
     >>> gradients(loss, 2, None)(jnp.ones(()), (), jnp.arange(4.0), jax.random.key(0))[2]
     Array(1.5, dtype=float32)
     """
+    in_parts = accumulate > 1 or partition.batch_shards > 1
 
-    def part(params: Params, state: Any, batch: Batch, key: jax.Array, of_mean: bool = True) -> Any:
+    def one(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
-            sums, count, after = evaluate_loss(loss, cast_params(params, compute), state, batch, key)
+            sums, count, after = evaluate_loss(loss, partition.gather(params, compute), state, batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
-            return sums['loss'] * (inverse(count) if of_mean else 1), (sums, count, after)
+            return sums['loss'] * (1 if in_parts else inverse(count)), (sums, count, after)
 
         (_, (sums, count, after)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return sums, count, conjugate(grads), after
+        return (sums, count), conjugate(grads), after
+
+    def accumulated(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+        def part(state: Any, batch: Batch, key: jax.Array) -> Any:
+            terms, grads, after = one(params, state, batch, key)
+            return (terms, grads), after
+
+        (terms, grads), after = _sum_of_parts(part, state, _parts(batch, key, accumulate))
+        return terms, grads, after
+
+    evaluate = accumulated if accumulate > 1 else one
 
     def whole(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        def one(state: Any, batch: Batch, key: jax.Array) -> Any:
-            *terms, after = part(params, state, batch, key, of_mean=False)
-            return tuple(terms), after
+        (sums, count), grads, after = partition.run(evaluate, params, state, batch, key)
+        if in_parts:
+            grads = jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads)
+        return sums, count, grads, after
 
-        (sums, count, grads), state = _sum_of_parts(one, state, _parts(batch, key, accumulate))
-        return sums, count, jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads), state
-
-    return whole if accumulate > 1 else part
+    return whole
 
 
 def pullback(
@@ -52,37 +65,51 @@ def pullback(
     batch: Batch,
     key: jax.Array,
     accumulate: int,
+    partition: Partition = Whole(),
 ) -> tuple[Any, Any, Callable[[Any], Params]]:
     """The sums of a function, the model state after it, and its pullback: from weights of the sums to the gradient.
 
-    With accumulation every part is evaluated twice, since the weights are not known before all sums are.
+    With accumulation, or on several devices, every part is evaluated twice, since the weights are not known before all
+    sums are.
 
     Args:
-        fn: `(params, state, batch, key) -> (sums, state)`, with sums a pytree of sums over the batch.
+        fn: `(params, state, batch, key) -> (sums, state)`, with sums a pytree of sums over the batch; it gets the
+            parameters from `partition.gather`.
         params: the parameters.
         state: the model state; () without one.
         batch: arrays [B, ...].
         key: the random key for `fn`.
         accumulate: number of parts that the batch is split into, for gradient accumulation.
+        partition: how the work is divided among the worker's devices.
 
     >>> fn = lambda p, state, b, key: (jnp.sum(p * b), state)
     >>> out, _, pull = pullback(fn, jnp.ones(()), (), jnp.arange(4.0), jax.random.key(0), 2)
     >>> float(out), float(pull(jnp.float32(2.0)))
     (6.0, 12.0)
     """
-    if accumulate == 1:
+    if accumulate == 1 and partition.batch_shards == 1:
         out, vjp, after = jax.vjp(lambda params: fn(params, state, batch, key), params, has_aux=True)
         return out, after, lambda weights: conjugate(vjp(weights)[0])
-    parts = _parts(batch, key, accumulate)
-    out, after = _sum_of_parts(lambda *part: fn(params, *part), state, parts)
+
+    def sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+        parts = _parts(batch, key, accumulate)
+        out, after = _sum_of_parts(lambda *part: fn(params, *part), state, parts)
+        return out, (), after
 
     def pull(weights: Any) -> Params:
-        def one(*part: Any) -> Any:
-            _, vjp, after = jax.vjp(lambda params: fn(params, *part), params, has_aux=True)
-            return vjp(weights)[0], after
+        def gradient(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+            def one(*part: Any) -> Any:
+                out, vjp, after = jax.vjp(lambda params: fn(params, *part), params, has_aux=True)
+                # A cotangent has the type of what it belongs to.
+                return vjp(jax.tree.map(collectives.as_varying, weights, out))[0], after
 
-        return conjugate(_sum_of_parts(one, state, parts)[0])
+            grads, after = _sum_of_parts(one, state, _parts(batch, key, accumulate))
+            return (), conjugate(grads), after
 
+        grads: Params = partition.run(gradient, params, state, batch, key)[1]
+        return grads
+
+    out, _, after = partition.run(sums, params, state, batch, key, graded=False)
     return out, after, pull
 
 
@@ -156,16 +183,3 @@ def inverse(count: jax.Array) -> jax.Array:
     Array([0.25, 0.  ], dtype=float32)
     """
     return jnp.where(count > 0, 1 / count, 0)
-
-
-def cast_params(params: Params | Variables, compute: jax.typing.DTypeLike | None) -> Params | Variables:
-    """The parameters with real numbers cast to the dtype `compute`; unchanged if it is None. A model state stays.
-
-    >>> cast_params({'w': jnp.ones(1)}, jnp.bfloat16)
-    {'w': Array([1], dtype=bfloat16)}
-    """
-    if compute is None:
-        return params
-    if isinstance(params, Variables):
-        return params._replace(params=cast_params(params.params, compute))
-    return jax.tree.map(lambda p: p.astype(compute) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)

@@ -12,6 +12,7 @@ import jax
 from jaxdist.core import collectives
 from jaxdist.core.gradient import gradients
 from jaxdist.core.layout import Layout
+from jaxdist.core.partition import Partition, Whole
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.core.workers import Workers
 
@@ -29,6 +30,7 @@ class WorkerLoss(NamedTuple):
         uneven: whether the example counts can differ between workers.
         axis: the worker axis.
         state: the model state at this step; () without one.
+        partition: how the work is divided among the worker's devices.
     """
 
     loss: Loss
@@ -37,6 +39,7 @@ class WorkerLoss(NamedTuple):
     uneven: bool
     axis: str
     state: Any = ()
+    partition: Partition = Whole()
 
 
 class ObjectiveOutput(NamedTuple):
@@ -134,7 +137,7 @@ class LossObjective(NamedTuple):
         del step, lookahead
         # JAX would sum a gradient with respect to replicated parameters over workers; this one must stay local.
         local = collectives.pvary(params, loss.axis)
-        evaluate = gradients(loss.loss, loss.accumulate, loss.compute)
+        evaluate = gradients(loss.loss, loss.accumulate, loss.compute, loss.partition)
         sums, count, grads, after = evaluate(local, loss.state, batch, key)
         return ObjectiveOutput(sums, count, grads, state, {}, model_state=after)
 

@@ -1,4 +1,4 @@
-"""From a flax module to a `Model`, whose loss is a sum over a batch, in float32, with its count."""
+"""From a flax module to a `Model`, whose loss is a sum over a batch, in float32 or wider, with its count."""
 
 import math
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
 def score(
     task: Task, outputs: Any, targets: jax.Array, weight: jax.Array | None = None
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums over a batch, and the count to divide them by for means; all float32 scalars.
+    """Sums over a batch, and the count to divide them by for means; scalars of float32, or of the outputs' dtype if wider.
 
     Without weights the count is a constant from shapes, and therefore typed as replicated over workers.
 
@@ -83,11 +83,12 @@ def score(
     >>> float(sums['loss']), float(count)
     (7.0, 3.0)
     """
-    terms = _terms(task, jnp.asarray(outputs, jnp.float32), targets)
+    wide = jnp.promote_types(jnp.result_type(outputs), jnp.float32)
+    terms = _terms(task, jnp.asarray(outputs, wide), targets)
     shape = targets.shape
     if weight is None:
-        return {name: term.sum() for name, term in terms.items()}, jnp.float32(math.prod(shape))
-    weights = weight.astype(jnp.float32).reshape(-1, *(1,) * (len(shape) - 1))
+        return {name: term.sum() for name, term in terms.items()}, jnp.asarray(math.prod(shape), wide)
+    weights = weight.astype(wide).reshape(-1, *(1,) * (len(shape) - 1))
     per_row = math.prod(shape[1:])
     return {name: (weights * term).sum() for name, term in terms.items()}, weights.sum() * per_row
 
@@ -98,7 +99,7 @@ def _terms(task: Task, outputs: jax.Array, targets: jax.Array) -> dict[str, jax.
         return {'loss': 0.5 * jnp.square(outputs[..., 0] - targets)}
     return {
         'loss': optax.softmax_cross_entropy_with_integer_labels(outputs, targets),
-        'accuracy': (outputs.argmax(-1) == targets).astype(jnp.float32),
+        'accuracy': (outputs.argmax(-1) == targets).astype(outputs.dtype),
     }
 
 

@@ -24,8 +24,8 @@ from jaxdist.core.workers import Workers
 from jaxdist.training.mean_loss import refuse_mean
 
 
-def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
-    """Says what is wrong with a batch that workers, or the parts of an accumulation, do not divide.
+def check_batch(batch: Batch, workers: int, accumulate: int = 1, devices: int = 1) -> None:
+    """Says what is wrong with a batch that workers, their devices, or the parts of an accumulation, do not divide.
 
     Raises:
         InputError: with the sizes that would do.
@@ -45,9 +45,10 @@ def check_batch(batch: Batch, workers: int, accumulate: int = 1) -> None:
         raise InputError(f'every array of a batch needs the same number of rows, 1 or more; here they have {sizes}')
     if accumulate < 1:
         raise InputError(f'accumulate={accumulate} must be 1 or more')
-    need = workers * accumulate
+    need = workers * devices * accumulate
     if size % need:
-        parts = f' in {accumulate} parts each' if accumulate > 1 else ''
+        parts = f' of {devices} devices' if devices > 1 else ''
+        parts += f' in {accumulate} parts each' if accumulate > 1 else ''
         low, high = size // need * need, (size // need + 1) * need
         sizes_text = f'{low} or {high}' if low else f'{high}'
         raise InputError(

@@ -23,8 +23,10 @@ class Mesh:
 
     workers: int = 8
     """Number of workers: each gets a part of the batch, and they communicate as the update line defines."""
+    fsdp: int = 1
+    """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
     model: int = 1
-    """Devices that one worker's parameters are sharded over."""
+    """Devices of one worker over which layers are sharded, by the model's rules: tensor parallelism."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
     """Emulate the devices on this machine's CPU."""
     simulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
@@ -126,7 +128,7 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON data; each dataclass has its name under `kind`.
 
     >>> to_json(Experiment(steps=7))['mesh']
-    {'kind': 'Mesh', 'workers': 8, 'model': 1, 'emulate': False, 'simulate': False}
+    {'kind': 'Mesh', 'workers': 8, 'fsdp': 1, 'model': 1, 'emulate': False, 'simulate': False}
     """
     return encode(experiment)
 

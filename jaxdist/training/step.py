@@ -14,15 +14,17 @@ from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import find_extra_args
-from jaxdist.core.gradient import as_seen, cast_params, has_state
+from jaxdist.core.gradient import as_seen, has_state
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout
 from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
 from jaxdist.core.objective import LossObjective, Objective, WorkerLoss
+from jaxdist.core.partition import Partition, Whole, cast_params
 from jaxdist.core.program import Program, build_program, check_divergence
 from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
+from jaxdist.parallel.fsdp import fully_sharded
 from jaxdist.training.checking import check_batch, check_key, check_update, warn_of_rounding, what_varies
 
 
@@ -112,7 +114,6 @@ def make_step(
     >>> float(state.params), jaxdist.means(metrics)
     (1.5, {'loss': 3.5, 'skipped': 0.0})
     """
-    check_batch(batch, workers.count, accumulate)
     check_update(update)
     update = optax.with_extra_args_support(update)
     goal: Objective = objective or LossObjective()
@@ -124,11 +125,12 @@ def make_step(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
         )
     _refuse_rules_over_workers(rules, workers.axis)
-    specs = meshes.specs(params, rules, workers.mesh)
+    specs, partition = _partition(params, rules, workers)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
+    check_batch(batch, workers.count, accumulate, partition.batch_shards)
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
-    goal.check(as_seen(params, values), batch, workers, accumulate)
+    goal.check(as_seen(params, values), batch, workers, accumulate * partition.batch_shards)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
 
@@ -155,7 +157,7 @@ def make_step(
             extras.check_lookahead()
             return apply(grads, state.params, state.opt_state)[0]
 
-        worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, values_of(state.model))
+        worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, values_of(state.model), partition)
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
         value = extras.value(worker_loss, out, state.params)
         ok, grads = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
@@ -185,6 +187,12 @@ def make_step(
         return whole._replace(params=specs, opt_state=meshes.state_specs(rows.opt_state, rows.params, specs, sizes))
 
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
+
+
+def _partition(params: Params, rules: meshes.Rules, workers: Workers) -> tuple[Any, Partition]:
+    """The `PartitionSpec` of each parameter, and how a worker's devices divide its work."""
+    specs, sizes = meshes.specs(params, rules, workers.mesh), dict(workers.mesh.shape) if workers.mesh else {}
+    return fully_sharded(params, specs, sizes) if sizes.get('fsdp', 1) > 1 else (specs, Whole())
 
 
 def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:

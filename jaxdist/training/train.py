@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line
 from jaxdist.core import mesh as meshes
-from jaxdist.core.gradient import cast_params
 from jaxdist.core.objective import Objective
+from jaxdist.core.partition import cast_params
 from jaxdist.core.program import Program
 from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated

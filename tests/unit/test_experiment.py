@@ -44,7 +44,7 @@ DATA = st.one_of(
     st.builds(Table, name=st.sampled_from(['diabetes', 'wine']), held_out=FRACTIONS, division=DIVISIONS),
     st.builds(FashionMNIST, PATHS, DIVISIONS),
 )
-MESHES = st.builds(Mesh, SIZES, SIZES, st.booleans()) | st.builds(Mesh, workers=SIZES, simulate=st.just(True))
+MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, st.booleans()) | st.builds(Mesh, workers=SIZES, simulate=st.just(True))
 EXPERIMENTS = st.builds(
     Experiment,
     update=st.text(),
@@ -110,7 +110,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ('data.path', 3, 'experiment.data.path: 3 is not str or null'),
         ('data.division', {'kind': 'Odd'}, "experiment.data.division: jaxdist has no kind 'Odd': .*Even"),
         ('data.division', {'kind': 'Sizes'}, 'experiment.data.division: .* missing .*sizes'),
-        ('mesh.worker', 3, 'experiment.mesh: Mesh has no field worker; it has workers, model, emulate, simulate'),
+        ('mesh.worker', 3, 'experiment.mesh: Mesh has no field worker; it has workers, fsdp, model, emulate, simulate'),
         ('batch', 0, 'batch=0 must be 1 or more'),
         ('seed', -1, 'seed=-1 must be 0 or more'),
         ('mesh.workers', 0, 'mesh.workers=0 must be 1 or more'),

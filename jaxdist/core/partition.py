@@ -1,0 +1,68 @@
+"""How the work of one worker is divided among its devices: the interface, and the worker that is evaluated as one.
+
+A partition changes how a worker's gradient is computed, and no number of it. State, algorithms, codecs and checkpoints
+see global arrays that are sharded.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxdist.core.types import Batch, Params, Variables
+
+Evaluate = Callable[[Params, Any, Batch, jax.Array], tuple[Any, Params, Any]]
+"""`(params, state, batch, key) -> (sums, gradient, state)`, with sums any pytree."""
+
+
+class Partition(Protocol):
+    """The interface of a partition."""
+
+    @property
+    def batch_shards(self) -> int:
+        """Parts that a worker's batch is divided into, one for each of its devices that evaluate a part."""
+
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+        """The parameters as the loss sees them, inside of `run`; a gradient with respect to `params` is sharded."""
+
+    def run(
+        self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
+    ) -> Any:
+        """`evaluate` on the devices of one worker: sums are those of its whole batch, gradients are sharded.
+
+        Without `graded` there is no gradient, and () in its place.
+        """
+
+
+class Whole(NamedTuple):
+    """The partition of a worker that evaluates its batch as one: on one device, or as the compiler shards it.
+
+    >>> Whole().gather({'w': jnp.ones(1)}, jnp.bfloat16)
+    {'w': Array([1], dtype=bfloat16)}
+    """
+
+    batch_shards: int = 1
+
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+        """The parameters, cast."""
+        return cast_params(params, compute)
+
+    def run(
+        self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
+    ) -> Any:
+        """`evaluate`, unchanged."""
+        return evaluate(params, state, batch, key)
+
+
+def cast_params(params: Params | Variables, compute: jax.typing.DTypeLike | None) -> Params | Variables:
+    """The parameters with real numbers cast to the dtype `compute`; unchanged if it is None. A model state stays.
+
+    >>> cast_params({'w': jnp.ones(1)}, jnp.bfloat16)
+    {'w': Array([1], dtype=bfloat16)}
+    """
+    if compute is None:
+        return params
+    if isinstance(params, Variables):
+        return params._replace(params=cast_params(params.params, compute))
+    return jax.tree.map(lambda p: p.astype(compute) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)

@@ -21,6 +21,7 @@ from jaxdist.ledger import cost as cost
 from jaxdist.line import build as build
 from jaxdist.training.experiment import Experiment as Experiment
 from jaxdist.training.metrics import means as means
+from jaxdist.training.same_under import same_under as same_under
 from jaxdist.training.step import make_step as make_step
 
 __version__ = metadata.version('jaxdist')
@@ -45,6 +46,7 @@ __all__ = [
     'means',
     'on_mesh',
     'pvary',
+    'same_under',
     'simulated',
     *sorted(_registered),
 ]

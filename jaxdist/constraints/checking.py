@@ -37,7 +37,8 @@ def check_examples(constraint: Constraint, batch: Batch, accumulate: int) -> Non
         return
     if accumulate > 1:
         raise InputError(
-            f"{constraint.name!r}: over='example' needs a batch processed whole, not accumulate={accumulate}"
+            f"{constraint.name!r}: over='example' needs a batch that each worker processes whole, "
+            f'and not in {accumulate} parts, by accumulate or on as many devices of fsdp'
         )
     if constraint.rows and 'row' not in batch:
         raise InputError(

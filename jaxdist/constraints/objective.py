@@ -138,9 +138,8 @@ class LagrangianObjective(DualAscent):
         of_params = {c.name for c in self.constraints if c.over == 'none'}
 
         def data_sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-            cast = loss.partition.gather(params, loss.compute)
-            sums, count, after = evaluate_loss(loss.loss, cast, state, batch, key)
-            seen = as_seen(cast, state)
+            sums, count, after = evaluate_loss(loss.loss, params, state, batch, key)
+            seen = as_seen(params, state)
             parts = {c.name: c.sums(seen, batch) for c in self.constraints if c.name not in of_params}
             out = {'sums': sums, 'count': jnp.asarray(count, float), 'parts': parts}
             return collectives.pvary(out, loss.axis), after
@@ -150,7 +149,8 @@ class LagrangianObjective(DualAscent):
             return collectives.pvary(parts, loss.axis)
 
         # A function of the parameters alone is evaluated once, also where the batch is processed in parts.
-        out, after, pull_data = pullback(data_sums, local, loss.state, batch, key, loss.accumulate, loss.partition)
+        how = loss.accumulate, loss.compute, loss.partition
+        out, after, pull_data = pullback(data_sums, local, loss.state, batch, key, *how)
         parts, pull_params = jax.vjp(params_sums, local)
         count = out['count'] if loss.uneven else None
         reduced = self.reduce({**out['parts'], **parts}, as_seen(params, loss.state), batch, count, loss.axis)

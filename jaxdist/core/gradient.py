@@ -1,5 +1,6 @@
 """One worker's gradient of its mean loss, with gradient accumulation and a model state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,25 +33,23 @@ def gradients(
 
     def one(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
-            sums, count, after = evaluate_loss(loss, partition.gather(params, compute), state, batch, key)
+            sums, count, after = evaluate_loss(loss, params, state, batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
             return sums['loss'] * (1 if in_parts else inverse(count)), (sums, count, after)
 
         (_, (sums, count, after)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return (sums, count), conjugate(grads), after
+        return ((sums, count), conjugate(grads)), after
 
-    def accumulated(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        def part(state: Any, batch: Batch, key: jax.Array) -> Any:
-            terms, grads, after = one(params, state, batch, key)
-            return (terms, grads), after
-
-        (terms, grads), after = _sum_of_parts(part, state, _parts(batch, key, accumulate))
-        return terms, grads, after
-
-    evaluate = accumulated if accumulate > 1 else one
+    def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+        seen, part = partition.gather(params, compute), functools.partial(_in_dtypes, params, one)
+        if accumulate > 1:
+            out, after = _sum_of_parts(functools.partial(part, seen), state, _parts(batch, key, accumulate))
+        else:
+            out, after = part(seen, state, batch, key)
+        return out[0], partition.scatter(out[1]), after
 
     def whole(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        (sums, count), grads, after = partition.run(evaluate, params, state, batch, key)
+        (sums, count), grads, after = partition.run(on_device, params, state, batch, key)
         if in_parts:
             grads = jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads)
         return sums, count, grads, after
@@ -65,6 +64,7 @@ def pullback(
     batch: Batch,
     key: jax.Array,
     accumulate: int,
+    compute: jax.typing.DTypeLike | None = None,
     partition: Partition = Whole(),
 ) -> tuple[Any, Any, Callable[[Any], Params]]:
     """The sums of a function, the model state after it, and its pullback: from weights of the sums to the gradient.
@@ -73,13 +73,13 @@ def pullback(
     sums are.
 
     Args:
-        fn: `(params, state, batch, key) -> (sums, state)`, with sums a pytree of sums over the batch; it gets the
-            parameters from `partition.gather`.
+        fn: `(params, state, batch, key) -> (sums, state)`, with sums a pytree of sums over the batch.
         params: the parameters.
         state: the model state; () without one.
         batch: arrays [B, ...].
         key: the random key for `fn`.
         accumulate: number of parts that the batch is split into, for gradient accumulation.
+        compute: dtype to which parameters are cast for `fn`, or None to keep theirs.
         partition: how the work is divided among the worker's devices.
 
     >>> fn = lambda p, state, b, key: (jnp.sum(p * b), state)
@@ -88,29 +88,37 @@ def pullback(
     (6.0, 12.0)
     """
     if accumulate == 1 and partition.batch_shards == 1:
-        out, vjp, after = jax.vjp(lambda params: fn(params, state, batch, key), params, has_aux=True)
+        of_params = lambda params: fn(partition.gather(params, compute), state, batch, key)  # noqa: E731
+        out, vjp, after = jax.vjp(of_params, params, has_aux=True)
         return out, after, lambda weights: conjugate(vjp(weights)[0])
 
     def sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        parts = _parts(batch, key, accumulate)
-        out, after = _sum_of_parts(lambda *part: fn(params, *part), state, parts)
+        seen = partition.gather(params, compute)
+        out, after = _sum_of_parts(lambda *part: fn(seen, *part), state, _parts(batch, key, accumulate))
         return out, (), after
 
     def pull(weights: Any) -> Params:
-        def gradient(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-            def one(*part: Any) -> Any:
-                out, vjp, after = jax.vjp(lambda params: fn(params, *part), params, has_aux=True)
-                # A cotangent has the type of what it belongs to.
-                return vjp(jax.tree.map(collectives.as_varying, weights, out))[0], after
+        def one(seen: Params, *part: Any) -> Any:
+            out, vjp, after = jax.vjp(lambda params: fn(params, *part), seen, has_aux=True)
+            # A cotangent has the type of what it belongs to.
+            return ((), conjugate(vjp(jax.tree.map(collectives.as_varying, weights, out))[0])), after
 
-            grads, after = _sum_of_parts(one, state, _parts(batch, key, accumulate))
-            return (), conjugate(grads), after
+        def gradient(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+            part = functools.partial(_in_dtypes, params, one, partition.gather(params, compute))
+            (_, grads), after = _sum_of_parts(part, state, _parts(batch, key, accumulate))
+            return (), partition.scatter(grads), after
 
         grads: Params = partition.run(gradient, params, state, batch, key)[1]
         return grads
 
     out, _, after = partition.run(sums, params, state, batch, key, graded=False)
     return out, after, pull
+
+
+def _in_dtypes(params: Params, one: Callable[..., Any], *args: Any) -> Any:
+    """`one(*args)`, which returns `((terms, gradient), state)`, with the gradient in the dtypes of the parameters."""
+    (terms, grads), after = one(*args)
+    return (terms, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)), after
 
 
 def evaluate_loss(

@@ -4,7 +4,8 @@ A partition changes how a worker's gradient is computed, and no number of it. St
 see global arrays that are sharded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,8 +24,20 @@ class Partition(Protocol):
     def batch_shards(self) -> int:
         """Parts that a worker's batch is divided into, one for each of its devices that evaluate a part."""
 
+    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+        """The formula for the bytes that one device sends at a step, by axis, apart from what the compiler adds.
+
+        Args:
+            params: the parameters' shapes, in the dtype in which the loss sees them.
+            sums: the shapes of the loss's sums.
+            sizes: the mesh's sizes by axis.
+        """
+
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
-        """The parameters as the loss sees them, inside of `run`; a gradient with respect to `params` is sharded."""
+        """The parameters as the loss sees them, from shards, inside of `run`."""
+
+    def scatter(self, grads: Params) -> Params:
+        """The shards of the gradients' sum over the worker's devices, inside of `run`."""
 
     def run(
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
@@ -44,9 +57,18 @@ class Whole(NamedTuple):
 
     batch_shards: int = 1
 
+    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+        """Nothing of its own."""
+        del params, sums, sizes
+        return {}
+
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
         """The parameters, cast."""
         return cast_params(params, compute)
+
+    def scatter(self, grads: Params) -> Params:
+        """The gradients, unchanged."""
+        return grads
 
     def run(
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True

@@ -67,7 +67,7 @@ def model(module: 'nn.Module', task: Task, rules: Rules = ()) -> Model:
 def score(
     task: Task, outputs: Any, targets: jax.Array, weight: jax.Array | None = None
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums over a batch, and the count to divide them by for means; scalars of float32, or of the outputs' dtype if wider.
+    """Sums over a batch, and the count to divide them by for means; scalars in float32, or the outputs' wider dtype.
 
     Without weights the count is a constant from shapes, and therefore typed as replicated over workers.
 

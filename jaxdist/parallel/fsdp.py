@@ -6,7 +6,9 @@ of sharding rules depends on its version: an all-reduce in place of a reduce-sca
 all-reduced in every layer where the batch is not sharded alike.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
-from jaxdist.core.partition import Evaluate
+from jaxdist.core.partition import Evaluate, cast_params
 from jaxdist.core.protocol import is_spec
 from jaxdist.core.types import Batch, Params
 
@@ -44,9 +46,30 @@ class FullySharded(NamedTuple):
         """F: each device evaluates its part of the batch."""
         return self.size
 
+    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+        """The bytes that one device sends at a step, by axis.
+
+        Args:
+            params: the parameters' shapes, in the dtype in which the loss sees them.
+            sums: the shapes of the loss's sums.
+            sizes: the mesh's sizes by axis.
+        """
+        share, total = Fraction(self.size - 1, self.size), Fraction(0)
+        for x, spec in zip(jax.tree.leaves(params), jax.tree.leaves(self.specs, is_leaf=is_spec), strict=True):
+            parts = math.prod(sizes[name] for name in spec if name not in (None, self.axis))
+            # A gather and a reduce-scatter, or the all-reduce of what is whole on every device.
+            total += 2 * share * Fraction(x.size * x.dtype.itemsize, parts)
+        scalars = [*jax.tree.leaves(sums), jnp.zeros(())]  # the sums and the count
+        return {self.axis: total + 2 * share * sum(x.dtype.itemsize for x in scalars)}
+
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
-        """The whole parameters, from this device's shards."""
-        return jax.tree.map(lambda spec, x: gathered(x, spec, self.axis, compute), self.specs, params, is_leaf=is_spec)
+        """The whole parameters, gathered in the dtype in which the loss sees them."""
+        whole = lambda spec, x: gathered(collectives.pvary(x, self.axis), spec, self.axis)  # noqa: E731
+        return jax.tree.map(whole, self.specs, cast_params(params, compute), is_leaf=is_spec)
+
+    def scatter(self, grads: Params) -> Params:
+        """The shards of the sum of gradients."""
+        return jax.tree.map(lambda spec, g: scattered(g, spec, self.axis), self.specs, grads, is_leaf=is_spec)
 
     def run(
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
@@ -75,34 +98,41 @@ class FullySharded(NamedTuple):
         return collectives.pmean(x, self.axis) if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax(x, self.axis)
 
 
-def gathered(x: jax.Array, spec: P, axis: str, compute: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """A whole parameter, from the shards over an axis that is manual; its gradient is added up and sharded.
-
-    The gather is in the dtype `compute`, the sum of gradients in the parameter's.
+def gathered(x: jax.Array, spec: P, axis: str) -> jax.Array:
+    """A whole parameter, from the shards over a manual axis; one that is not sharded over it is returned as it is.
 
     Args:
         x: this device's shard.
         spec: the parameter's `PartitionSpec`. Other axes in it are the compiler's, and stay sharded.
         axis: the mesh axis.
-        compute: the dtype in which the loss sees it; None for its own.
     """
-    dtype = compute if compute is not None and jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     if axis not in spec:
-        return collectives.pvary(x, axis).astype(dtype)
-    dim, others = list(spec).index(axis), P(*(None if name == axis else name for name in spec))
+        return x
+    return _on_shards(lambda x: lax.all_gather(x, axis, axis=list(spec).index(axis), tiled=True), spec, axis)(x)
+
+
+def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
+    """The sum over a manual axis, of which each device gets its shard; whole if the spec does not have the axis.
+
+    Args:
+        g: this device's term.
+        spec: the `PartitionSpec` of the sum.
+        axis: the mesh axis.
+    """
+    if axis not in spec:
+        return _on_shards(lambda g: lax.psum(g, axis), spec, axis)(g)
+    dim = list(spec).index(axis)
+    return _on_shards(lambda g: lax.psum_scatter(g, axis, scatter_dimension=dim, tiled=True), spec, axis)(g)
+
+
+def _on_shards(code: Callable[[jax.Array], jax.Array], spec: P, axis: str) -> Callable[[jax.Array], jax.Array]:
+    """`code` on the shards over the other axes of the spec, which are the compiler's.
+
+    Left to itself, the compiler would gather a tensor over its own axes as well.
+    """
+    others = P(*(None if name == axis else name for name in spec))
     names = {name for name in others if name is not None}
-
-    def there(code: Any) -> Any:
-        # Left to itself, the compiler would gather a parameter over its own axes as well.
-        return jax.shard_map(code, in_specs=others, out_specs=others, axis_names=names) if names else code
-
-    gather = there(lambda x: lax.all_gather(x.astype(dtype), axis, axis=dim, tiled=True))
-    scatter = there(lambda g: lax.psum_scatter(g.astype(x.dtype), axis, scatter_dimension=dim, tiled=True))
-    # Its derivative is given, since JAX has none of a nested shard_map.
-    whole = jax.custom_vjp(gather)
-    whole.defvjp(lambda x: (gather(x), None), lambda _, g: (scatter(g),))
-    out: jax.Array = whole(x)
-    return out
+    return jax.shard_map(code, in_specs=others, out_specs=others, axis_names=names) if names else code
 
 
 def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: str = 'fsdp') -> tuple[Any, FullySharded]:

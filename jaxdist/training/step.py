@@ -125,7 +125,7 @@ def make_step(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
         )
     _refuse_rules_over_workers(rules, workers.axis)
-    specs, partition = _partition(params, rules, workers)
+    specs, partition = partitioned(params, rules, workers)
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
     check_batch(batch, workers.count, accumulate, partition.batch_shards)
@@ -189,8 +189,19 @@ def make_step(
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
 
 
-def _partition(params: Params, rules: meshes.Rules, workers: Workers) -> tuple[Any, Partition]:
-    """The `PartitionSpec` of each parameter, and how a worker's devices divide its work."""
+def partitioned(params: Params, rules: meshes.Rules, workers: Workers) -> tuple[Any, Partition]:
+    """The `PartitionSpec` of each parameter, and how a worker's devices divide its work.
+
+    Args:
+        params: the parameters' shapes.
+        rules: sharding rules of the parameters over the mesh's other axes.
+        workers: the workers.
+
+    >>> from jaxdist.core.workers import abstract
+    >>> shapes = {'w': jax.ShapeDtypeStruct((8, 4), 'float32')}
+    >>> partitioned(shapes, [('w', (None, 'model'))], abstract(2, others={'fsdp': 2, 'model': 2}))[0]
+    {'w': P('fsdp', 'model')}
+    """
     specs, sizes = meshes.specs(params, rules, workers.mesh), dict(workers.mesh.shape) if workers.mesh else {}
     return fully_sharded(params, specs, sizes) if sizes.get('fsdp', 1) > 1 else (specs, Whole())
 

@@ -1,0 +1,109 @@
+"""The law of layouts on jaxdist's models, and planted defects that it finds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import jaxdist
+from jaxdist.core.types import Batch, Model, Task
+from jaxdist.models import ConvNet, Perceptron, Transformer
+from jaxdist.parallel import fsdp
+
+RNG = np.random.default_rng(0)
+TOKENS = {'tokens': RNG.integers(0, 64, (16, 9)).astype(np.int32)}
+CLASSES = {'x': RNG.normal(size=(16, 8, 8, 1)), 'y': RNG.integers(0, 3, 16), 'weight': RNG.random(16)}
+HYBRIDS = [{'workers': 2, 'fsdp': 4}, {'workers': 2, 'fsdp': 2, 'model': 2}]
+
+
+def transformer() -> Model:
+    return Transformer(layers=1, width=16, heads=2).build(Task('tokens', (8,), 64))
+
+
+MODELS: dict[str, tuple[Model, Batch]] = {
+    'transformer': (transformer(), TOKENS),
+    'perceptron': (Perceptron(hidden=(12, 8)).build(Task('classes', (8, 8, 1), 3)), CLASSES),
+    'convnet': (ConvNet(channels=(4, 4), dense=8).build(Task('classes', (8, 8, 1), 3)), CLASSES),
+}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'convnet')) for name in MODELS]
+)
+def test_models_train_alike_under_every_layout(name: str) -> None:
+    model, batch = MODELS[name]
+    layouts = [{'workers': 2}, {'workers': 1, 'fsdp': 8}, *HYBRIDS, {'workers': 2, 'model': 2}]
+    layouts = layouts if model.rules else layouts[:3]
+    results = jaxdist.same_under(model, layouts, batch)
+    assert [result.problem for result in results] == [''] * len(layouts)
+    assert results[1].law == 'same under 1 workers x 8 fsdp'
+
+
+def test_parts_of_an_accumulation_are_gathered_once() -> None:
+    model, batch = MODELS['perceptron']
+    assert jaxdist.same_under(model, HYBRIDS[:1], batch, accumulate=2)[0].problem == ''
+
+
+def kept(g: jax.Array, spec: P, axis: str) -> jax.Array:
+    """A gradient that is added up only where it is sharded."""
+    return SCATTERED(g, spec, axis) if axis in spec else lax.pmean(g, axis)
+
+
+def repeated(self: Any, evaluate: Any, params: Any, state: Any, batch: Any, key: Any, graded: bool = True) -> Any:
+    """Every device evaluates the whole batch."""
+    whole = jax.tree.map(lambda x: jnp.concatenate([x] * self.size), batch)
+    return RUN(self, evaluate, params, state, whole, key, graded)
+
+
+SCATTERED, RUN, GATHERED = fsdp.scattered, fsdp.FullySharded.run, fsdp.gathered
+DEFECTS: dict[str, tuple[str, Any, str]] = {
+    'the gradient of what is whole is not added up': ('scattered', kept, "gradient of 'x' is off"),
+    'every device evaluates the whole batch': ('FullySharded.run', repeated, 'count is off'),
+    'a shard is taken for another': (
+        'gathered',
+        lambda x, spec, axis: jnp.roll(GATHERED(x, spec, axis), 1, 0) if axis in spec else x,
+        'loss is off',
+    ),
+}
+
+
+@pytest.mark.parametrize('defect', DEFECTS)
+def test_planted_defects_are_found(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, wrong, problem = DEFECTS[defect]
+    target, _, attribute = name.rpartition('.')
+    monkeypatch.setattr(getattr(fsdp, target) if target else fsdp, attribute, wrong)
+    init = lambda key: {'w': jax.random.normal(key, (8, 4)), 'x': jnp.ones(3)}  # noqa: E731
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> Any:
+        out = jnp.tanh(batch['x'] @ params['w']) @ jnp.ones(4) * params['x'].sum()
+        return {'loss': jnp.sum((out - batch['y']) ** 2)}, out.shape[0]
+
+    batch = {'x': RNG.normal(size=(8, 8)), 'y': RNG.normal(size=8)}
+    (result,) = jaxdist.same_under(Model(init, loss), [{'workers': 2, 'fsdp': 2}], batch)
+    assert problem in result.problem, result
+
+
+def test_a_loss_with_noise_is_not_alike() -> None:
+    def loss(params: Any, batch: Any, key: jax.Array) -> Any:
+        noise = jax.random.normal(key, batch['x'].shape)
+        return {'loss': jnp.sum((batch['x'] * noise - params['w'].sum()) ** 2)}, batch['x'].shape[0]
+
+    model = Model(lambda key: {'w': jnp.ones(8)}, loss)
+    (result,) = jaxdist.same_under(model, [{'workers': 1, 'fsdp': 2}], {'x': np.ones(8)})
+    assert 'loss is off by' in result.problem
+
+
+def test_a_layout_that_does_not_fit_is_refused() -> None:
+    model, batch = MODELS['perceptron']
+    with pytest.raises(
+        ValueError, match='batch of 16 examples cannot be divided among 1 workers of 3 devices; 15 or 18'
+    ):
+        jaxdist.same_under(model, [{'workers': 1, 'fsdp': 3}], batch)
+    with pytest.raises(ValueError, match='needs 16 devices, and there are 8'):
+        jaxdist.same_under(model, [{'workers': 16}], batch)
+    with pytest.raises(ValueError, match="there is no mesh axis 'fsd'; the axes are"):
+        jaxdist.same_under(model, [{'fsd': 2}], batch)

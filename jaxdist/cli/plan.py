@@ -58,9 +58,9 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     print_line(f'data        {facts_text(cost.data)}')
     for label, text in cost.objective.items():
         print_line(f'{label:<11} {text}')
-    paths = cost.per_worker
-    listed = ', '.join(paths[:2]) + (f' and {len(paths) - 2} more' if len(paths) > 2 else '')
-    print_line(f'per worker  {listed or "nothing: the whole state is replicated"}')
+    print_line(f'per worker  {_listed(cost.per_worker) or "nothing: the whole state is replicated"}')
+    if cost.unsharded:
+        print_line(f'unsharded   {_listed(cost.unsharded)}: whole on every device of a worker')
     header, *rows = cost.ledger.table()
     sent = Table(*header, title='sent by one device' + (' (on a mesh)' if cost.simulated else ''), title_justify='left')
     for row in rows:
@@ -73,6 +73,12 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     each_step = cost.ledger.sent('workers')
     if each_step is not None:
         total = bytes_text(float(each_step * experiment.steps))
-        print_line(f'in {experiment.steps} steps each worker sends {total} to the others')
+        sender = 'worker' if len(experiment.mesh.axes) == 1 else 'device'
+        print_line(f'in {experiment.steps} steps each {sender} sends {total} to other workers')
     if kept:
         print_line(kept)
+
+
+def _listed(paths: list[str]) -> str:
+    """The first two of some paths, and how many more there are."""
+    return ', '.join(paths[:2]) + (f' and {len(paths) - 2} more' if len(paths) > 2 else '')

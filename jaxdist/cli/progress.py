@@ -88,8 +88,9 @@ class Progress:
             self.print_line(f'a damaged checkpoint was set aside as {path}: {reason}')
         cost = 'a data-dependent number of bytes' if ready.sent is None else bytes_text(float(ready.sent))
         self.print_line(label if experiment.update in label else f'{label}: {experiment.update}')
+        device = ' device' if len(experiment.mesh.axes) > 1 else ''
         sends = 'would send' if experiment.mesh.simulate else 'sends'
-        self.print_line(f'{mesh_text(experiment.mesh)}; each {sends} {cost} a step')
+        self.print_line(f'{mesh_text(experiment.mesh)}; each{device} {sends} {cost} a step')
         self.print_line(f'data: {facts_text(data.facts)}')
         if ready.step:
             self.print_line(f'resuming from step {ready.step}')

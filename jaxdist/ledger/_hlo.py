@@ -192,15 +192,32 @@ def groups(attributes: str, devices: int) -> list[list[int]]:
         ]
         return listed or [list(range(devices))]
     if iota := re.match(r'\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text):
-        shape, dims, order = ([int(n) for n in (part or '').split(',') if n] for part in iota.groups())
-        return np.arange(devices).reshape(dims).transpose(order or range(len(dims))).reshape(shape).tolist()
-    if mesh := re.match(r'mesh\[([^\]]*)\]\s*\{([^}]*)\}', text):
-        return _along(dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1))), mesh.group(2), devices)
+        shape, dims, order = iota.groups()
+        return _iota(dims, order).reshape(_integers(shape)).tolist()
+    numbering = r'(?:,\s*device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?'
+    if mesh := re.match(rf'mesh\[([^\]]*)\]{numbering}\s*\{{([^}}]*)\}}', text):
+        sizes, dims, order, axes = mesh.groups()
+        return _along(dict(re.findall(r"'([^']+)'=(\d+)", sizes)), axes, _iota(dims or str(devices), order))
     raise InputError(f'replica_groups in a notation that the ledger does not know: {text[:80]}')
 
 
-def _along(sizes: dict[str, str], axes: str, devices: int) -> list[list[int]]:
-    """Groups along axes of a mesh, or parts of axes: `'a'`, or `'a':(2)4`, a dimension of 4 within one of 2."""
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(',') if n]
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """The devices in the order of an array of these dims, which is transposed."""
+    shape = _integers(dims)
+    return (
+        np.arange(math.prod(shape)).reshape(shape).transpose(_integers(order) if order else range(len(shape))).ravel()
+    )
+
+
+def _along(sizes: dict[str, str], axes: str, devices: np.ndarray) -> list[list[int]]:
+    """Groups along axes of a mesh, or parts of axes: `'a'`, or `'a':(2)4`, a dimension of 4 within one of 2.
+
+    `devices` are numbered in the order of the mesh.
+    """
     dims: list[int] = []
     members: list[int] = []
     parts = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
@@ -211,7 +228,7 @@ def _along(sizes: dict[str, str], axes: str, devices: int) -> list[list[int]]:
         dims += [before, own, size // (before * own)]
     others = [i for i in range(len(dims)) if i not in members]
     size = math.prod(dims[i] for i in members)
-    return np.arange(devices).reshape(dims).transpose(others + members).reshape(-1, size).tolist()
+    return devices.reshape(dims).transpose(others + members).reshape(-1, size).tolist()
 
 
 def pairs(attributes: str) -> list[tuple[int, int]]:

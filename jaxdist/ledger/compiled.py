@@ -83,13 +83,14 @@ class _Walk:
             once = turns is None and runs_once_or_never(self.module, op)
             inside = here.taken(1) if once else here.looped(turns)
             for called in op.called('body') + op.called('condition'):
-                yield from self.computation(called, inside, set())
+                # On TPU a chain can go on inside of a loop: products that are computed while a gather is under way.
+                yield from self.computation(called, inside, chains)
         elif opcode == 'conditional':
             branches = op.called('branch_computations') or op.called('false_computation') + op.called(
                 'true_computation'
             )
             for i, called in enumerate(branches):
-                yield from self.computation(called, here.taken(i), set())
+                yield from self.computation(called, here.taken(i), set(chains))
         elif not op.opcode.endswith(('-done', '-update')):
             applied = op.called('to_apply') if opcode == 'call' else []
             for called in op.called('calls') + op.called('called_computations') + applied:

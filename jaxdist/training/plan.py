@@ -12,7 +12,7 @@ from jaxdist import ledger, line
 from jaxdist.core.gradient import has_state
 from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
-from jaxdist.core.program import update_program
+from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
@@ -27,6 +27,8 @@ class Plan:
         update: the update line with every default written out.
         data: facts about the data set, by name.
         parameters: the number of parameters of the model.
+        unsharded: the paths of parameters that are whole on every device of a worker whose devices share its
+            parameters.
         per_worker: the paths of the leaves that vary over workers, of the parameters, the optimiser state, the
             objective's state and the model state.
         objective: the objective in words, by label; empty for a loss alone.
@@ -38,6 +40,7 @@ class Plan:
     update: str
     data: dict[str, Any]
     parameters: int
+    unsharded: list[str]
     per_worker: list[str]
     objective: dict[str, str]
     ledger: ledger.Ledger
@@ -45,7 +48,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
-        names = ('update', 'data', 'parameters', 'per_worker', 'objective', 'simulated')
+        names = ('update', 'data', 'parameters', 'unsharded', 'per_worker', 'objective', 'simulated')
         rest = {name: getattr(self, name) for name in names}
         return {**rest, **self.ledger.to_json()}
 
@@ -75,6 +78,7 @@ def plan(training: Training) -> Plan:
         update=line.spell(training.experiment.update),
         data=training.data.facts,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+        unsharded=unsharded(placed),
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
@@ -126,6 +130,27 @@ def per_worker(layout: State) -> list[str]:
     """
     parts = {name: getattr(layout, name) for name in ('params', 'opt_state', 'objective', 'model')}
     return [path_text(path) for path, varies in jax.tree_util.tree_flatten_with_path(parts)[0] if varies]
+
+
+def unsharded(program: Program[State]) -> list[str]:
+    """The paths of parameters that no axis inside a worker shards, if there is such an axis.
+
+    Args:
+        program: a program on a mesh.
+
+    >>> from jaxdist import line
+    >>> from jaxdist.core.workers import abstract
+    >>> from jaxdist.training.step import make_step
+    >>> loss, start = lambda p, b, key: ({'loss': p['w'].sum() * b['x'].sum()}, 4), {'w': jnp.ones(8), 'b': jnp.ones(3)}
+    >>> make = lambda **others: make_step(
+    ...     loss, lambda key: start, line.build('mean()'), {'x': jnp.ones(4)}, abstract(2, others=others)
+    ... )
+    >>> unsharded(make(fsdp=2)), unsharded(make())
+    (['b'], [])
+    """
+    others = set(program.workers.mesh.axis_names) - {program.workers.axis}  # type: ignore[union-attr]
+    leaves = jax.tree_util.tree_leaves_with_path(program.state.params)
+    return [path_text(path) for path, x in leaves if others and not others & set(x.sharding.spec)]
 
 
 def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:

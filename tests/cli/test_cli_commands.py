@@ -283,7 +283,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(jaxdist: Jaxdist) -> None:
     assert 'update      mean(codec=None, feedback=False, exchange=None, seed=0) | sgd(0.1)' in dry.out
     assert 'devices     4 workers on 4 devices' in dry.out
     assert '3,666' in dry.out
-    assert 'in 4 steps each worker sends 14.7 kB to the others' in dry.out
+    assert 'in 4 steps each worker sends 14.7 kB to other workers' in dry.out
     assert not Path('runs').exists()
 
 

@@ -50,7 +50,7 @@ def test_a_measure_that_does_not_fit_is_refused(measure: Any, fields: dict[str, 
         ((BALL,), {'ascent': {'order': 'both'}}, "order='both' must be one of alternating, simultaneous"),
         ((BALL,), {'ascent': {'every': 0}}, 'every=0 must be 1 or more'),
         ((BALL,), {'ascent': {'penalty': -1.0}}, r'penalty=-1.0 must be 0 or more'),
-        ((EVERY,), {'accumulate': 2}, "over='example' needs a batch processed whole, not accumulate=2"),
+        ((EVERY,), {'accumulate': 2}, 'needs a batch that each worker processes whole, and not in 2 parts'),
         (
             (BALL, SMALL_EACH),
             {'dual': optax.chain(optax.sgd(0.1), within(radius=1.0))},

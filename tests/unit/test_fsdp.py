@@ -1,6 +1,8 @@
 """Fully sharded data parallelism: bytes and memory of compiled programs, precision, noise, and what it goes with."""
 
+import dataclasses
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from run_fixtures import finish, losses, small
 
 import jaxdist
 from jaxdist import ledger
@@ -17,6 +20,8 @@ from jaxdist.core.program import Program
 from jaxdist.core.types import Task, Variables
 from jaxdist.models import Transformer
 from jaxdist.parallel import FullySharded
+from jaxdist.training.checkpoint import CheckpointError
+from jaxdist.training.experiment import Mesh
 from jaxdist.training.step import State, shared_params
 
 MODEL = Transformer(layers=1, width=32, heads=2).build(Task('tokens', (8,), 64))
@@ -183,3 +188,21 @@ def test_rules_may_name_the_axis() -> None:
     assert made.state.params['w'].sharding.spec == jax.P('fsdp')
     assert made.state.params['b'].sharding.spec == jax.P()
     assert FullySharded({'w': jax.P('fsdp')}, 2).batch_shards == 2
+
+
+@pytest.mark.parametrize('update', ['mean() | adam(0.1)', 'adam(0.1) | average(every=2)'])
+def test_a_run_goes_on_with_another_layout(update: str, tmp_path: Path) -> None:
+    layouts = [Mesh(workers=2), Mesh(workers=2, fsdp=4), Mesh(workers=2, fsdp=2, model=2), Mesh(workers=2)]
+    for number, layout in enumerate(layouts):
+        finish(small(update, 2, steps=2 * (number + 1), mesh=layout), tmp_path / 'changing')
+    finish(small(update, 2, steps=8), tmp_path / 'same')
+    assert losses(tmp_path / 'changing') == pytest.approx(losses(tmp_path / 'same'), rel=2e-5)
+
+
+def test_state_of_each_shard_is_refused_on_another_layout(tmp_path: Path) -> None:
+    experiment = small('mean(codec=power_sgd(rank=1), feedback=True) | sgd(0.1)', 2, steps=2)
+    finish(experiment, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r'compression.warm.* float32.1, 10, 1. in the checkpoint, float32.4, 10, 1.'
+    ):
+        finish(dataclasses.replace(experiment, steps=4, mesh=Mesh(workers=2, fsdp=4)), tmp_path)

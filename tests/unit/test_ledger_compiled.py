@@ -30,6 +30,9 @@ def read(body: str, **options: str) -> list[tuple[tuple[str, ...], str, str, Fra
         ("mesh['workers'=4,'model'=2] {'model'}", MODEL),
         ("mesh['workers'=4,'model'=2] {'workers','model'}", [list(range(8))]),
         ("mesh['all'=8] {'all':(1)4}", WORKERS),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'a'}", MODEL),
+        ("mesh['a'=2,'b'=4], device_ids=([8]) {'b'}", [list(range(4)), list(range(4, 8))]),
         ("mesh['all'=8] {'all':(4)2}", MODEL),
         ("mesh['all'=8] {'all':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
         ('[1,8]<=[8]', [list(range(8))]),
@@ -45,7 +48,7 @@ def test_groups_in_an_unknown_notation() -> None:
     with pytest.raises(ValueError, match=r'notation that the ledger does not know: <0\.\.7>'):
         hlo.groups(', replica_groups=<0..7>, dimensions={0}', 8)
     with pytest.raises(ValueError, match='does not know: mesh'):
-        hlo.groups(", replica_groups=mesh['a'=8], device_ids=([2,4]T(1,0)) {'a'}", 8)
+        hlo.groups(", replica_groups=mesh['a'=8], device_ids=<=[8] {'a'}", 8)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +222,10 @@ def test_a_chain_of_fusions_on_tpu_is_one_collective() -> None:
     loop = LOOP.replace(
         '%z = f32[80]{0} all-reduce(%y)', '%z = f32[320]{0} ' + gather.replace('%p', '%y') + ', old=(0)'
     )
-    in_a_loop = (('workers',), 'all_gather', 'float32', 960, 5)  # chains are counted by computation
-    assert read(f'{body}\n{ENTERED}', more=textwrap.dedent(''.join(parts)) + textwrap.dedent(loop)) == [once, in_a_loop]
+    in_a_loop = (('workers',), 'all_gather', 'float32', 960, 5)
+    after, more = f'{body}\n{ENTERED}', textwrap.dedent(''.join(parts)) + textwrap.dedent(loop)
+    assert read(after, more=more) == [once]  # the chain goes on in the loop
+    assert read(after, more=more.replace('chain_id="0"', 'chain_id="2"', 3)) == [once, in_a_loop]
 
 
 def test_reduce_scatter_on_tpu() -> None:

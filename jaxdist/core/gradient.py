@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist.core import collectives
+from jaxdist.core.errors import InputError
 from jaxdist.core.partition import Partition, Whole
 from jaxdist.core.types import Batch, Loss, Params, Variables
 
@@ -29,7 +30,8 @@ def gradients(
     >>> gradients(loss, 2, None)(jnp.ones(()), (), jnp.arange(4.0), jax.random.key(0))[2]
     Array(1.5, dtype=float32)
     """
-    in_parts = accumulate > 1 or partition.batch_shards > 1
+    own = partition.own_gradient
+    in_parts = accumulate > 1 or partition.batch_shards > 1 or own is not None
 
     def one(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         def objective(params: Params) -> tuple[jax.Array, Any]:
@@ -42,7 +44,9 @@ def gradients(
 
     def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         seen, part = partition.gather(params, compute), functools.partial(_in_dtypes, params, one)
-        if accumulate > 1:
+        if own is not None:
+            out, after = own(seen, batch, params), state
+        elif accumulate > 1:
             out, after = _sum_of_parts(functools.partial(part, seen), state, _parts(batch, key, accumulate))
         else:
             out, after = part(seen, state, batch, key)
@@ -87,6 +91,8 @@ def pullback(
     >>> float(out), float(pull(jnp.float32(2.0)))
     (6.0, 12.0)
     """
+    if partition.own_gradient is not None:
+        raise InputError('a pipeline has the gradient of its loss alone: constraints need a mesh without stages')
     if accumulate == 1 and partition.batch_shards == 1:
         of_params = lambda params: fn(partition.gather(params, compute), state, batch, key)  # noqa: E731
         out, vjp, after = jax.vjp(of_params, params, has_aux=True)

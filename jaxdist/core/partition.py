@@ -17,6 +17,10 @@ Evaluate = Callable[[Params, Any, Batch, jax.Array], tuple[Any, Params, Any]]
 """`(params, state, batch, key) -> (sums, gradient, state)`, with sums any pytree."""
 
 
+OwnGradient = Callable[[Params, Batch, Params], tuple[Any, Params]]
+"""`(params, batch, like) -> ((sums, count), gradient of sums['loss'])`, with the gradient in the dtypes of `like`."""
+
+
 class Partition(Protocol):
     """The interface of a partition."""
 
@@ -24,14 +28,23 @@ class Partition(Protocol):
     def batch_shards(self) -> int:
         """Parts that a worker's batch is divided into, one for each of its devices that evaluate a part."""
 
-    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
         """The formula for the bytes that one device sends at a step, by axis, apart from what the compiler adds.
 
         Args:
             params: the parameters' shapes, in the dtype in which the loss sees them.
             sums: the shapes of the loss's sums.
+            batch: the shapes of the batch of all workers.
             sizes: the mesh's sizes by axis.
         """
+
+    @property
+    def microbatches(self) -> int:
+        """Parts of the batch of one device that its own gradient takes one after the other."""
+
+    @property
+    def own_gradient(self) -> OwnGradient | None:
+        """What computes the gradient on a device, in place of the derivative of the loss; None if nothing does."""
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
         """The parameters as the loss sees them, from shards, inside of `run`."""
@@ -56,10 +69,12 @@ class Whole(NamedTuple):
     """
 
     batch_shards: int = 1
+    microbatches: int = 1
+    own_gradient: OwnGradient | None = None
 
-    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
         """Nothing of its own."""
-        del params, sums, sizes
+        del params, sums, batch, sizes
         return {}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:

@@ -88,6 +88,23 @@ class Metric(NamedTuple):
     of: Callable[[Evaluation], float] | None = None
 
 
+class Parts(NamedTuple):
+    """A model in parts, for pipelines: a first part, blocks of one shape one after the other, and a last part.
+
+    Its parameters are a dict: `blocks`, a pytree of arrays [L, ...] with a row for each of L blocks, and `edge`, a
+    pytree of all others, which the first and the last part see. The loss of such a model is that of its parts.
+
+    Attributes:
+        first: `(edge, batch) -> x`, with x [B, ...].
+        block: `(row of blocks, x) -> x`, in the same shape and dtype.
+        last: `(edge, x, batch) -> (sums, count)`, as a loss returns them.
+    """
+
+    first: Callable[[Any, Batch], Any]
+    block: Callable[[Any, Any], Any]
+    last: Callable[[Any, Any, Batch], Any]
+
+
 class Model(NamedTuple):
     """A model on plain pytrees.
 
@@ -103,6 +120,7 @@ class Model(NamedTuple):
             None for the loss.
         metrics: the metrics that are no means, and which values are better, by name. Of every other scalar in the sums
             the mean is reported.
+        parts: the model in parts; None for a model that has none.
     """
 
     init: Callable[[jax.Array], Any]
@@ -112,3 +130,4 @@ class Model(NamedTuple):
     task: Task | None = None
     evaluate: Callable[[Any, Batch], Any] | None = None
     metrics: Mapping[str, Metric] = MappingProxyType({})
+    parts: Parts | None = None

@@ -2,6 +2,7 @@
 
 from jaxdist.models.convnet import ConvNet
 from jaxdist.models.flax_modules import from_linen, from_nnx
+from jaxdist.models.parts import from_parts
 from jaxdist.models.perceptron import Perceptron
 from jaxdist.models.scoring import misfit, model, score
 from jaxdist.models.transformer import Transformer
@@ -9,4 +10,15 @@ from jaxdist.models.transformer import Transformer
 Architecture = Transformer | ConvNet | Perceptron
 """The settings of a model; `.build(task)` returns the model."""
 
-__all__ = ['Architecture', 'ConvNet', 'Perceptron', 'Transformer', 'from_linen', 'from_nnx', 'misfit', 'model', 'score']
+__all__ = [
+    'Architecture',
+    'ConvNet',
+    'Perceptron',
+    'Transformer',
+    'from_linen',
+    'from_nnx',
+    'from_parts',
+    'misfit',
+    'model',
+    'score',
+]

@@ -10,6 +10,11 @@ def wide(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def norm() -> nn.Module:
+    """The normalisation before the outputs."""
+    return nn.RMSNorm()
+
+
 class PerceptronLayers(nn.Module):
     """Inputs [B, ...] to float32 outputs [B, outputs]."""
 
@@ -65,12 +70,12 @@ class Decoder(nn.Module):
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), name='embed')
         x = embed(tokens)
         for layer in range(self.layers):
-            x = _Block(self.heads, self.mlp, name=f'block{layer}')(x)
+            x = Block(self.heads, self.mlp, name=f'block{layer}')(x)
         x = nn.RMSNorm(name='norm')(x)
         return jnp.einsum('btd,vd->btv', x, embed.embedding, preferred_element_type=wide(x.dtype))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """One block, from [B, T, D] to [B, T, D]."""
 
     heads: int

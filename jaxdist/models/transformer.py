@@ -5,10 +5,15 @@ Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (2104.0
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.types import Model, Task
-from jaxdist.models.scoring import Rules, misfit, model
+from jaxdist.core.types import Batch, Model, Parts, Task
+from jaxdist.models.parts import from_parts, walk
+from jaxdist.models.scoring import Rules, misfit, model, score
 
 RULES: Rules = (
     (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # over heads, so that no head is split
@@ -17,6 +22,10 @@ RULES: Rules = (
     (r'block\d+/down/kernel', ('model', None)),
 )
 """Megatron's tensor parallelism: activations between a pair of matrices are sharded, with one all-reduce per pair."""
+
+
+STACKED: Rules = tuple((pattern.replace(r'block\d+', 'blocks'), (None, *dims)) for pattern, dims in RULES)
+"""The same for stacked blocks, whose first dim is that of the layers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class Transformer:
     """Attention heads per block."""
     mlp: int = 4
     """Hidden size of the MLP, as a multiple of the width."""
+    stacked: bool = False
+    """Store the blocks as rows of one tensor for each of their parameters: for pipelines, and to compile many layers in
+    the time of one. Each block is evaluated again for the gradient."""
 
     def build(self, task: Task) -> Model:
         """The model for a task of tokens, for contexts of any length.
@@ -55,4 +67,35 @@ class Transformer:
                 f'width {self.width} cannot be split into {self.heads} heads of an even size (rotary '
                 f'positions rotate pairs): use a multiple of {2 * self.heads}'
             )
+        if self.stacked:
+            return self._stacked(task)
         return model(_layers.Decoder(task.classes, self.layers, self.width, self.heads, self.mlp), task, RULES)
+
+    def _stacked(self, task: Task) -> Model:
+        """The model with its blocks as rows of one tensor."""
+        from jaxdist.models import _layers
+
+        one, norm = _layers.Block(self.heads, self.mlp), _layers.norm()
+        length, width = task.shape[0], self.width
+
+        def edge(key: jax.Array) -> dict[str, Any]:
+            table = 0.02 * jax.random.normal(key, (task.classes, width))
+            return {'embedding': table, 'norm': norm.init(key, jnp.zeros((1, 1, width)))['params']}
+
+        def block(key: jax.Array) -> Any:
+            return one.init(key, jnp.zeros((1, length, width)))['params']
+
+        def logits(edge: Any, x: jax.Array) -> jax.Array:
+            normed: Any = norm.apply({'params': edge['norm']}, x)
+            return jnp.einsum('btd,vd->btv', normed, edge['embedding'], preferred_element_type=_layers.wide(x.dtype))
+
+        parts = Parts(
+            first=lambda edge, batch: edge['embedding'][batch['tokens'][:, :-1]],
+            block=lambda params, x: one.apply({'params': params}, x),
+            last=lambda edge, x, batch: score(task, logits(edge, x), batch['tokens'][:, 1:], batch.get('weight')),
+        )
+
+        def outputs(params: Any, batch: Batch) -> jax.Array:
+            return logits(params['edge'], walk(parts, params, batch))
+
+        return from_parts(edge, block, self.layers, parts, task=task, rules=STACKED, outputs=outputs)

@@ -1,5 +1,7 @@
 """How the work of one worker is divided among its devices."""
 
 from jaxdist.parallel.fsdp import FullySharded, fully_sharded
+from jaxdist.parallel.pipeline import Pipeline, Pipelined
+from jaxdist.parallel.schedules import Schedule
 
-__all__ = ['FullySharded', 'fully_sharded']
+__all__ = ['FullySharded', 'Pipeline', 'Pipelined', 'Schedule', 'fully_sharded']

@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec as P
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
-from jaxdist.core.partition import Evaluate, cast_params
+from jaxdist.core.partition import Evaluate, OwnGradient, cast_params
 from jaxdist.core.protocol import is_spec
 from jaxdist.core.types import Batch, Params
+from jaxdist.parallel.within import on_devices
 
 
 class FullySharded(NamedTuple):
@@ -35,32 +36,31 @@ class FullySharded(NamedTuple):
         specs: the `PartitionSpec` of each parameter.
         size: the number of devices F.
         axis: the mesh axis.
+        microbatches: see `Partition`.
+        own_gradient: see `Partition`.
     """
 
     specs: Any
     size: int
     axis: str = 'fsdp'
+    microbatches: int = 1
+    own_gradient: OwnGradient | None = None
 
     @property
     def batch_shards(self) -> int:
         """F: each device evaluates its part of the batch."""
         return self.size
 
-    def sends(self, params: Params, sums: Any, sizes: Mapping[str, int]) -> dict[str, Fraction]:
-        """The bytes that one device sends at a step, by axis.
-
-        Args:
-            params: the parameters' shapes, in the dtype in which the loss sees them.
-            sums: the shapes of the loss's sums.
-            sizes: the mesh's sizes by axis.
-        """
-        share, total = Fraction(self.size - 1, self.size), Fraction(0)
-        for x, spec in zip(jax.tree.leaves(params), jax.tree.leaves(self.specs, is_leaf=is_spec), strict=True):
-            parts = math.prod(sizes[name] for name in spec if name not in (None, self.axis))
-            # A gather and a reduce-scatter, or the all-reduce of what is whole on every device.
-            total += 2 * share * Fraction(x.size * x.dtype.itemsize, parts)
-        scalars = [*jax.tree.leaves(sums), jnp.zeros(())]  # the sums and the count
-        return {self.axis: total + 2 * share * sum(x.dtype.itemsize for x in scalars)}
+    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+        """See `Partition.sends`."""
+        share = Fraction(2 * (self.size - 1), self.size)
+        # A gather and a reduce-scatter, or the all-reduce of what is whole on every device.
+        entries = sum(
+            Fraction(x.size * x.dtype.itemsize, shards(spec, {**sizes, self.axis: 1}))
+            for x, spec in zip(jax.tree.leaves(params), spec_leaves(self.specs), strict=True)
+        )
+        scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])  # the sums and the count
+        return {self.axis: share * (entries + scalars)}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
         """The whole parameters, gathered in the dtype in which the loss sees them."""
@@ -74,28 +74,8 @@ class FullySharded(NamedTuple):
     def run(
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
     ) -> Any:
-        """`evaluate` on every device; sums are added up, and of a model state the mean is taken."""
-        mine = jax.tree.map(lambda spec: _only(spec, self.axis), self.specs, is_leaf=is_spec)
-
-        def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-            # Where the batch is divided, dropout must not repeat itself.
-            key = jax.random.fold_in(key, lax.axis_index(self.axis))
-            sums, grads, after = evaluate(params, state, batch, key)
-            return collectives.psum(sums, self.axis), grads, jax.tree.map(self._agreed, after)
-
-        rows = jax.tree.map(lambda _: P(self.axis), batch)
-        out = (P(), mine if graded else (), P())
-        # JAX has no gradient of a nested shard_map, so it is taken inside of this one.
-        inside = jax.shard_map(on_device, in_specs=(mine, P(), rows, P()), out_specs=out, axis_names={self.axis})
-        return inside(params, state, batch, key)
-
-    def _agreed(self, x: jax.Array) -> jax.Array:
-        """One value of the model state on all devices: their mean, of integers the largest."""
-        if not collectives.varies(x, self.axis):
-            return x
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            raise InputError('the model state has a random key that depends on the batch, which fsdp devices divide')
-        return collectives.pmean(x, self.axis) if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax(x, self.axis)
+        """`evaluate` on every device; see `on_devices`."""
+        return on_devices(evaluate, (self.axis,), self.specs, self.axis, (params, state, batch, key), graded)
 
 
 def gathered(x: jax.Array, spec: P, axis: str) -> jax.Array:
@@ -108,7 +88,7 @@ def gathered(x: jax.Array, spec: P, axis: str) -> jax.Array:
     """
     if axis not in spec:
         return x
-    return _on_shards(lambda x: lax.all_gather(x, axis, axis=list(spec).index(axis), tiled=True), spec, axis)(x)
+    return on_shards(lambda x: lax.all_gather(x, axis, axis=list(spec).index(axis), tiled=True), spec)(x)
 
 
 def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
@@ -120,17 +100,41 @@ def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
         axis: the mesh axis.
     """
     if axis not in spec:
-        return _on_shards(lambda g: lax.psum(g, axis), spec, axis)(g)
+        return on_shards(lambda g: lax.psum(g, axis), spec)(g)
     dim = list(spec).index(axis)
-    return _on_shards(lambda g: lax.psum_scatter(g, axis, scatter_dimension=dim, tiled=True), spec, axis)(g)
+    return on_shards(lambda g: lax.psum_scatter(g, axis, scatter_dimension=dim, tiled=True), spec)(g)
 
 
-def _on_shards(code: Callable[[jax.Array], jax.Array], spec: P, axis: str) -> Callable[[jax.Array], jax.Array]:
-    """`code` on the shards over the other axes of the spec, which are the compiler's.
+def shards(spec: P, sizes: Mapping[str, int]) -> int:
+    """The number of shards of a tensor on a mesh of these sizes.
+
+    >>> shards(P('model', None, 'fsdp'), {'workers': 8, 'model': 2, 'fsdp': 4})
+    8
+    """
+    return math.prod(sizes[name] for name in spec if name is not None)
+
+
+def spec_leaves(specs: Any) -> list[P]:
+    """The specs of a pytree's leaves.
+
+    >>> spec_leaves({'w': P('model'), 'b': P()})
+    [P(), P('model',)]
+    """
+    leaves: list[P] = jax.tree.leaves(specs, is_leaf=is_spec)
+    return leaves
+
+
+def on_shards(code: Callable[[jax.Array], jax.Array], spec: P) -> Callable[[jax.Array], jax.Array]:
+    """`code` on the shards over those axes of the spec that are the compiler's, inside `shard_map`.
 
     Left to itself, the compiler would gather a tensor over its own axes as well.
+
+    Args:
+        code: a function of a shard.
+        spec: the tensor's `PartitionSpec`.
     """
-    others = P(*(None if name == axis else name for name in spec))
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    others = P(*(None if name in manual else name for name in spec))
     names = {name for name in others if name is not None}
     return jax.shard_map(code, in_specs=others, out_specs=others, axis_names=names) if names else code
 
@@ -157,7 +161,7 @@ def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: st
     """
     size = sizes[axis]
     full = jax.tree.map(lambda spec, x: _with(spec, x.shape, axis, size), specs, params, is_leaf=is_spec)
-    if not any(axis in spec for spec in jax.tree.leaves(full, is_leaf=is_spec)):
+    if not any(axis in spec for spec in spec_leaves(full)):
         shapes = {meshes.path_text(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
         raise InputError(
             f'no parameter has a dim that {size} devices of mesh axis {axis!r} divide: choose another size; the '
@@ -177,7 +181,3 @@ def _with(spec: P, shape: tuple[int, ...], axis: str, size: int) -> P:
     while dims[-1] is None:
         dims.pop()
     return P(*dims)
-
-
-def _only(spec: P, axis: str) -> P:
-    return P(*(name if name == axis else None for name in spec))

@@ -13,6 +13,7 @@ from jaxdist.constraints.dual_ascent import Order
 from jaxdist.core.mesh import KINDS, Axis, axis_table
 from jaxdist.data import Text
 from jaxdist.models import Transformer
+from jaxdist.parallel.schedules import ScheduleName
 from jaxdist.training.plain_data import ExperimentError, check_settings, decode, encode
 from jaxdist.training.user_code import blame, load_script
 
@@ -23,6 +24,8 @@ class Mesh:
 
     workers: int = 8
     """Number of workers: each gets a part of the batch, and they communicate as the update line defines."""
+    stage: int = 1
+    """Pipeline stages of one worker, over which a model's blocks are divided; see docs/parallelism.md."""
     fsdp: int = 1
     """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
     model: int = 1
@@ -41,6 +44,16 @@ class Mesh:
     def devices(self) -> int:
         """The number of devices that the mesh needs; 1 if the workers are simulated."""
         return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How a worker's batch walks through its stages."""
+
+    microbatches: int = 4
+    """Parts of a device's batch that follow each other. Of a step, (S - 1) / (m + S - 1) is waiting, with S stages."""
+    schedule: ScheduleName = '1f1b'
+    """Schedule: 1f1b, or gpipe, which keeps the inputs of all microbatches."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Experiment:
     model: Any = field(default_factory=Transformer)
     data: Any = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     batch: int = 64
     """Global batch size: examples per step over all workers."""
     steps: int = 500
@@ -108,6 +122,8 @@ class Experiment:
         for kind in KINDS:
             if getattr(self.mesh, kind, 1) < 1:
                 raise ExperimentError(f'mesh.{kind}={getattr(self.mesh, kind)} must be 1 or more')
+        if self.pipeline.microbatches < 1:
+            raise ExperimentError(f'pipeline.microbatches={self.pipeline.microbatches} must be 1 or more')
         if self.constraints.every < 1:
             raise ExperimentError(f'constraints.every={self.constraints.every} must be 1 or more')
         if not self.constraints.tolerance >= 0:
@@ -120,7 +136,7 @@ class Experiment:
             )
 
 
-FREE = ('steps', 'mesh', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
+FREE = ('steps', 'mesh', 'pipeline', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
 """Fields that may change when a run is resumed."""
 
 
@@ -128,7 +144,7 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON data; each dataclass has its name under `kind`.
 
     >>> to_json(Experiment(steps=7))['mesh']
-    {'kind': 'Mesh', 'workers': 8, 'fsdp': 1, 'model': 1, 'emulate': False, 'simulate': False}
+    {'kind': 'Mesh', 'workers': 8, 'stage': 1, 'fsdp': 1, 'model': 1, 'emulate': False, 'simulate': False}
     """
     return encode(experiment)
 

@@ -15,6 +15,9 @@ from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import on_mesh
 from jaxdist.laws.law import LawBroken, LawResult
 from jaxdist.ledger import cost
+from jaxdist.parallel.fsdp import shards, spec_leaves
+from jaxdist.parallel.pipeline import Pipeline
+from jaxdist.parallel.schedules import ScheduleName
 from jaxdist.training.step import make_step, partitioned
 
 STEPS = 3
@@ -30,6 +33,8 @@ def same_under(
     learning_rate: float = 0.1,
     tolerance: float = 1e-12,
     accumulate: int = 1,
+    microbatches: int = 1,
+    schedule: ScheduleName = '1f1b',
 ) -> list[LawResult]:
     """Whether a model trains alike however it is laid out over devices, one result for each layout.
 
@@ -44,7 +49,9 @@ def same_under(
         batch: a batch of all workers, NumPy arrays [B, ...].
         learning_rate: that of SGD.
         tolerance: the largest difference relative to the largest entry of a tensor.
-        accumulate: parts that each device's batch is taken in.
+        accumulate: parts that each device's batch is taken in, where there are no stages.
+        microbatches: parts that each device's batch is taken in, where there are stages.
+        schedule: the schedule of the stages.
 
     Raises:
         InputError: a layout does not fit the devices, the batch or the model.
@@ -59,12 +66,13 @@ def same_under(
         key = jax.random.key(0)
         params = jax.tree.map(_wide, jax.device_get(jax.jit(model.init)(key)))
         batch = jax.tree.map(_wide, batch)
-        expected = _train(model, {'workers': 1}, params, batch, learning_rate, accumulate=1)
+        expected = _train(model, {'workers': 1}, params, batch, learning_rate, 1)
+        pipeline = Pipeline(model.parts, microbatches, schedule) if model.parts else None
         results = []
         for layout in layouts:
             table = meshes.axis_table(**layout)
             try:
-                actual = _train(model, layout, params, batch, learning_rate, accumulate)
+                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline)
                 _compare(actual['numbers'], expected['numbers'], tolerance)
                 for name in ('bytes', 'stored', 'traces after the first step'):
                     got, formula = actual[name]
@@ -78,7 +86,13 @@ def same_under(
 
 
 def _train(
-    model: Model, layout: Mapping[str, int], params: Params, batch: Batch, learning_rate: float, accumulate: int
+    model: Model,
+    layout: Mapping[str, int],
+    params: Params,
+    batch: Batch,
+    learning_rate: float,
+    accumulate: int,
+    pipeline: Pipeline | None = None,
 ) -> dict[str, Any]:
     """The numbers of a training, and pairs of what was measured and what the formula says."""
     workers = on_mesh(meshes.make(meshes.axis_table(**layout)))
@@ -88,11 +102,17 @@ def _train(
     steps: list[int] = []
     traced: list[int] = []
 
-    def loss(*args: Any) -> Any:
-        traced.append(len(steps))
-        return model.loss(*args)
+    def noted(fn: Any) -> Any:
+        def call(*args: Any) -> Any:
+            traced.append(len(steps))
+            return fn(*args)
 
-    program = make_step(loss, lambda key: params, update, batch, workers, rules=rules, accumulate=accumulate)
+        return call
+
+    if pipeline is not None:
+        pipeline = pipeline._replace(parts=pipeline.parts._replace(last=noted(pipeline.parts.last)))
+    options = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline}
+    program = make_step(noted(model.loss), lambda key: params, update, batch, workers, **options)
     state = program.init(jax.random.key(0))
     numbers: dict[str, Any] = {}
     for step in range(STEPS):
@@ -103,11 +123,11 @@ def _train(
             numbers = {**jax.device_get(sums), 'gradient': jax.device_get(state.opt_state[1].trace)}
     again = sum(step > 1 for step in traced)
     numbers[f'parameters after {STEPS} steps'] = jax.device_get(state.params)
-    specs, partition = partitioned(params, rules, workers)
+    specs, partition = partitioned(params, rules, workers, pipeline)
     sizes = dict(workers.mesh.shape)
-    shard = sum(_shard_bytes(x, spec, sizes) for x, spec in zip(jax.tree.leaves(params), _leaves(specs), strict=True))
+    shard = sum(x.nbytes // shards(s, sizes) for x, s in zip(jax.tree.leaves(params), spec_leaves(specs), strict=True))
     terms = jax.eval_shape(model.loss, params, batch, jax.random.key(0))[0]
-    formula = partition.sends(params, terms, sizes)
+    formula = partition.sends(params, terms, batch, sizes)
     rows = cost(program, batch, jax.random.key(0)).rows
     sent = {
         axis: sum((row.bytes_per_step or Fraction(0) for row in rows if axis in row.axes), Fraction(0))
@@ -137,15 +157,6 @@ def _compare(actual: dict[str, Any], expected: dict[str, Any], tolerance: float)
 def _wide(x: Any) -> Any:
     kind = jnp.result_type(x)
     return np.asarray(x, np.float64) if jnp.issubdtype(kind, jnp.floating) else x
-
-
-def _leaves(specs: Any) -> list[Any]:
-    return jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
-
-
-def _shard_bytes(x: Any, spec: Any, sizes: Mapping[str, int]) -> int:
-    parts = int(np.prod([sizes[name] for name in spec if name is not None], dtype=int))
-    return int(x.nbytes) // parts
 
 
 def _stored(tree: Any) -> int:

@@ -25,6 +25,7 @@ from jaxdist.core.protocol import checked_synchronisation, diverging_states, sha
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
 from jaxdist.parallel.fsdp import fully_sharded
+from jaxdist.parallel.pipeline import Pipeline, pipelined
 from jaxdist.training.checking import check_batch, check_key, check_update, warn_of_rounding, what_varies
 
 
@@ -69,6 +70,7 @@ def make_step(
     guard: bool = True,
     objective: Objective | None = None,
     state_sync: optax.GradientTransformation | None = None,
+    pipeline: Pipeline | None = None,
 ) -> Program[State]:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -96,6 +98,7 @@ def make_step(
         state_sync: how workers synchronise the real numbers of a model state: a transformation of their changes, such
             as `mean(codec=bf16())`, `average(every=30)`, or `optax.identity()` for a state per worker. By default their
             mean at every step, and a state per worker where workers diverge.
+        pipeline: how a worker's batch walks through the stages of the mesh, if it has the axis `stage`.
 
     Raises:
         InputError: the batch, the parameters, the model state or the loss do not fit; parameters would diverge though
@@ -125,10 +128,14 @@ def make_step(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
         )
     _refuse_rules_over_workers(rules, workers.axis)
-    specs, partition = partitioned(params, rules, workers)
+    specs, partition = partitioned(params, rules, workers, pipeline)
+    if partition.microbatches > 1 and accumulate > 1:
+        raise InputError(
+            f'accumulate={accumulate}: a pipeline takes microbatches={partition.microbatches} in its place'
+        )
     inner_specs = specs if workers.mesh is not None and len(workers.mesh.shape) > 1 else None
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
-    check_batch(batch, workers.count, accumulate, partition.batch_shards)
+    check_batch(batch, workers.count, accumulate * partition.microbatches, partition.batch_shards)
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
     goal.check(as_seen(params, values), batch, workers, accumulate * partition.batch_shards)
     part = local_shapes(batch, workers.count)
@@ -189,21 +196,29 @@ def make_step(
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
 
 
-def partitioned(params: Params, rules: meshes.Rules, workers: Workers) -> tuple[Any, Partition]:
+def partitioned(
+    params: Params, rules: meshes.Rules, workers: Workers, pipeline: Pipeline | None = None
+) -> tuple[Any, Partition]:
     """The `PartitionSpec` of each parameter, and how a worker's devices divide its work.
 
     Args:
         params: the parameters' shapes.
         rules: sharding rules of the parameters over the mesh's other axes.
         workers: the workers.
+        pipeline: how the batch walks through the stages of the mesh, if it has any.
 
     >>> from jaxdist.core.workers import abstract
-    >>> shapes = {'w': jax.ShapeDtypeStruct((8, 4), 'float32')}
-    >>> partitioned(shapes, [('w', (None, 'model'))], abstract(2, others={'fsdp': 2, 'model': 2}))[0]
+    >>> shapes, workers = {'w': jax.ShapeDtypeStruct((8, 4), 'float32')}, abstract(2, others={'fsdp': 2, 'model': 2})
+    >>> partitioned(shapes, [('w', (None, 'model'))], workers)[0]
     {'w': P('fsdp', 'model')}
     """
-    specs, sizes = meshes.specs(params, rules, workers.mesh), dict(workers.mesh.shape) if workers.mesh else {}
-    return fully_sharded(params, specs, sizes) if sizes.get('fsdp', 1) > 1 else (specs, Whole())
+    sizes = dict(workers.mesh.shape) if workers.mesh else {}
+    specs, sharded, make = meshes.specs(params, rules, workers.mesh), None, None
+    if sizes.get('stage', 1) > 1:
+        specs, make = pipelined(params, specs, sizes, pipeline)
+    if sizes.get('fsdp', 1) > 1:
+        specs, sharded = fully_sharded(params, specs, sizes)
+    return specs, make(specs, sharded) if make else sharded or Whole()
 
 
 def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:

@@ -16,6 +16,7 @@ from jaxdist.core.program import Program
 from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
+from jaxdist.parallel import Pipeline
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
@@ -111,6 +112,8 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
     ()
     """
     batch = data.batch(experiment.seed, 0, experiment.batch, workers.count)
+    how = experiment.pipeline
+    pipeline = Pipeline(model.parts, how.microbatches, how.schedule) if model.parts else None
     return make_step(
         model.loss,
         model.init,
@@ -123,6 +126,7 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         guard=experiment.guard,
         objective=build_objective(experiment, model),
         state_sync=_state_sync(experiment, workers),
+        pipeline=pipeline,
     )
 
 

@@ -1,0 +1,264 @@
+"""Pipelines inside a worker: each stage has a part of a model's blocks, and microbatches walk from stage to stage.
+
+All stages run one program, a scan over the ticks of a schedule, and pass activations and their gradients to their
+neighbours by a permutation each. The gradient is computed by hand: a stage keeps the inputs of its microbatches, and
+evaluates its blocks again for the backward pass, so that what it keeps does not grow with their number.
+"""
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from jaxdist.core import collectives
+from jaxdist.core import mesh as meshes
+from jaxdist.core.errors import InputError
+from jaxdist.core.partition import Evaluate, cast_params
+from jaxdist.core.protocol import is_spec
+from jaxdist.core.types import Batch, Params, Parts
+from jaxdist.parallel.fsdp import FullySharded, on_shards, shards, spec_leaves
+from jaxdist.parallel.schedules import Schedule, ScheduleName
+from jaxdist.parallel.within import on_devices
+
+AXIS = 'stage'
+BLOCKS = 'blocks'
+"""The entry of the parameters that is sharded over the stages."""
+
+
+class Pipeline(NamedTuple):
+    """How a worker's batch walks through the stages of a mesh.
+
+    Attributes:
+        parts: the model in parts.
+        microbatches: parts of a worker's batch that follow each other. With more of them stages wait less: of a step,
+            (S - 1) / (m + S - 1) is waiting.
+        schedule: `1f1b`, or `gpipe`, which keeps the inputs of all microbatches.
+    """
+
+    parts: Parts
+    microbatches: int = 1
+    schedule: ScheduleName = '1f1b'
+
+
+class Pipelined(NamedTuple):
+    """The partition of a worker over pipeline stages, each of which may be fully sharded.
+
+    Each device sends 2 (m + S - 1) times the activations of a microbatch over the stages, and all-reduces the gradient
+    of the edge.
+
+    Attributes:
+        specs: the `PartitionSpec` of each parameter.
+        pipeline: the pipeline.
+        plan: its schedule.
+        sharded: how each stage is sharded; None if it is not.
+    """
+
+    specs: Any
+    pipeline: Pipeline
+    plan: Schedule
+    sharded: FullySharded | None = None
+
+    @property
+    def batch_shards(self) -> int:
+        """The devices of a stage over which it is fully sharded."""
+        return self.sharded.size if self.sharded else 1
+
+    @property
+    def microbatches(self) -> int:
+        """Parts of the batch of a device."""
+        return self.plan.microbatches
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that the partition divides itself."""
+        return (AXIS, self.sharded.axis) if self.sharded else (AXIS,)
+
+    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+        """See `Partition.sends`."""
+        rows = sizes['workers'] * self.batch_shards * self.plan.microbatches
+        micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
+        passed = jax.tree.leaves(jax.eval_shape(self.pipeline.parts.first, params['edge'], micro))
+        walked = 2 * self.plan.passes * sum(Fraction(x.size * x.dtype.itemsize) for x in passed)
+        edge = sum(
+            Fraction(x.size * x.dtype.itemsize, shards(spec, sizes))
+            for x, spec in zip(jax.tree.leaves(params['edge']), spec_leaves(self.specs['edge']), strict=True)
+        )
+        scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])
+        sharded = self.sharded.sends(params, sums, batch, sizes) if self.sharded else {}
+        return {AXIS: walked + Fraction(2 * (self.plan.stages - 1), self.plan.stages) * (edge + scalars), **sharded}
+
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+        """This stage's parameters, whole."""
+        return self.sharded.gather(params, compute) if self.sharded else cast_params(params, compute)
+
+    def scatter(self, grads: Params) -> Params:
+        """The shards of the sum of gradients over the devices of a stage, and for the edge over the stages as well."""
+        mine = self.sharded.scatter(grads) if self.sharded else grads
+        total = lambda spec, g: on_shards(lambda g: lax.psum(g, AXIS), spec)(g)  # noqa: E731
+        edge = jax.tree.map(total, self.specs['edge'], mine['edge'], is_leaf=is_spec)
+        return {'edge': edge, BLOCKS: mine[BLOCKS]}
+
+    def own_gradient(self, params: Params, batch: Batch, like: Params) -> tuple[Any, Params]:
+        """The sums, the count and the gradient of the pipeline."""
+        return pipeline_gradient(self.pipeline.parts, self.plan, params, batch, like)
+
+    def run(
+        self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
+    ) -> Any:
+        """`evaluate` on every device; see `on_devices`."""
+        batch_axis = self.sharded.axis if self.sharded else None
+        return on_devices(evaluate, self.axes, self.specs, batch_axis, (params, state, batch, key), graded)
+
+
+class Carry(NamedTuple):
+    """What one tick hands to the next on a stage.
+
+    Attributes:
+        x: the input of the next forward slot.
+        dy: the gradient of the loss by the output of the next backward slot.
+        inputs: the inputs that are kept, [held, ...].
+        grads: the gradients so far.
+        terms: the sums and the count so far.
+    """
+
+    x: Any
+    dy: Any
+    inputs: Any
+    grads: Any
+    terms: Any
+
+
+def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: Batch, like: Params) -> tuple[Any, Any]:
+    """The sums and the count of a batch, and the gradient of `sums['loss']`: of this stage's blocks, and of the edge.
+
+    Only for use where the axis `stage` is manual. The sums are those of all stages; the gradient of the edge is this
+    stage's term.
+
+    Args:
+        parts: the model.
+        schedule: the schedule.
+        params: the edge, and this stage's blocks [L / S, ...].
+        batch: arrays [B, ...]; each stage gets the whole batch, and only its ends look at it.
+        like: the parameters whose dtypes the gradients have.
+    """
+    m = schedule.microbatches
+    micro = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), batch)
+    # Before the scan: the gradient of what is typed as the same on all stages is added up over them at every tick.
+    params, micro = collectives.pvary((params, micro), AXIS)
+    stage = _Stage(parts, schedule, params, micro)
+    zero = jnp.int32(0)
+    shapes = jax.eval_shape(lambda: stage.run(params, stage.start(zero), zero))
+    zero_x, zero_terms = collectives.pvary(collectives.zeros(shapes), AXIS)
+    grads = jax.tree.map(lambda p, q: jnp.zeros_like(p, q.dtype), params, like)
+    inputs = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.held, *x.shape)), zero_x)
+    carry = Carry(zero_x, zero_x, inputs, grads, zero_terms)
+    carry = collectives.fixed_point(lambda carry: stage.tick(carry, zero, True, True), carry)
+    for first, last, forward, backward in _phases(schedule):
+        step = lambda carry, t, slots=(forward, backward): (stage.tick(carry, t, *slots), None)  # noqa: E731
+        carry = lax.scan(step, carry, jnp.arange(first, last))[0]
+    return lax.psum(carry.terms, AXIS), carry.grads
+
+
+def _phases(schedule: Schedule) -> list[tuple[int, int, bool, bool]]:
+    """Ticks from, to, and which slots they have; ticks without a slot do not compute it."""
+    fill, passes, ticks = schedule.fill, schedule.passes, schedule.ticks
+    phases = [(0, min(fill, passes), True, False), (fill, passes, True, True), (max(fill, passes), ticks, False, True)]
+    return [phase for phase in phases if phase[0] < phase[1]]
+
+
+class _Stage(NamedTuple):
+    """The code of this stage."""
+
+    parts: Parts
+    schedule: Schedule
+    params: Params
+    micro: Batch
+
+    def batch(self, k: jax.Array) -> Batch:
+        """The k-th microbatch."""
+        return jax.tree.map(lambda x: x[k], self.micro)
+
+    def start(self, k: jax.Array) -> Any:
+        """The output of the first part."""
+        return self.parts.first(self.params['edge'], self.batch(k))
+
+    def run(self, params: Params, x: Any, k: jax.Array) -> tuple[Any, Any]:
+        """From the input of a microbatch to the output, and its sums and count, which are 0 but on the last stage."""
+        edge, batch, me, stages = params['edge'], self.batch(k), lax.axis_index(AXIS), self.schedule.stages
+        x = lax.cond(me == 0, lambda edge, x: self.parts.first(edge, batch), lambda edge, x: x, edge, x)
+        y = lax.scan(lambda x, row: (self.parts.block(row, x), None), x, params[BLOCKS])[0]
+
+        def last(edge: Any, y: Any) -> Any:
+            sums, count = self.parts.last(edge, y, batch)
+            return collectives.pvary((sums, jnp.asarray(count, float)), AXIS)
+
+        def none(edge: Any, y: Any) -> Any:
+            return collectives.zeros(jax.eval_shape(last, edge, y))
+
+        return y, lax.cond(me == stages - 1, last, none, edge, y)
+
+    def tick(self, carry: Carry, t: jax.Array, forward: bool, backward: bool) -> Carry:
+        """One tick."""
+        schedule, me = self.schedule, lax.axis_index(AXIS)
+        m, held = schedule.microbatches, schedule.held
+        if forward:
+            k = schedule.forward(me, t)
+            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
+            inputs = jax.tree.map(
+                lambda all, x: all.at[k % held].set(jnp.where(ok, x, all[k % held])), carry.inputs, carry.x
+            )
+            y, terms = self.run(self.params, carry.x, k)
+            added = jax.tree.map(lambda a, b: a + jnp.where(ok, b, 0), carry.terms, terms)
+            carry = carry._replace(x=_passed(y, 1), inputs=inputs, terms=added)
+        if backward:
+            k = schedule.backward(me, t)
+            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
+            x = jax.tree.map(lambda all: all[k % held], carry.inputs)
+            (y, terms), pull = jax.vjp(lambda params, x: self.run(params, x, k), self.params, x)
+            sums, count = jax.tree.map(jnp.zeros_like, terms)
+            cotangents = {**sums, 'loss': jnp.ones_like(sums['loss'])}, count
+            own, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
+            grads = jax.tree.map(lambda g, d: g + jnp.where(ok, d, 0).astype(g.dtype), carry.grads, own)
+            carry = carry._replace(dy=_passed(dx, -1), grads=grads)
+        return carry
+
+
+def _passed(x: Any, by: int) -> Any:
+    """What the neighbour `by` stages before has; the first and the last are neighbours, and do not look at it."""
+    stages = lax.axis_size(AXIS)
+    return lax.ppermute(x, AXIS, [(stage, (stage + by) % stages) for stage in range(stages)])
+
+
+def pipelined(
+    params: Params, specs: Any, sizes: Mapping[str, int], pipeline: Pipeline | None
+) -> tuple[Any, Callable[[Any, FullySharded | None], Pipelined]]:
+    """The specs with blocks sharded over the stages, and what makes the partition of the final specs.
+
+    Args:
+        params: the parameters' shapes.
+        specs: the `PartitionSpec` of each parameter, by the model's rules.
+        sizes: the mesh's sizes by axis.
+        pipeline: the pipeline.
+
+    Raises:
+        InputError: the model has no parts, or the stages do not divide its blocks.
+    """
+    stages = sizes[AXIS]
+    if pipeline is None:
+        raise InputError(
+            f'the mesh has {stages} pipeline stages, and the model no parts, which say what a stage computes: take a '
+            'model with `parts`, such as Transformer(stacked=True) or one of from_parts'
+        )
+    if not isinstance(params, dict) or set(params) != {'edge', BLOCKS}:
+        raise InputError(f"the parameters of a model in parts are {{'edge': ..., '{BLOCKS}': ...}}")
+    for path, x in jax.tree_util.tree_leaves_with_path(params[BLOCKS]):
+        if not x.ndim or x.shape[0] % stages:
+            name = meshes.path_text(path)
+            raise InputError(f'{stages} stages do not divide the blocks: {BLOCKS}/{name} has shape {x.shape}')
+    blocks = jax.tree.map(lambda spec: P(AXIS, *spec[1:]), specs[BLOCKS], is_leaf=is_spec)
+    plan = Schedule(stages, pipeline.microbatches, pipeline.schedule)
+    return {**specs, BLOCKS: blocks}, lambda full, sharded: Pipelined(full, pipeline, plan, sharded)

@@ -61,6 +61,9 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     print_line(f'per worker  {_listed(cost.per_worker) or "nothing: the whole state is replicated"}')
     if cost.unsharded:
         print_line(f'unsharded   {_listed(cost.unsharded)}: whole on every device of a worker')
+    if cost.schedule:
+        words, _, picture = cost.schedule.partition('\n')
+        print_line(f'pipeline    {words}\n{picture}')
     header, *rows = cost.ledger.table()
     sent = Table(*header, title='sent by one device' + (' (on a mesh)' if cost.simulated else ''), title_justify='left')
     for row in rows:

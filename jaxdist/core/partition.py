@@ -73,7 +73,7 @@ class Whole(NamedTuple):
     own_gradient: OwnGradient | None = None
 
     def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
-        """Nothing of its own."""
+        """Nothing."""
         del params, sums, batch, sizes
         return {}
 

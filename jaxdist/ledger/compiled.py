@@ -83,7 +83,7 @@ class _Walk:
             once = turns is None and runs_once_or_never(self.module, op)
             inside = here.taken(1) if once else here.looped(turns)
             for called in op.called('body') + op.called('condition'):
-                # On TPU a chain can go on inside of a loop: products that are computed while a gather is under way.
+                # On TPU a chain can go on inside of a loop: products that are computed while a gather is in flight.
                 yield from self.computation(called, inside, chains)
         elif opcode == 'conditional':
             branches = op.called('branch_computations') or op.called('false_computation') + op.called(

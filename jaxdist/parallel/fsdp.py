@@ -85,6 +85,11 @@ def gathered(x: jax.Array, spec: P, axis: str) -> jax.Array:
         x: this device's shard.
         spec: the parameter's `PartitionSpec`. Other axes in it are the compiler's, and stay sharded.
         axis: the mesh axis.
+
+    >>> mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> whole = lambda x: gathered(x, P('fsdp'), 'fsdp')[None]
+    >>> jax.shard_map(whole, mesh=mesh, in_specs=P('fsdp'), out_specs=P('fsdp'))(jnp.arange(4)).tolist()
+    [[0, 1, 2, 3], [0, 1, 2, 3]]
     """
     if axis not in spec:
         return x
@@ -98,6 +103,11 @@ def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
         g: this device's term.
         spec: the `PartitionSpec` of the sum.
         axis: the mesh axis.
+
+    >>> mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> code = lambda x: scattered(x[0], P('fsdp'), 'fsdp')
+    >>> jax.shard_map(code, mesh=mesh, in_specs=P('fsdp'), out_specs=P('fsdp'))(jnp.arange(4).reshape(2, 2)).tolist()
+    [2, 4]
     """
     if axis not in spec:
         return on_shards(lambda g: lax.psum(g, axis), spec)(g)
@@ -132,6 +142,9 @@ def on_shards(code: Callable[[jax.Array], jax.Array], spec: P) -> Callable[[jax.
     Args:
         code: a function of a shard.
         spec: the tensor's `PartitionSpec`.
+
+    >>> on_shards(lambda x: 2 * x, P())(jnp.ones(2))
+    Array([2., 2.], dtype=float32)
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
     others = P(*(None if name in manual else name for name in spec))

@@ -144,6 +144,18 @@ def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: B
         params: the edge, and this stage's blocks [L / S, ...].
         batch: arrays [B, ...]; each stage gets the whole batch, and only its ends look at it.
         like: the parameters whose dtypes the gradients have.
+
+    >>> parts = Parts(
+    ...     first=lambda edge, batch: batch['x'],
+    ...     block=lambda w, x: w * x,
+    ...     last=lambda edge, x, batch: ({'loss': jnp.sum(x)}, x.size),
+    ... )
+    >>> params, specs = {'edge': (), 'blocks': jnp.array([2.0, 3.0])}, {'edge': (), 'blocks': P('stage')}
+    >>> code = lambda params: pipeline_gradient(parts, Schedule(2, 2), params, {'x': jnp.arange(4.0)}, params)
+    >>> mesh = jax.make_mesh((2,), ('stage',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> (sums, count), grads = jax.shard_map(code, mesh=mesh, in_specs=(specs,), out_specs=(P(), specs))(params)
+    >>> float(sums['loss']), float(count), grads['blocks'].tolist()
+    (36.0, 4.0, [18.0, 12.0])
     """
     m = schedule.microbatches
     micro = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), batch)
@@ -246,6 +258,14 @@ def pipelined(
 
     Raises:
         InputError: the model has no parts, or the stages do not divide its blocks.
+
+    >>> parts = Parts(first=lambda *args: None, block=lambda *args: None, last=lambda *args: None)
+    >>> params = {'edge': (), 'blocks': jax.ShapeDtypeStruct((6, 3), 'float32')}
+    >>> pipelined(params, {'edge': (), 'blocks': P()}, {'stage': 2}, Pipeline(parts))[0]
+    {'edge': (), 'blocks': P('stage',)}
+    >>> pipelined(params, {'edge': (), 'blocks': P()}, {'stage': 4}, Pipeline(parts))
+    Traceback (most recent call last):
+    jaxdist.InputError: 4 stages do not divide the blocks: blocks has shape (6, 3)
     """
     stages = sizes[AXIS]
     if pipeline is None:
@@ -257,8 +277,8 @@ def pipelined(
         raise InputError(f"the parameters of a model in parts are {{'edge': ..., '{BLOCKS}': ...}}")
     for path, x in jax.tree_util.tree_leaves_with_path(params[BLOCKS]):
         if not x.ndim or x.shape[0] % stages:
-            name = meshes.path_text(path)
-            raise InputError(f'{stages} stages do not divide the blocks: {BLOCKS}/{name} has shape {x.shape}')
+            name = '/'.join(filter(None, (BLOCKS, meshes.path_text(path))))
+            raise InputError(f'{stages} stages do not divide the blocks: {name} has shape {x.shape}')
     blocks = jax.tree.map(lambda spec: P(AXIS, *spec[1:]), specs[BLOCKS], is_leaf=is_spec)
     plan = Schedule(stages, pipeline.microbatches, pipeline.schedule)
     return {**specs, BLOCKS: blocks}, lambda full, sharded: Pipelined(full, pipeline, plan, sharded)

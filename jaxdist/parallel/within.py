@@ -34,6 +34,12 @@ def on_devices(
         batch_axis: the one of the axes that divides the batch, if there is one.
         args: the arguments.
         graded: whether there is a gradient; if not, () is in its place.
+
+    >>> total = lambda params, state, batch, key: (batch['x'].sum(), params, state)
+    >>> with jax.set_mesh(jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))):
+    ...     args = jnp.ones(2), (), {'x': jnp.arange(4.0)}, jax.random.key(0)
+    ...     on_devices(total, ['fsdp'], P('fsdp'), 'fsdp', args)[0]
+    Array(6., dtype=float32)
     """
     mine = jax.tree.map(lambda spec: _only(spec, axes), specs, is_leaf=is_spec)
 

@@ -14,6 +14,8 @@ from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
+from jaxdist.parallel.schedules import Schedule
+from jaxdist.training.experiment import Experiment
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, first_batch, first_state, shapes
@@ -33,6 +35,7 @@ class Plan:
             objective's state and the model state.
         objective: the objective in words, by label; empty for a loss alone.
         ledger: the bytes sent per step, and the bytes in memory per device.
+        schedule: the schedule of the pipeline as text; '' without one.
         simulated: whether the workers are simulated on one device; the ledger is then that of a mesh of as many, but
             for the temporaries, which are those of the simulation.
     """
@@ -44,11 +47,12 @@ class Plan:
     per_worker: list[str]
     objective: dict[str, str]
     ledger: ledger.Ledger
+    schedule: str
     simulated: bool
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
-        names = ('update', 'data', 'parameters', 'unsharded', 'per_worker', 'objective', 'simulated')
+        names = ('update', 'data', 'parameters', 'unsharded', 'per_worker', 'objective', 'schedule', 'simulated')
         rest = {name: getattr(self, name) for name in names}
         return {**rest, **self.ledger.to_json()}
 
@@ -82,6 +86,7 @@ def plan(training: Training) -> Plan:
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
+        schedule=_schedule(training.experiment),
         simulated=simulated,
     )
 
@@ -160,6 +165,16 @@ def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
     Fraction(0, 1)
     """
     return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
+
+
+def _schedule(experiment: Experiment) -> str:
+    """The pipeline's schedule in words, and a picture of it."""
+    mesh, how = experiment.mesh, experiment.pipeline
+    if mesh.stage == 1:
+        return ''
+    plan = Schedule(mesh.stage, how.microbatches, how.schedule)
+    waits = f'{float(plan.bubble):.0%} of the time is waiting'
+    return f'{how.schedule}, {how.microbatches} microbatches: {waits}, {plan.held} inputs are kept\n{plan.picture()}'
 
 
 def _mesh_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:

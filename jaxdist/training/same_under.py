@@ -111,7 +111,7 @@ def _train(
 
     if pipeline is not None:
         pipeline = pipeline._replace(parts=pipeline.parts._replace(last=noted(pipeline.parts.last)))
-    options = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline}
+    options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline}
     program = make_step(noted(model.loss), lambda key: params, update, batch, workers, **options)
     state = program.init(jax.random.key(0))
     numbers: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Every algorithm that synchronises, on workers of several devices each: fully sharded, and with a model axis as well.
 
-Codecs and meshes are dealt out in turn, so that each algorithm meets both meshes, each mesh every codec, and each
-algorithm an exact mean and a codec.
+Codecs and meshes are chosen in turn: each algorithm has every mesh, an exact mean and a codec, and each mesh has every
+codec.
 """
 
 from functools import cache
@@ -104,7 +104,7 @@ def test_hybrid(name: str, axes: int, codec: str) -> None:
     if not codec:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), params, expected(name))
         return
-    # A codec meets other blocks in each shard, so the numbers are near, and not the same.
+    # The blocks of a codec begin anew in each shard, so the numbers are near, and not the same.
     optimum = {path: x.mean(0) for path, x in BATCH.items()}
     far = lambda p: np.sqrt(sum(np.sum((p[path] - x) ** 2) for path, x in optimum.items()))  # noqa: E731
     start = far({path: np.zeros(shape) for path, shape in SHAPES.items()})

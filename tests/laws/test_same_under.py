@@ -1,4 +1,4 @@
-"""The law of layouts on jaxdist's models, and planted defects that it finds."""
+"""The law of layouts on jaxdist's models, and mutants that it finds."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def repeated(self: Any, evaluate: Any, params: Any, state: Any, batch: Any, key:
 
 
 SCATTERED, RUN, GATHERED = fsdp.scattered, fsdp.FullySharded.run, fsdp.gathered
-DEFECTS: dict[str, tuple[str, Any, str]] = {
+MUTANTS: dict[str, tuple[str, Any, str]] = {
     'the gradient of what is whole is not added up': ('scattered', kept, "gradient of 'x' is off"),
     'every device evaluates the whole batch': ('FullySharded.run', repeated, 'count is off'),
     'a shard is taken for another': (
@@ -71,9 +71,9 @@ DEFECTS: dict[str, tuple[str, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize('defect', DEFECTS)
-def test_planted_defects_are_found(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, wrong, problem = DEFECTS[defect]
+@pytest.mark.parametrize('mutant', MUTANTS)
+def test_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, wrong, problem = MUTANTS[mutant]
     target, _, attribute = name.rpartition('.')
     monkeypatch.setattr(getattr(fsdp, target) if target else fsdp, attribute, wrong)
     init = lambda key: {'w': jax.random.normal(key, (8, 4)), 'x': jnp.ones(3)}  # noqa: E731

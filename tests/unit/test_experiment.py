@@ -44,7 +44,9 @@ DATA = st.one_of(
     st.builds(Table, name=st.sampled_from(['diabetes', 'wine']), held_out=FRACTIONS, division=DIVISIONS),
     st.builds(FashionMNIST, PATHS, DIVISIONS),
 )
-MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, st.booleans()) | st.builds(Mesh, workers=SIZES, simulate=st.just(True))
+MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
+    Mesh, workers=SIZES, simulate=st.just(True)
+)
 EXPERIMENTS = st.builds(
     Experiment,
     update=st.text(),
@@ -80,6 +82,7 @@ def test_differences_name_fields_of_models_of_two_kinds() -> None:
         'model.width: 128 given, nothing saved',
         'model.heads: 4 given, nothing saved',
         'model.mlp: 4 given, nothing saved',
+        'model.stacked: False given, nothing saved',
         'model.hidden: nothing given, [4] saved',
     ]
 
@@ -101,7 +104,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ('steps', 'many', "experiment.steps: 'many' is not int"),
         ('steps', True, 'experiment.steps: True is not int'),
         ('steps', 1.5, 'experiment.steps: 1.5 is not int'),
-        ('stpes', 5, 'experiment: Experiment has no field stpes; it has update, model, data, mesh, batch, steps'),
+        ('stpes', 5, 'experiment: Experiment has no field stpes; it has update, model, data, mesh, pipeline, batch'),
         ('precision', 'float64', "experiment.precision: 'float64' is not float32 or bfloat16"),
         ('model', 'big', "model='big' must be a dataclass with a method build"),
         ('model.kind', 'Percepton', "experiment.model: jaxdist has no kind 'Percepton': did you mean Perceptron?"),
@@ -110,7 +113,11 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ('data.path', 3, 'experiment.data.path: 3 is not str or null'),
         ('data.division', {'kind': 'Odd'}, "experiment.data.division: jaxdist has no kind 'Odd': .*Even"),
         ('data.division', {'kind': 'Sizes'}, 'experiment.data.division: .* missing .*sizes'),
-        ('mesh.worker', 3, 'experiment.mesh: Mesh has no field worker; it has workers, fsdp, model, emulate, simulate'),
+        (
+            'mesh.worker',
+            3,
+            'experiment.mesh: Mesh has no field worker; it has workers, stage, fsdp, model, emulate',
+        ),
         ('batch', 0, 'batch=0 must be 1 or more'),
         ('seed', -1, 'seed=-1 must be 0 or more'),
         ('mesh.workers', 0, 'mesh.workers=0 must be 1 or more'),

@@ -104,7 +104,7 @@ LINES = {
 
 @pytest.mark.parametrize('update', LINES)
 def test_numbers_are_those_of_one_device_each(update: str) -> None:
-    """Also of `polyak_sgd`, which gets the value of the loss, and where the parts have counts of their own."""
+    """Also of `polyak_sgd`, which gets the value of the loss, and of a batch in parts."""
     options = LINES[update]
     expected = trained(program(update, on(workers=2), **options))[0]
     close(trained(program(update, on(workers=2, fsdp=4), **options))[0], expected)

@@ -78,8 +78,14 @@ class Schedule:
 
     @property
     def held(self) -> int:
-        """Inputs of microbatches that a stage holds: at most 2 S - 1 with 1F1B in lockstep; all m with GPipe."""
-        return min(self.microbatches, 2 * self.stages - 1) if self.name == '1f1b' else self.microbatches
+        """Inputs of microbatches that a stage keeps: at most 2 S - 3 with 1F1B in lockstep; all m with GPipe.
+
+        An input waits for 2 (S - 1 - s) ticks on stage s, and stage 0 makes its inputs from the batch.
+
+        >>> [Schedule(stages=4, microbatches=m).held for m in (2, 8, 64)]
+        [2, 5, 5]
+        """
+        return min(self.microbatches, max(2 * self.stages - 3, 1)) if self.name == '1f1b' else self.microbatches
 
     def forward(self, stage: Any, tick: Any) -> Any:
         """The microbatch of a stage's forward slot; below 0, or m and more, if it has none.

@@ -109,6 +109,8 @@ def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
     >>> jax.shard_map(code, mesh=mesh, in_specs=P('fsdp'), out_specs=P('fsdp'))(jnp.arange(4).reshape(2, 2)).tolist()
     [2, 4]
     """
+    # Without the barrier, XLA for TPU adds up in bfloat16 what was cast from it.
+    g = lax.optimization_barrier(g)
     if axis not in spec:
         return on_shards(lambda g: lax.psum(g, axis), spec)(g)
     dim = list(spec).index(axis)

@@ -1,7 +1,6 @@
-"""Every algorithm that synchronises, on workers of several devices each: fully sharded, and with a model axis as well.
+"""Every algorithm that synchronises, on workers of several devices: fully sharded, with a model axis, in stages.
 
-Codecs and meshes are chosen in turn: each algorithm has every mesh, an exact mean and a codec, and each mesh has every
-codec.
+Meshes and codecs are chosen in turn: every algorithm has an exact mean, and every second one a codec as well.
 """
 
 from functools import cache
@@ -16,58 +15,86 @@ from tree_fixtures import LINES
 from jaxdist import line
 from jaxdist.core import mesh, workers
 from jaxdist.core.program import Program
-from jaxdist.core.workers import Workers
+from jaxdist.core.types import Parts
 from jaxdist.laws.universal import reloaded
+from jaxdist.models import from_parts
+from jaxdist.parallel import Pipeline
 from jaxdist.training.step import make_step, shared_params
 
 W, STEPS = 2, 8
-SHAPES = {'b': (5,), 'v': (16, 8), 'w': (24, 16), 'x': (3, 8, 7)}
-RULES = (('w', (None, 'model')), ('v', ('model', None)), ('x', (None, 'model', None)))
-MESHES = [{'workers': W, 'fsdp': 4}, {'workers': W, 'fsdp': 2, 'model': 2}]
+MESHES = [
+    {'workers': W, 'fsdp': 4},
+    {'workers': W, 'fsdp': 2, 'model': 2},
+    {'workers': W, 'stage': 2, 'fsdp': 2},
+    {'workers': W, 'stage': 4},
+    {'workers': W, 'stage': 2, 'model': 2},
+]
 CODECS = ['int4(block=32)', 'top_k(k=8, block=32)', 'power_sgd(rank=4)']
+PARTS = Parts(
+    first=lambda edge, batch: batch['x'] @ edge['in'],
+    block=lambda row, x: x + jnp.tanh(x @ row['up'] + row['bias']) @ row['down'],
+    last=lambda edge, x, batch: ({'loss': 0.5 * jnp.sum((x @ edge['out'] - batch['y']) ** 2)}, x.shape[0]),
+)
+
+
+def edge(key: jax.Array) -> Any:
+    return {'in': 0.3 * jax.random.normal(key, (6, 16)), 'out': jnp.ones(16) / 16}
+
+
+def block(key: jax.Array) -> Any:
+    up, down = (
+        0.2 * jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((16, 12), (12, 16)), strict=True)
+    )
+    return {'up': up, 'down': down, 'bias': jnp.zeros(12)}
+
+
+RULES = (('blocks/up', (None, None, 'model')), ('blocks/bias', (None, 'model')), ('blocks/down', (None, 'model', None)))
+MODEL = from_parts(edge, block, 4, PARTS, rules=RULES)
+
+
+def data() -> dict[str, np.ndarray]:
+    """A regression that is not the same on both workers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 6)).astype(np.float32)
+    return {'x': x, 'y': x[:, 0] * x[:, 1] + x[:, 2] + np.repeat([0.2, -0.2], 8).astype(np.float32)}
+
+
+BATCH = data()
 
 
 def cells() -> list[Any]:
-    """(line, axes of the mesh, codec or '')."""
+    """(name of the line, number of the mesh, codec or '')."""
     chosen = []
     for number, name in enumerate(LINES):
-        chosen += [(name, number % 2, ''), (name, (number + 1) % 2, CODECS[number % 3])]
+        chosen.append((name, number % 5, ''))
+        if number % 2 == 0:
+            chosen.append((name, (number // 2) % 5, CODECS[(number // 2) % 3]))
     return chosen
 
 
-CELLS = cells()
-
-
 def text(name: str, codec: str) -> str:
+    """The line, with a third of its learning rates: they are for a quadratic."""
     if not codec:
-        return LINES[name].format('')
-    if name == 'parameter_server':
+        update = LINES[name].format('')
+    elif name == 'parameter_server':
         codec = 'int4(block=32)' if 'power_sgd' in codec else codec  # its parts are no matrices
-        return LINES[name].format(f'push={codec}, pull={codec}, feedback=True')
-    return LINES[name].format(f'codec={codec}, feedback=True')
+        update = LINES[name].format(f'push={codec}, pull={codec}, feedback=True')
+    else:
+        update = LINES[name].format(f'codec={codec}, feedback=True')
+    for rate, less in (
+        ('sgd(0.3', 'sgd(0.1'),
+        ('sgd(0.2', 'sgd(0.07'),
+        ('outer=fed_adagrad(0.1', 'outer=fed_adagrad(0.01'),
+    ):
+        update = update.replace(rate, less)
+    return update
 
 
-def loss(params: Any, batch: Any, key: jax.Array) -> Any:
-    """Half the squared distance to the targets of each row."""
-    del key
-    terms = jax.tree.map(lambda p, x: 0.5 * jnp.sum((p - x) ** 2), params, dict(batch))
-    return {'loss': sum(jax.tree.leaves(terms))}, jnp.float32(next(iter(batch.values())).shape[0])
-
-
-def targets() -> dict[str, np.ndarray]:
-    """Four rows for each worker, around a common point."""
-    rng = np.random.default_rng(0)
-    centre = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-    return {name: np.float32(c + 0.3 * rng.normal(size=(4 * W, *c.shape))) for name, c in centre.items()}
-
-
-BATCH = targets()
-
-
-def build(update: str, placement: Workers) -> Program[Any]:
-    start = lambda key: {name: jnp.zeros(shape) for name, shape in SHAPES.items()}  # noqa: E731
-    rules = RULES if len(placement.mesh.shape) > 1 else ()  # type: ignore[union-attr]
-    return make_step(loss, start, line.build(update), BATCH, placement, rules=rules)
+def build(update: str, **axes: int) -> Program[Any]:
+    placement = workers.on_mesh(mesh.make(axes))
+    rules = RULES if len(axes) > 1 else ()
+    pipeline = Pipeline(PARTS, 2)
+    return make_step(MODEL.loss, MODEL.init, line.build(update), BATCH, placement, rules=rules, pipeline=pipeline)
 
 
 def trained(program: Program[Any], state: Any, steps: int) -> Any:
@@ -76,36 +103,38 @@ def trained(program: Program[Any], state: Any, steps: int) -> Any:
     return state
 
 
-def parameters(program: Program[Any], state: Any) -> dict[str, np.ndarray]:
-    shared: dict[str, np.ndarray] = jax.device_get(jax.jit(lambda s: shared_params(s, program.layout))(state))
-    return shared
+def parameters(program: Program[Any], state: Any) -> Any:
+    return jax.device_get(jax.jit(lambda s: shared_params(s, program.layout))(state))
 
 
 @cache
-def expected(name: str) -> dict[str, np.ndarray]:
+def expected(name: str) -> Any:
     """The parameters with an exact mean, on workers of one device each."""
-    program = build(text(name, ''), workers.on_mesh(mesh.make({'workers': W})))
+    program = build(text(name, ''), workers=W)
     return parameters(program, trained(program, program.init(jax.random.key(0)), STEPS))
 
 
+def loss(params: Any) -> float:
+    return float(MODEL.loss(params, BATCH, None)[0]['loss'])
+
+
 @pytest.mark.parametrize(
-    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[0] != 'diloco')) for cell in CELLS]
+    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[0] != 'diloco')) for cell in cells()]
 )
 def test_hybrid(name: str, axes: int, codec: str) -> None:
-    program = build(text(name, codec), workers.on_mesh(mesh.make(MESHES[axes])))
-    state = trained(program, program.init(jax.random.key(0)), STEPS - 3)
+    program = build(text(name, codec), **MESHES[axes])
+    first = program.init(jax.random.key(0))
+    before = loss(parameters(program, first))
+    state = trained(program, first, STEPS - 3)
     saved = reloaded(state)
     state = trained(program, state, 3)
     for a, b in zip(jax.tree.leaves(trained(program, saved, 3)), jax.tree.leaves(state), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
         if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_array_equal(a, b)
-    params = parameters(program, state)
+    params, exact = parameters(program, state), expected(name)
     if not codec:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), params, expected(name))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-6), params, exact)
         return
     # The blocks of a codec begin anew in each shard, so the numbers are near, and not the same.
-    optimum = {path: x.mean(0) for path, x in BATCH.items()}
-    far = lambda p: np.sqrt(sum(np.sum((p[path] - x) ** 2) for path, x in optimum.items()))  # noqa: E731
-    start = far({path: np.zeros(shape) for path, shape in SHAPES.items()})
-    assert far(params) < 0.7 * start + 0.3 * far(expected(name)), (far(params), far(expected(name)), start)
+    assert loss(params) < 0.6 * before + 0.4 * loss(exact), (loss(params), loss(exact), before)

@@ -1,6 +1,6 @@
 """One transformer, trained by the same lines on eight devices that are laid out in different ways.
 
-jaxdist compare configs/layouts.py --seeds 1 --out /tmp/layouts
+jaxdist compare configs/layouts.py --seeds 1 --out experiments/layouts
 jaxdist plan configs/layouts.py --mesh.stage 2 --mesh.fsdp 2
 """
 

@@ -12,6 +12,7 @@ import pytest
 from run_fixtures import Jaxdist, finish, losses, saved, train_until
 from sklearn import linear_model
 
+import jaxdist
 from jaxdist import line, means
 from jaxdist.core import registry
 from jaxdist.data import Digits
@@ -92,6 +93,18 @@ def test_the_iterator_of_the_page_on_models_of_ones_own_repeats() -> None:
     first, again = (space['data'].batch(0, 130, 16, 4)['x'] for _ in range(2))
     assert first.shape == (16, 2)
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.slow
+def test_the_models_of_the_page_on_parallelism_are_alike_under_every_layout() -> None:
+    parts: dict[str, Any] = {}
+    law: dict[str, Any] = {}
+    exec(blocks('parallelism.md')[0], parts)
+    batch = {'x': np.random.default_rng(0).normal(size=(8, 4)), 'y': np.ones(8)}
+    layouts = [{'workers': 1, 'stage': 8}, {'workers': 1, 'stage': 2, 'fsdp': 4}]
+    results = jaxdist.same_under(parts['model'], layouts, batch, microbatches=2)
+    exec(blocks('parallelism.md')[1], law)
+    assert [result.problem for result in (*results, *law['results'])] == [''] * 4
 
 
 def weighted(batch: dict[str, Any]) -> dict[str, Any]:

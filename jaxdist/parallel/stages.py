@@ -1,0 +1,172 @@
+"""The walk of microbatches through the stages of a pipeline: the gradient, computed by hand.
+
+All stages run one program, a scan over the ticks of a schedule, and pass activations and their gradients to their
+neighbours by a permutation each. A stage keeps the inputs of its microbatches, and evaluates its blocks again for the
+backward pass, so that what it keeps does not grow with their number.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdist.core import collectives
+from jaxdist.core.types import Batch, Params, Parts
+from jaxdist.parallel.schedules import Schedule
+
+AXIS = 'stage'
+BLOCKS = 'blocks'
+"""The entry of the parameters that is sharded over the stages."""
+
+
+class Carry(NamedTuple):
+    """What one tick hands to the next on a stage.
+
+    Attributes:
+        x: the input of the next forward slot.
+        dy: the gradient of the loss by the output of the next backward slot.
+        inputs: the inputs that are kept, [held, ...].
+        grads: the gradients so far.
+        terms: the sums and the count so far.
+    """
+
+    x: Any
+    dy: Any
+    inputs: Any
+    grads: Any
+    terms: Any
+
+
+def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: Batch, like: Params) -> tuple[Any, Any]:
+    """The sums and the count of a batch, and the gradient of `sums['loss']`: of this stage's blocks, and of the edge.
+
+    Only for use where the axis `stage` is manual. The sums are those of all stages; the gradient of the edge is this
+    stage's term.
+
+    Args:
+        parts: the model.
+        schedule: the schedule.
+        params: the edge, and this stage's blocks [L / S, ...].
+        batch: arrays [B, ...]; each stage gets the whole batch, and only its ends look at it.
+        like: the parameters whose dtypes the gradients have.
+
+    >>> parts = Parts(
+    ...     first=lambda edge, batch: batch['x'],
+    ...     block=lambda w, x: w * x,
+    ...     last=lambda edge, x, batch: ({'loss': jnp.sum(x)}, x.size),
+    ... )
+    >>> params, specs = {'edge': (), 'blocks': jnp.array([2.0, 3.0])}, {'edge': (), 'blocks': P('stage')}
+    >>> code = lambda params: pipeline_gradient(parts, Schedule(2, 2), params, {'x': jnp.arange(4.0)}, params)
+    >>> mesh = jax.make_mesh((2,), ('stage',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> (sums, count), grads = jax.shard_map(code, mesh=mesh, in_specs=(specs,), out_specs=(P(), specs))(params)
+    >>> float(sums['loss']), float(count), grads['blocks'].tolist()
+    (36.0, 4.0, [18.0, 12.0])
+    """
+    m = schedule.microbatches
+    micro = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), batch)
+    # Before the scan: the gradient of what is typed as the same on all stages is added up over them at every tick.
+    params, micro = collectives.pvary((params, micro), AXIS)
+    stage = _Stage(parts, schedule, params, micro)
+    zero = jnp.int32(0)
+    shapes = jax.eval_shape(lambda: stage.run(params, stage.start(zero), zero))
+    zero_x, zero_terms = collectives.pvary(collectives.zeros(shapes), AXIS)
+    grads = jax.tree.map(lambda p, q: jnp.zeros_like(p, q.dtype), params, like)
+    inputs = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.held, *x.shape)), zero_x)
+    carry = Carry(zero_x, zero_x, inputs, grads, zero_terms)
+    carry = collectives.fixed_point(lambda carry: stage.tick(carry, zero, True, True), carry)
+    for first, last, forward, backward in _phases(schedule):
+        step = lambda carry, t, slots=(forward, backward): (stage.tick(carry, t, *slots), None)  # noqa: E731
+        carry = lax.scan(step, carry, jnp.arange(first, last))[0]
+    return lax.psum(carry.terms, AXIS), carry.grads
+
+
+def _phases(schedule: Schedule) -> list[tuple[int, int, bool, bool]]:
+    """Ticks from, to, and which slots they have; ticks without a slot do not compute it."""
+    fill, passes, ticks = schedule.fill, schedule.passes, schedule.ticks
+    phases = [(0, min(fill, passes), True, False), (fill, passes, True, True), (max(fill, passes), ticks, False, True)]
+    return [phase for phase in phases if phase[0] < phase[1]]
+
+
+class _Stage(NamedTuple):
+    """The code of this stage."""
+
+    parts: Parts
+    schedule: Schedule
+    params: Params
+    micro: Batch
+
+    def batch(self, k: jax.Array) -> Batch:
+        """The k-th microbatch."""
+        return jax.tree.map(lambda x: x[k], self.micro)
+
+    def start(self, k: jax.Array) -> Any:
+        """The output of the first part."""
+        return self.parts.first(self.params['edge'], self.batch(k))
+
+    def run(self, params: Params, x: Any, k: jax.Array) -> tuple[Any, Any]:
+        """From the input of a microbatch to the output, and its sums and count, which are 0 but on the last stage."""
+        edge, batch, me, stages = params['edge'], self.batch(k), lax.axis_index(AXIS), self.schedule.stages
+        x = lax.cond(me == 0, lambda edge, x: self.parts.first(edge, batch), lambda edge, x: x, edge, x)
+        y = lax.scan(lambda x, row: (self.parts.block(row, x), None), x, params[BLOCKS])[0]
+
+        def last(edge: Any, y: Any) -> Any:
+            sums, count = self.parts.last(edge, y, batch)
+            return collectives.pvary((sums, jnp.asarray(count, float)), AXIS)
+
+        def none(edge: Any, y: Any) -> Any:
+            return collectives.zeros(jax.eval_shape(last, edge, y))
+
+        terms = lax.cond(me == stages - 1, last, none, edge, y)
+        return _after(y, terms), terms
+
+    def tick(self, carry: Carry, t: jax.Array, forward: bool, backward: bool) -> Carry:
+        """One tick."""
+        schedule, me = self.schedule, lax.axis_index(AXIS)
+        m, held = schedule.microbatches, schedule.held
+        if forward:
+            k = schedule.forward(me, t)
+            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
+            inputs = jax.tree.map(
+                lambda all, x: all.at[k % held].set(jnp.where(ok, x, all[k % held])), carry.inputs, carry.x
+            )
+            y, terms = self.run(self.params, carry.x, k)
+            added = jax.tree.map(lambda a, b: a + jnp.where(ok, b, 0), carry.terms, terms)
+            carry = carry._replace(x=_passed(y, 1), inputs=inputs, terms=added)
+            carry = carry._replace(dy=_after(carry.dy, carry.x), inputs=_after(inputs, carry.x))
+        if backward:
+            k = schedule.backward(me, t)
+            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
+            x = jax.tree.map(lambda all: all[k % held], carry.inputs)
+            (y, terms), pull = jax.vjp(lambda params, x: self.run(params, x, k), self.params, x)
+            sums, count = jax.tree.map(jnp.zeros_like, terms)
+            cotangents = {**sums, 'loss': jnp.ones_like(sums['loss'])}, count
+            own, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
+            dx = _after(dx, own['edge'])
+            grads = jax.tree.map(lambda g, d: g + jnp.where(ok, d, 0).astype(g.dtype), carry.grads, own)
+            carry = carry._replace(dy=_passed(dx, -1), grads=grads)
+        return carry
+
+
+def _after(tree: Any, first: Any) -> Any:
+    """The same values as `tree`, on a CPU not before `first` is computed.
+
+    Emulated devices wait for each other in a few threads. If one begins a permutation, and another a collective inside
+    of its stage that does not depend on it, each waits for ever. (XLA for CPU ignores optimisation barriers.)
+    """
+    leaves = jax.tree.leaves(first)
+    axes: set[str] = set().union(*(jax.typeof(x).mat.varying for x in [*leaves, *jax.tree.leaves(tree)]))
+    for axis in sorted(axes):
+        tree = collectives.pvary(tree, axis)
+
+    def late(tree: Any, leaves: list[jax.Array]) -> Any:
+        unknown = sum(jnp.isnan(x.ravel()[0]).astype(jnp.int32) for x in leaves)
+        return jax.tree.map(lambda x: jnp.where(unknown >= 0, x, jnp.zeros_like(x)), tree)
+
+    return lax.platform_dependent(tree, leaves, cpu=late, default=lambda tree, leaves: tree)
+
+
+def _passed(x: Any, by: int) -> Any:
+    """What the neighbour `by` stages before has; the first and the last are neighbours, and do not look at it."""
+    stages = lax.axis_size(AXIS)
+    return lax.ppermute(x, AXIS, [(stage, (stage + by) % stages) for stage in range(stages)])

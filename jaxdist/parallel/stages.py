@@ -51,6 +51,7 @@ def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: B
         batch: arrays [B, ...]; each stage gets the whole batch, and only its ends look at it.
         like: the parameters whose dtypes the gradients have.
 
+    >>> from jax.sharding import PartitionSpec as P
     >>> parts = Parts(
     ...     first=lambda edge, batch: batch['x'],
     ...     block=lambda w, x: w * x,

@@ -34,6 +34,8 @@ def gradients(
     in_parts = accumulate > 1 or partition.batch_shards > 1 or own is not None
 
     def one(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+        """`((terms, gradient), state)` on one device, of one part of its batch."""
+
         def objective(params: Params) -> tuple[jax.Array, Any]:
             sums, count, after = evaluate_loss(loss, params, state, batch, key)
             count = lax.stop_gradient(jnp.asarray(count, float))
@@ -43,10 +45,13 @@ def gradients(
         return ((sums, count), conjugate(grads)), after
 
     def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        seen, part = partition.gather(params, compute), functools.partial(_in_dtypes, params, one)
-        if own is not None:
-            out, after = own(seen, batch, params), state
-        elif accumulate > 1:
+        def by_itself(seen: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
+            assert own is not None
+            return own(seen, batch, params, compute), state
+
+        seen = partition.gather(params, compute)
+        part = functools.partial(_in_dtypes, params, one) if own is None else by_itself
+        if accumulate > 1:
             out, after = _sum_of_parts(functools.partial(part, seen), state, _parts(batch, key, accumulate))
         else:
             out, after = part(seen, state, batch, key)

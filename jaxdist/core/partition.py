@@ -17,8 +17,11 @@ Evaluate = Callable[[Params, Any, Batch, jax.Array], tuple[Any, Params, Any]]
 """`(params, state, batch, key) -> (sums, gradient, state)`, with sums any pytree."""
 
 
-OwnGradient = Callable[[Params, Batch, Params], tuple[Any, Params]]
-"""`(params, batch, like) -> ((sums, count), gradient of sums['loss'])`, with the gradient in the dtypes of `like`."""
+OwnGradient = Callable[[Params, Batch, Params, Any], tuple[Any, Params]]
+"""`(params, batch, like, compute) -> ((sums, count), gradient of sums['loss'])`, the gradient in the dtypes of `like`.
+
+`params` are what `Partition.gather` returned.
+"""
 
 
 class Partition(Protocol):
@@ -28,14 +31,18 @@ class Partition(Protocol):
     def batch_shards(self) -> int:
         """Parts that a worker's batch is divided into, one for each of its devices that evaluate a part."""
 
-    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(
+        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        compute: jax.typing.DTypeLike | None = None,
+    ) -> dict[str, Fraction]:  # fmt: skip
         """The formula for the bytes that one device sends at a step, by axis, apart from what the compiler adds.
 
         Args:
-            params: the parameters' shapes, in the dtype in which the loss sees them.
+            params: the parameters' shapes.
             sums: the shapes of the loss's sums.
             batch: the shapes of the batch of all workers.
             sizes: the mesh's sizes by axis.
+            compute: the dtype in which the loss sees the parameters; None for theirs.
         """
 
     @property
@@ -72,9 +79,12 @@ class Whole(NamedTuple):
     microbatches: int = 1
     own_gradient: OwnGradient | None = None
 
-    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(
+        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        compute: jax.typing.DTypeLike | None = None,
+    ) -> dict[str, Fraction]:  # fmt: skip
         """Nothing."""
-        del params, sums, batch, sizes
+        del params, sums, batch, sizes, compute
         return {}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:

@@ -2,6 +2,7 @@
 
 from jaxdist.parallel.fsdp import FullySharded, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, Pipelined
+from jaxdist.parallel.regather import Regathered
 from jaxdist.parallel.schedules import Schedule
 
-__all__ = ['FullySharded', 'Pipeline', 'Pipelined', 'Schedule', 'fully_sharded']
+__all__ = ['FullySharded', 'Pipeline', 'Pipelined', 'Regathered', 'Schedule', 'fully_sharded']

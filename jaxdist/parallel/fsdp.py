@@ -6,6 +6,7 @@ of sharding rules depends on its version: an all-reduce in place of a reduce-sca
 all-reduced in every layer where the batch is not sharded alike.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -51,16 +52,16 @@ class FullySharded(NamedTuple):
         """F: each device evaluates its part of the batch."""
         return self.size
 
-    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(
+        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        compute: jax.typing.DTypeLike | None = None,
+    ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
-        share = Fraction(2 * (self.size - 1), self.size)
+        share, count = Fraction(self.size - 1, self.size), functools.partial(entry_bytes, params, self.specs, self.axis)
         # A gather and a reduce-scatter, or the all-reduce of what is whole on every device.
-        entries = sum(
-            Fraction(x.size * x.dtype.itemsize, shards(spec, {**sizes, self.axis: 1}))
-            for x, spec in zip(jax.tree.leaves(params), spec_leaves(self.specs), strict=True)
-        )
+        entries = count(sizes, compute, sharded=True) + count(sizes, None, sharded=True)
         scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])  # the sums and the count
-        return {self.axis: share * (entries + scalars)}
+        return {self.axis: share * (entries + 2 * count(sizes, None, sharded=False) + 2 * scalars)}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
         """The whole parameters, gathered in the dtype in which the loss sees them."""
@@ -115,6 +116,34 @@ def scattered(g: jax.Array, spec: P, axis: str) -> jax.Array:
         return on_shards(lambda g: lax.psum(g, axis), spec)(g)
     dim = list(spec).index(axis)
     return on_shards(lambda g: lax.psum_scatter(g, axis, scatter_dimension=dim, tiled=True), spec)(g)
+
+
+def entry_bytes(
+    params: Params, specs: Any, axis: str, sizes: Mapping[str, int], compute: jax.typing.DTypeLike | None, sharded: bool
+) -> Fraction:
+    """Bytes of the parameters that an axis shards, or of all others, on a device that has them whole over the axis.
+
+    Args:
+        params: the parameters' shapes.
+        specs: the `PartitionSpec` of each.
+        axis: the mesh axis.
+        sizes: the mesh's sizes by axis.
+        compute: the dtype to which real numbers are cast; None for their own.
+        sharded: which of them.
+
+    >>> params, specs = {'w': jnp.ones((4, 2)), 'b': jnp.ones(3)}, {'w': P('fsdp', 'model'), 'b': P()}
+    >>> entry_bytes(params, specs, 'fsdp', {'fsdp': 2, 'model': 2}, jnp.bfloat16, sharded=True)
+    Fraction(8, 1)
+    """
+    seen = jax.eval_shape(lambda params: cast_params(params, compute), params)
+    return sum(
+        (
+            Fraction(x.size * x.dtype.itemsize, shards(spec, {**sizes, axis: 1}))
+            for x, spec in zip(jax.tree.leaves(seen), spec_leaves(specs), strict=True)
+            if (axis in spec) == sharded
+        ),
+        Fraction(0),
+    )
 
 
 def shards(spec: P, sizes: Mapping[str, int]) -> int:
@@ -175,7 +204,14 @@ def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: st
     ({'b': P(), 'w': P('model', 'fsdp')}, 2)
     """
     size = sizes[axis]
-    full = jax.tree.map(lambda spec, x: _with(spec, x.shape, axis, size), specs, params, is_leaf=is_spec)
+    in_parts = isinstance(params, dict) and set(params) == {'edge', 'blocks'}
+
+    def with_axis(path: Any, spec: P, x: Any) -> P:
+        # Rows of blocks are evaluated one after the other, and each device has a part of each.
+        rows = in_parts and path[0].key == 'blocks'
+        return _with(spec, x.shape, axis, size, first=int(rows))
+
+    full = jax.tree_util.tree_map_with_path(with_axis, specs, params, is_leaf=is_spec)
     if not any(axis in spec for spec in spec_leaves(full)):
         shapes = {meshes.path_text(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
         raise InputError(
@@ -185,11 +221,12 @@ def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: st
     return full, FullySharded(full, size, axis)
 
 
-def _with(spec: P, shape: tuple[int, ...], axis: str, size: int) -> P:
+def _with(spec: P, shape: tuple[int, ...], axis: str, size: int, first: int) -> P:
+    """The spec with the axis at the largest dim, from dim `first` on, that it divides and no other axis shards."""
     if axis in spec:
         return spec
     dims = [*spec, *(None,) * (len(shape) - len(spec))]
-    free = [dim for dim, n in enumerate(shape) if dims[dim] is None and n and n % size == 0]
+    free = [dim for dim, n in enumerate(shape) if dim >= first and dims[dim] is None and n and n % size == 0]
     if not free:
         return spec
     dims[max(free, key=lambda dim: shape[dim])] = axis

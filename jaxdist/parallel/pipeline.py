@@ -68,18 +68,22 @@ class Pipelined(NamedTuple):
         """The mesh axes that the partition divides itself."""
         return (AXIS, self.sharded.axis) if self.sharded else (AXIS,)
 
-    def sends(self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    def sends(
+        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        compute: jax.typing.DTypeLike | None = None,
+    ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
         rows = sizes['workers'] * self.batch_shards * self.plan.microbatches
         micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
-        passed = jax.tree.leaves(jax.eval_shape(self.pipeline.parts.first, params['edge'], micro))
+        first = lambda edge, micro: self.pipeline.parts.first(cast_params(edge, compute), micro)  # noqa: E731
+        passed = jax.tree.leaves(jax.eval_shape(first, params['edge'], micro))
         walked = 2 * self.plan.passes * sum(Fraction(x.size * x.dtype.itemsize) for x in passed)
         edge = sum(
             Fraction(x.size * x.dtype.itemsize, shards(spec, sizes))
             for x, spec in zip(jax.tree.leaves(params['edge']), spec_leaves(self.specs['edge']), strict=True)
         )
         scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])
-        sharded = self.sharded.sends(params, sums, batch, sizes) if self.sharded else {}
+        sharded = self.sharded.sends(params, sums, batch, sizes, compute) if self.sharded else {}
         return {AXIS: walked + Fraction(2 * (self.plan.stages - 1), self.plan.stages) * (edge + scalars), **sharded}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
@@ -93,8 +97,11 @@ class Pipelined(NamedTuple):
         edge = jax.tree.map(total, self.specs['edge'], mine['edge'], is_leaf=is_spec)
         return {'edge': edge, BLOCKS: mine[BLOCKS]}
 
-    def own_gradient(self, params: Params, batch: Batch, like: Params) -> tuple[Any, Params]:
+    def own_gradient(
+        self, params: Params, batch: Batch, like: Params, compute: jax.typing.DTypeLike | None
+    ) -> tuple[Any, Params]:
         """The sums, the count and the gradient of the pipeline."""
+        del compute  # the parameters are gathered, and cast
         return pipeline_gradient(self.pipeline.parts, self.plan, params, batch, like)
 
     def run(

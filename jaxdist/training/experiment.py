@@ -28,6 +28,8 @@ class Mesh:
     """Pipeline stages of one worker, over which a model's blocks are divided; see docs/parallelism.md."""
     fsdp: int = 1
     """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
+    regather: bool = False
+    """Gather each block of a fully sharded model when it is evaluated, and keep none; see docs/parallelism.md."""
     model: int = 1
     """Devices of one worker over which layers are sharded, by the model's rules: tensor parallelism."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
@@ -143,8 +145,8 @@ FREE = ('steps', 'mesh', 'pipeline', 'log_every', 'evaluate_every', 'save_every'
 def to_json(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON data; each dataclass has its name under `kind`.
 
-    >>> to_json(Experiment(steps=7))['mesh']
-    {'kind': 'Mesh', 'workers': 8, 'stage': 1, 'fsdp': 1, 'model': 1, 'emulate': False, 'simulate': False}
+    >>> to_json(Experiment(steps=7))['pipeline']
+    {'kind': 'PipelineSettings', 'microbatches': 4, 'schedule': '1f1b'}
     """
     return encode(experiment)
 

@@ -35,6 +35,7 @@ def same_under(
     accumulate: int = 1,
     microbatches: int = 1,
     schedule: ScheduleName = '1f1b',
+    regather: bool = False,
 ) -> list[LawResult]:
     """Whether a model trains alike however it is laid out over devices, one result for each layout.
 
@@ -52,6 +53,7 @@ def same_under(
         accumulate: parts that each device's batch is taken in, where there are no stages.
         microbatches: parts that each device's batch is taken in, where there are stages.
         schedule: the schedule of the stages.
+        regather: whether fully sharded workers gather each block when it is evaluated.
 
     Raises:
         InputError: a layout does not fit the devices, the batch or the model.
@@ -72,7 +74,7 @@ def same_under(
         for layout in layouts:
             table = meshes.axis_table(**layout)
             try:
-                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline)
+                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline, regather)
                 _compare(actual['numbers'], expected['numbers'], tolerance)
                 for name in ('bytes', 'stored', 'traces after the first step'):
                     got, formula = actual[name]
@@ -93,6 +95,7 @@ def _train(
     learning_rate: float,
     accumulate: int,
     pipeline: Pipeline | None = None,
+    regather: bool = False,
 ) -> dict[str, Any]:
     """The numbers of a training, and pairs of what was measured and what the formula says."""
     workers = on_mesh(meshes.make(meshes.axis_table(**layout)))
@@ -111,7 +114,7 @@ def _train(
 
     if pipeline is not None:
         pipeline = pipeline._replace(parts=pipeline.parts._replace(last=noted(pipeline.parts.last)))
-    options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline}
+    options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline, 'regather': regather}
     program = make_step(noted(model.loss), lambda key: params, update, batch, workers, **options)
     state = program.init(jax.random.key(0))
     numbers: dict[str, Any] = {}
@@ -123,7 +126,7 @@ def _train(
             numbers = {**jax.device_get(sums), 'gradient': jax.device_get(state.opt_state[1].trace)}
     again = sum(step > 1 for step in traced)
     numbers[f'parameters after {STEPS} steps'] = jax.device_get(state.params)
-    specs, partition = partitioned(params, rules, workers, pipeline)
+    specs, partition = partitioned(params, rules, workers, pipeline, regather, accumulate)
     sizes = dict(workers.mesh.shape)
     shard = sum(x.nbytes // shards(s, sizes) for x, s in zip(jax.tree.leaves(params), spec_leaves(specs), strict=True))
     terms = jax.eval_shape(model.loss, params, batch, jax.random.key(0))[0]

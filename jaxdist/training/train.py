@@ -127,6 +127,7 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         objective=build_objective(experiment, model),
         state_sync=_state_sync(experiment, workers),
         pipeline=pipeline,
+        regather=experiment.mesh.regather,
     )
 
 

@@ -1,0 +1,82 @@
+"""Fully sharded workers that gather each block when it is evaluated."""
+
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdist
+from jaxdist import ledger
+from jaxdist.core import mesh
+from jaxdist.core.types import Task
+from jaxdist.models import Perceptron, Transformer
+from jaxdist.parallel import Pipeline, regather
+
+MODEL = Transformer(layers=8, width=32, heads=2, stacked=True).build(Task('tokens', (8,), 64))
+TOKENS = {'tokens': np.random.default_rng(0).integers(0, 64, (16, 9)).astype(np.int32)}
+BLOCKS = sum(x.size for x in jax.tree.leaves(jax.eval_shape(MODEL.init, jax.random.key(0))['blocks']))
+REST = 64 * 32 + 32
+
+
+def program(again: bool, compute: Any = None, **axes: int) -> Any:
+    workers = jaxdist.on_mesh(mesh.make(mesh.axis_table(**axes)))
+    return jaxdist.make_step(
+        MODEL.loss, MODEL.init, optax.chain(jaxdist.mean(), optax.sgd(0.1)), TOKENS, workers,
+        rules=MODEL.rules, compute=compute, guard=False, pipeline=Pipeline(MODEL.parts), regather=again,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('accumulate', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_layouts_are_alike(accumulate: int) -> None:
+    layouts = [{'workers': 2, 'fsdp': 4}, {'workers': 2, 'fsdp': 2, 'model': 2}]
+    results = jaxdist.same_under(MODEL, layouts, TOKENS, regather=True, accumulate=accumulate)
+    assert [result.problem for result in results] == ['', '']
+
+
+@pytest.mark.parametrize('compute, size', [(None, 4), (jnp.bfloat16, 2)])
+def test_blocks_are_gathered_twice_and_scattered_once(compute: Any, size: int) -> None:
+    made, share = program(True, compute, workers=2, fsdp=4), Fraction(3, 4)
+    rows = [row for row in ledger.cost(made, TOKENS, jax.random.key(0)).rows if row.axes == ('fsdp',)]
+    sent = {
+        kind: sum(row.bytes_per_step for row in rows if row.kind == kind) for kind in ('all_gather', 'reduce_scatter')
+    }
+    assert sent == {
+        'all_gather': share * size * (2 * BLOCKS + REST),
+        'reduce_scatter': share * 4 * (BLOCKS + REST),
+    }
+
+
+@pytest.mark.slow
+def test_no_device_keeps_whole_blocks() -> None:
+    def temporaries(again: bool) -> int:
+        made = program(again, workers=1, fsdp=8)
+        return int(made.step.lower(made.state, TOKENS).compile().memory_analysis().temp_size_in_bytes)
+
+    # Without it there are the whole blocks and their whole gradient.
+    assert temporaries(True) < temporaries(False) - 1.5 * 4 * BLOCKS
+
+
+def test_a_gather_whose_gradient_is_not_added_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(g: jax.Array, spec: Any, axis: str) -> jax.Array:
+        size = jax.lax.axis_size(axis)
+        dim, me = list(spec).index(axis), jax.lax.axis_index(axis)
+        return jax.lax.dynamic_slice_in_dim(g, me * (g.shape[dim] // size), g.shape[dim] // size, dim)
+
+    monkeypatch.setattr(regather, 'scattered', own)
+    (result,) = jaxdist.same_under(MODEL, [{'workers': 2, 'fsdp': 2}], TOKENS, regather=True)
+    assert 'gradient of' in result.problem
+
+
+def test_what_cannot_be_regathered() -> None:
+    with pytest.raises(ValueError, match='regather is for a mesh with the axis fsdp and without stages'):
+        program(True, workers=2, stage=2, fsdp=2)
+    with pytest.raises(ValueError, match='regather is for a mesh with the axis fsdp'):
+        program(True, workers=2)
+    model = Perceptron(hidden=(8,)).build(Task('classes', (4,), 3))
+    batch = {'x': np.ones((8, 4), np.float32), 'y': np.zeros(8, int)}
+    with pytest.raises(ValueError, match='and for a model in parts'):
+        jaxdist.same_under(model, [{'workers': 1, 'fsdp': 2}], batch, regather=True)

@@ -49,13 +49,13 @@ def gradients(
             assert own is not None
             return own(seen, batch, params, compute), state
 
-        seen = partition.gather(params, compute)
+        seen = partition.gather(params, compute, key)
         part = functools.partial(_in_dtypes, params, one) if own is None else by_itself
         if accumulate > 1:
             out, after = _sum_of_parts(functools.partial(part, seen), state, _parts(batch, key, accumulate))
         else:
             out, after = part(seen, state, batch, key)
-        return out[0], partition.scatter(out[1]), after
+        return out[0], partition.scatter(out[1], key), after
 
     def whole(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         (sums, count), grads, after = partition.run(on_device, params, state, batch, key)
@@ -99,12 +99,12 @@ def pullback(
     if partition.own_gradient is not None:
         raise InputError('a pipeline has the gradient of its loss alone: constraints need a mesh without stages')
     if accumulate == 1 and partition.batch_shards == 1:
-        of_params = lambda params: fn(partition.gather(params, compute), state, batch, key)  # noqa: E731
+        of_params = lambda params: fn(partition.gather(params, compute, key), state, batch, key)  # noqa: E731
         out, vjp, after = jax.vjp(of_params, params, has_aux=True)
         return out, after, lambda weights: conjugate(vjp(weights)[0])
 
     def sums(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        seen = partition.gather(params, compute)
+        seen = partition.gather(params, compute, key)
         out, after = _sum_of_parts(lambda *part: fn(seen, *part), state, _parts(batch, key, accumulate))
         return out, (), after
 
@@ -115,9 +115,9 @@ def pullback(
             return ((), conjugate(vjp(jax.tree.map(collectives.as_varying, weights, out))[0])), after
 
         def gradient(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-            part = functools.partial(_in_dtypes, params, one, partition.gather(params, compute))
+            part = functools.partial(_in_dtypes, params, one, partition.gather(params, compute, key))
             (_, grads), after = _sum_of_parts(part, state, _parts(batch, key, accumulate))
-            return (), partition.scatter(grads), after
+            return (), partition.scatter(grads, key), after
 
         grads: Params = partition.run(gradient, params, state, batch, key)[1]
         return grads

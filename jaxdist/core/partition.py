@@ -53,10 +53,10 @@ class Partition(Protocol):
     def own_gradient(self) -> OwnGradient | None:
         """What computes the gradient on a device, in place of the derivative of the loss; None if nothing does."""
 
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
-        """The parameters as the loss sees them, from shards, inside of `run`."""
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
+        """The parameters as the loss sees them, from shards, inside of `run`; the key is for codecs."""
 
-    def scatter(self, grads: Params) -> Params:
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The shards of the gradients' sum over the worker's devices, inside of `run`."""
 
     def run(
@@ -71,7 +71,7 @@ class Partition(Protocol):
 class Whole(NamedTuple):
     """The partition of a worker that evaluates its batch as one: on one device, or as the compiler shards it.
 
-    >>> Whole().gather({'w': jnp.ones(1)}, jnp.bfloat16)
+    >>> Whole().gather({'w': jnp.ones(1)}, jnp.bfloat16, jax.random.key(0))
     {'w': Array([1], dtype=bfloat16)}
     """
 
@@ -87,11 +87,11 @@ class Whole(NamedTuple):
         del params, sums, batch, sizes, compute
         return {}
 
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
         """The parameters, cast."""
         return cast_params(params, compute)
 
-    def scatter(self, grads: Params) -> Params:
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The gradients, unchanged."""
         return grads
 

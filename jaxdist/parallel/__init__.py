@@ -1,8 +1,9 @@
 """How the work of one worker is divided among its devices."""
 
-from jaxdist.parallel.fsdp import FullySharded, fully_sharded
+from jaxdist.parallel.fsdp import Fsdp, FullySharded, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, Pipelined
+from jaxdist.parallel.quantised import Quantised
 from jaxdist.parallel.regather import Regathered
 from jaxdist.parallel.schedules import Schedule
 
-__all__ = ['FullySharded', 'Pipeline', 'Pipelined', 'Regathered', 'Schedule', 'fully_sharded']
+__all__ = ['Fsdp', 'FullySharded', 'Pipeline', 'Pipelined', 'Quantised', 'Regathered', 'Schedule', 'fully_sharded']

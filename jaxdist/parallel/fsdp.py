@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxdist.codecs.codec import AnyCodec
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
@@ -24,6 +25,21 @@ from jaxdist.core.partition import Evaluate, OwnGradient, cast_params
 from jaxdist.core.protocol import is_spec
 from jaxdist.core.types import Batch, Params
 from jaxdist.parallel.within import on_devices
+
+
+class Fsdp(NamedTuple):
+    """How fully sharded workers gather parameters and scatter gradients.
+
+    Attributes:
+        regather: whether each block of a model in parts is gathered when it is evaluated, forward and backward, and
+            none is kept (ZeRO stage 3).
+        gathers: the codec of gathered parameters; None for exact ones.
+        scatters: the codec of scattered gradients; None for exact sums.
+    """
+
+    regather: bool = False
+    gathers: AnyCodec | None = None
+    scatters: AnyCodec | None = None
 
 
 class FullySharded(NamedTuple):
@@ -63,12 +79,12 @@ class FullySharded(NamedTuple):
         scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])  # the sums and the count
         return {self.axis: share * (entries + 2 * count(sizes, None, sharded=False) + 2 * scalars)}
 
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
         """The whole parameters, gathered in the dtype in which the loss sees them."""
         whole = lambda spec, x: gathered(collectives.pvary(x, self.axis), spec, self.axis)  # noqa: E731
         return jax.tree.map(whole, self.specs, cast_params(params, compute), is_leaf=is_spec)
 
-    def scatter(self, grads: Params) -> Params:
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The shards of the sum of gradients."""
         return jax.tree.map(lambda spec, g: scattered(g, spec, self.axis), self.specs, grads, is_leaf=is_spec)
 

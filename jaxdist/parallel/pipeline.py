@@ -86,13 +86,13 @@ class Pipelined(NamedTuple):
         sharded = self.sharded.sends(params, sums, batch, sizes, compute) if self.sharded else {}
         return {AXIS: walked + Fraction(2 * (self.plan.stages - 1), self.plan.stages) * (edge + scalars), **sharded}
 
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
         """This stage's parameters, whole."""
-        return self.sharded.gather(params, compute) if self.sharded else cast_params(params, compute)
+        return self.sharded.gather(params, compute, key) if self.sharded else cast_params(params, compute)
 
-    def scatter(self, grads: Params) -> Params:
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The shards of the sum of gradients over the devices of a stage, and for the edge over the stages as well."""
-        mine = self.sharded.scatter(grads) if self.sharded else grads
+        mine = self.sharded.scatter(grads, key) if self.sharded else grads
         total = lambda spec, g: on_shards(lambda g: lax.psum(g, AXIS), spec)(g)  # noqa: E731
         edge = jax.tree.map(total, self.specs['edge'], mine['edge'], is_leaf=is_spec)
         return {'edge': edge, BLOCKS: mine[BLOCKS]}

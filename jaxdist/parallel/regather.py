@@ -56,14 +56,14 @@ class Regathered(NamedTuple):
         kept = self.sharded.sends(params, sums, batch, sizes, compute)[axis]
         return {axis: kept + share * (self.accumulate * each - once)}
 
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None) -> Params:
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
         """The whole edge, and this device's shards of blocks."""
         axis, specs = self.sharded.axis, self.sharded.specs
         whole = lambda spec, x: gathered(collectives.pvary(x, axis), spec, axis)  # noqa: E731
         edge = jax.tree.map(whole, specs['edge'], cast_params(params['edge'], compute), is_leaf=is_spec)
         return {'edge': edge, BLOCKS: collectives.pvary(params[BLOCKS], axis)}
 
-    def scatter(self, grads: Params) -> Params:
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The shards of the sum of gradients; those of sharded blocks are it already."""
         axis, specs = self.sharded.axis, self.sharded.specs
         rest = lambda spec, g: g if axis in spec else scattered(g, spec, axis)  # noqa: E731

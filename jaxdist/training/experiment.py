@@ -1,61 +1,20 @@
 """An experiment as plain data: every setting of a run, to and from JSON."""
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from jaxdist.constraints.dual_ascent import Order
-from jaxdist.core.mesh import KINDS, Axis, axis_table
+from jaxdist.core.mesh import KINDS
 from jaxdist.data import Text
 from jaxdist.models import Transformer
-from jaxdist.parallel.schedules import ScheduleName
+from jaxdist.training.layout_settings import FsdpSettings as FsdpSettings
+from jaxdist.training.layout_settings import Mesh as Mesh
+from jaxdist.training.layout_settings import PipelineSettings as PipelineSettings
 from jaxdist.training.plain_data import ExperimentError, check_settings, decode, encode
 from jaxdist.training.user_code import blame, load_script
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """The device mesh."""
-
-    workers: int = 8
-    """Number of workers: each gets a part of the batch, and they communicate as the update line defines."""
-    stage: int = 1
-    """Pipeline stages of one worker, over which a model's blocks are divided; see docs/parallelism.md."""
-    fsdp: int = 1
-    """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
-    regather: bool = False
-    """Gather each block of a fully sharded model when it is evaluated, and keep none; see docs/parallelism.md."""
-    model: int = 1
-    """Devices of one worker over which layers are sharded, by the model's rules: tensor parallelism."""
-    emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
-    """Emulate the devices on this machine's CPU."""
-    simulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
-    """Simulate the workers on one device."""
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """The mesh axes: name, size and kind of each."""
-        return axis_table(**{kind: getattr(self, kind) for kind in KINDS if hasattr(self, kind)})
-
-    @property
-    def devices(self) -> int:
-        """The number of devices that the mesh needs; 1 if the workers are simulated."""
-        return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
-
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """How a worker's batch walks through its stages."""
-
-    microbatches: int = 4
-    """Parts of a device's batch that follow each other. Of a step, (S - 1) / (m + S - 1) is waiting, with S stages."""
-    schedule: ScheduleName = '1f1b'
-    """Schedule: 1f1b, or gpipe, which keeps the inputs of all microbatches."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +49,7 @@ class Experiment:
     data: Any = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    fsdp: FsdpSettings = field(default_factory=FsdpSettings)
     batch: int = 64
     """Global batch size: examples per step over all workers."""
     steps: int = 500
@@ -138,7 +98,17 @@ class Experiment:
             )
 
 
-FREE = ('steps', 'mesh', 'pipeline', 'log_every', 'evaluate_every', 'save_every', 'keep', 'constraints.tolerance')
+FREE = (
+    'steps',
+    'mesh',
+    'pipeline',
+    'fsdp.regather',
+    'log_every',
+    'evaluate_every',
+    'save_every',
+    'keep',
+    'constraints.tolerance',
+)
 """Fields that may change when a run is resumed."""
 
 

@@ -15,7 +15,7 @@ from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import on_mesh
 from jaxdist.laws.law import LawBroken, LawResult
 from jaxdist.ledger import cost
-from jaxdist.parallel.fsdp import shards, spec_leaves
+from jaxdist.parallel.fsdp import Fsdp, shards, spec_leaves
 from jaxdist.parallel.pipeline import Pipeline
 from jaxdist.parallel.schedules import ScheduleName
 from jaxdist.training.step import make_step, partitioned
@@ -74,7 +74,7 @@ def same_under(
         for layout in layouts:
             table = meshes.axis_table(**layout)
             try:
-                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline, regather)
+                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline, Fsdp(regather))
                 _compare(actual['numbers'], expected['numbers'], tolerance)
                 for name in ('bytes', 'stored', 'traces after the first step'):
                     got, formula = actual[name]
@@ -95,7 +95,7 @@ def _train(
     learning_rate: float,
     accumulate: int,
     pipeline: Pipeline | None = None,
-    regather: bool = False,
+    fsdp: Fsdp = Fsdp(),
 ) -> dict[str, Any]:
     """The numbers of a training, and pairs of what was measured and what the formula says."""
     workers = on_mesh(meshes.make(meshes.axis_table(**layout)))
@@ -114,7 +114,7 @@ def _train(
 
     if pipeline is not None:
         pipeline = pipeline._replace(parts=pipeline.parts._replace(last=noted(pipeline.parts.last)))
-    options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline, 'regather': regather}
+    options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline, 'fsdp': fsdp}
     program = make_step(noted(model.loss), lambda key: params, update, batch, workers, **options)
     state = program.init(jax.random.key(0))
     numbers: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _train(
             numbers = {**jax.device_get(sums), 'gradient': jax.device_get(state.opt_state[1].trace)}
     again = sum(step > 1 for step in traced)
     numbers[f'parameters after {STEPS} steps'] = jax.device_get(state.params)
-    specs, partition = partitioned(params, rules, workers, pipeline, regather, accumulate)
+    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate)
     sizes = dict(workers.mesh.shape)
     shard = sum(x.nbytes // shards(s, sizes) for x, s in zip(jax.tree.leaves(params), spec_leaves(specs), strict=True))
     terms = jax.eval_shape(model.loss, params, batch, jax.random.key(0))[0]

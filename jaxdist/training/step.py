@@ -24,8 +24,9 @@ from jaxdist.core.program import Program, build_program, check_divergence
 from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
-from jaxdist.parallel.fsdp import fully_sharded
+from jaxdist.parallel.fsdp import Fsdp, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, pipelined
+from jaxdist.parallel.quantised import quantised
 from jaxdist.parallel.regather import Regathered
 from jaxdist.training.checking import check_batch, check_key, check_update, warn_of_rounding, what_varies
 
@@ -72,7 +73,7 @@ def make_step(
     objective: Objective | None = None,
     state_sync: optax.GradientTransformation | None = None,
     pipeline: Pipeline | None = None,
-    regather: bool = False,
+    fsdp: Fsdp = Fsdp(),
 ) -> Program[State]:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -101,8 +102,7 @@ def make_step(
             as `mean(codec=bf16())`, `average(every=30)`, or `optax.identity()` for a state per worker. By default their
             mean at every step, and a state per worker where workers diverge.
         pipeline: how a worker's batch walks through the stages of the mesh, if it has the axis `stage`.
-        regather: whether fully sharded workers gather each block when it is evaluated, and keep none (ZeRO stage 3):
-            for a model in parts, which `pipeline` has.
+        fsdp: how workers gather and scatter, if the mesh has the axis `fsdp`.
 
     Raises:
         InputError: the batch, the parameters, the model state or the loss do not fit; parameters would diverge though
@@ -132,7 +132,7 @@ def make_step(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
         )
     _refuse_rules_over_workers(rules, workers.axis)
-    specs, partition = partitioned(params, rules, workers, pipeline, regather, accumulate)
+    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate)
     if partition.microbatches > 1 and accumulate > 1:
         raise InputError(
             f'accumulate={accumulate}: a pipeline takes microbatches={partition.microbatches} in its place'
@@ -202,7 +202,7 @@ def make_step(
 
 def partitioned(
     params: Params, rules: meshes.Rules, workers: Workers, pipeline: Pipeline | None = None,
-    regather: bool = False, accumulate: int = 1,
+    fsdp: Fsdp = Fsdp(), accumulate: int = 1,
 ) -> tuple[Any, Partition]:  # fmt: skip
     """The `PartitionSpec` of each parameter, and how a worker's devices divide its work.
 
@@ -211,7 +211,7 @@ def partitioned(
         rules: sharding rules of the parameters over the mesh's other axes.
         workers: the workers.
         pipeline: how the batch walks through the stages of the mesh, if it has any.
-        regather: whether fully sharded blocks are gathered one at a time.
+        fsdp: how fully sharded workers gather and scatter.
         accumulate: parts that each device's batch is taken in.
 
     Raises:
@@ -228,13 +228,18 @@ def partitioned(
         specs, make = pipelined(params, specs, sizes, pipeline)
     if sizes.get('fsdp', 1) > 1:
         specs, sharded = fully_sharded(params, specs, sizes)
-    if regather and (sharded is None or make is not None or pipeline is None):
+    coded = fsdp.gathers is not None or fsdp.scatters is not None
+    if fsdp.regather and (sharded is None or make is not None or pipeline is None or coded):
         raise InputError(
-            'regather is for a mesh with the axis fsdp and without stages, and for a model in parts, whose blocks are '
-            'gathered one at a time, such as Transformer(stacked=True)'
+            'regather is for a mesh with the axis fsdp and without stages, without codecs of gathers and scatters, and '
+            'for a model in parts, whose blocks are gathered one at a time, such as Transformer(stacked=True)'
         )
-    if regather and sharded is not None and pipeline is not None:
+    if coded and (sharded is None or make is not None):
+        raise InputError('codecs of gathers and scatters are for a mesh with the axis fsdp and without stages')
+    if sharded is not None and fsdp.regather and pipeline is not None:
         return specs, Regathered(sharded, pipeline.parts, accumulate)
+    if sharded is not None and coded:
+        return specs, quantised(sharded, params, fsdp.gathers, fsdp.scatters)
     return specs, make(specs, sharded) if make else sharded or Whole()
 
 

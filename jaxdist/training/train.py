@@ -16,7 +16,7 @@ from jaxdist.core.program import Program
 from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
-from jaxdist.parallel import Pipeline
+from jaxdist.parallel import Fsdp, Pipeline
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
@@ -127,7 +127,7 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         objective=build_objective(experiment, model),
         state_sync=_state_sync(experiment, workers),
         pipeline=pipeline,
-        regather=experiment.mesh.regather,
+        fsdp=_fsdp(experiment),
     )
 
 
@@ -213,6 +213,12 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
 
 def _state_sync(experiment: Experiment, workers: Workers) -> optax.GradientTransformation | None:
     return line.build(experiment.state_sync, axis=workers.axis) if experiment.state_sync else None
+
+
+def _fsdp(experiment: Experiment) -> Fsdp:
+    how = experiment.fsdp
+    gathers, scatters = (line.build_codec(text) if text else None for text in (how.gathers, how.scatters))
+    return Fsdp(how.regather, gathers, scatters)
 
 
 def _check_batch(experiment: Experiment, data: Data) -> None:

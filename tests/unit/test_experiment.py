@@ -104,7 +104,11 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ('steps', 'many', "experiment.steps: 'many' is not int"),
         ('steps', True, 'experiment.steps: True is not int'),
         ('steps', 1.5, 'experiment.steps: 1.5 is not int'),
-        ('stpes', 5, 'experiment: Experiment has no field stpes; it has update, model, data, mesh, pipeline, batch'),
+        (
+            'stpes',
+            5,
+            'experiment: Experiment has no field stpes; it has update, model, data, mesh, pipeline, fsdp, batch',
+        ),
         ('precision', 'float64', "experiment.precision: 'float64' is not float32 or bfloat16"),
         ('model', 'big', "model='big' must be a dataclass with a method build"),
         ('model.kind', 'Percepton', "experiment.model: jaxdist has no kind 'Percepton': did you mean Perceptron?"),

@@ -14,7 +14,7 @@ from jaxdist import ledger
 from jaxdist.core import mesh
 from jaxdist.core.types import Task
 from jaxdist.models import Perceptron, Transformer
-from jaxdist.parallel import Pipeline, regather
+from jaxdist.parallel import Fsdp, Pipeline, regather
 
 MODEL = Transformer(layers=8, width=32, heads=2, stacked=True).build(Task('tokens', (8,), 64))
 TOKENS = {'tokens': np.random.default_rng(0).integers(0, 64, (16, 9)).astype(np.int32)}
@@ -26,7 +26,7 @@ def program(again: bool, compute: Any = None, **axes: int) -> Any:
     workers = jaxdist.on_mesh(mesh.make(mesh.axis_table(**axes)))
     return jaxdist.make_step(
         MODEL.loss, MODEL.init, optax.chain(jaxdist.mean(), optax.sgd(0.1)), TOKENS, workers,
-        rules=MODEL.rules, compute=compute, guard=False, pipeline=Pipeline(MODEL.parts), regather=again,
+        rules=MODEL.rules, compute=compute, guard=False, pipeline=Pipeline(MODEL.parts), fsdp=Fsdp(again),
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ MOVED: Mapping[str, Moved] = {
     'jaxdist.mesh': Moved(['jaxdist.core.mesh', 'jaxdist.core.protocol'], _SPECS),
     'jaxdist.registry': Moved(['jaxdist.core.registry']),
     'jaxdist.task': Moved(['jaxdist.core.types']),
-    'jaxdist.gradient': Moved(['jaxdist.core.gradient'], {'cast': 'cast_params'}),
+    'jaxdist.gradient': Moved(['jaxdist.core.gradient', 'jaxdist.core.partition'], {'cast': 'cast_params'}),
     'jaxdist.step': Moved(['jaxdist.training.step']),
     'jaxdist.train': Moved(['jaxdist.training.train'], {'Moment': 'TrainingStep'}),
     'jaxdist.experiment': Moved(['jaxdist.training.experiment'], {'Constraints': 'ConstraintSettings'}),

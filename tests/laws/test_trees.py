@@ -24,6 +24,8 @@ from jaxdist.core import mesh, registry, workers
 from jaxdist.core.parameters import as_params
 from jaxdist.training.resize import resized
 
+pytestmark = pytest.mark.filterwarnings('ignore::jaxdist.training.checking.PrecisionWarning')  # halves are meant
+
 SLOW = pytest.mark.slow
 EACH = [pytest.param(name, marks=[SLOW] * (name not in QUICK)) for name in LINES]
 

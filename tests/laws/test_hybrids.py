@@ -65,7 +65,8 @@ BATCH = data()
 def cells() -> list[Any]:
     """(name of the line, number of the mesh, codec or '')."""
     chosen = []
-    for number, name in enumerate(LINES):
+    names = [name for name in LINES if name not in ('fed_adagrad', 'fed_yogi')]  # outer optimisers as fed_adam
+    for number, name in enumerate(names):
         chosen.append((name, number % 5, ''))
         if number % 2 == 0:
             chosen.append((name, (number // 2) % 5, CODECS[(number // 2) % 3]))

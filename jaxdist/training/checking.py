@@ -19,8 +19,9 @@ from jaxdist.core.gradient import as_seen, has_state
 from jaxdist.core.layout import traced_types
 from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import check_values
-from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.core.types import Batch, Loss, Params, Parts
 from jaxdist.core.workers import Workers
+from jaxdist.models.parts import walk
 from jaxdist.training.mean_loss import refuse_mean
 
 
@@ -107,6 +108,40 @@ def warn_of_rounding(params: Params) -> None:
             f'with make_step(compute=jnp.{dtype}), or --precision bfloat16',
             PrecisionWarning,
             stacklevel=3,
+        )
+
+
+def check_parts(loss: Loss, parts: Parts, params: Params, values: Any, batch: Batch) -> None:
+    """Checks that a step whose gradient is that of a model's parts was given their loss.
+
+    Args:
+        loss: the loss.
+        parts: the parts.
+        params: the parameters' shapes.
+        values: the shapes of the model state; () without one.
+        batch: the batch, or its shapes.
+
+    Raises:
+        InputError: there is a model state, or the loss returns other sums than the last part.
+
+    >>> parts = Parts(lambda edge, batch: batch['x'], lambda row, x: x, lambda edge, x, batch: ({'loss': x.sum()}, 4))
+    >>> params, batch = {'edge': (), 'blocks': jnp.ones(2)}, {'x': jnp.ones(4)}
+    >>> check_parts(lambda p, b, key: ({'loss': b['x'].sum(), 'other': 0.0}, 4), parts, params, (), batch)
+    Traceback (most recent call last):
+    jaxdist.InputError: the loss has the sums loss, other, and the last part of the model loss: on this layout the step
+    follows the parts, so give their loss, as `from_parts` makes it
+    """
+    if has_state(values):
+        raise InputError('a model in parts has no model state on a layout with stages or regather')
+    walked = lambda params, batch: parts.last(params['edge'], walk(parts, params, batch), batch)  # noqa: E731
+    given, own = (
+        sorted(jax.eval_shape(fn, params, batch)[0])
+        for fn in (lambda params, batch: loss(params, batch, jax.random.key(0)), walked)
+    )
+    if given != own:
+        raise InputError(
+            f'the loss has the sums {", ".join(given)}, and the last part of the model {", ".join(own)}: on this layout'
+            ' the step follows the parts, so give their loss, as `from_parts` makes it'
         )
 
 

@@ -28,7 +28,7 @@ from jaxdist.parallel.fsdp import Fsdp, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, pipelined
 from jaxdist.parallel.quantised import quantised
 from jaxdist.parallel.regather import Regathered
-from jaxdist.training.checking import check_batch, check_key, check_update, warn_of_rounding, what_varies
+from jaxdist.training.checking import check_batch, check_key, check_parts, check_update, warn_of_rounding, what_varies
 
 
 class State(NamedTuple):
@@ -101,7 +101,8 @@ def make_step(
         state_sync: how workers synchronise the real numbers of a model state: a transformation of their changes, such
             as `mean(codec=bf16())`, `average(every=30)`, or `optax.identity()` for a state per worker. By default their
             mean at every step, and a state per worker where workers diverge.
-        pipeline: how a worker's batch walks through the stages of the mesh, if it has the axis `stage`.
+        pipeline: how a worker's batch walks through the stages of the mesh, if it has the axis `stage`. The step then
+            follows its parts, of which `loss` must be the loss.
         fsdp: how workers gather and scatter, if the mesh has the axis `fsdp`.
 
     Raises:
@@ -141,6 +142,8 @@ def make_step(
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
     check_batch(batch, workers.count, accumulate * partition.microbatches, partition.batch_shards)
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
+    if partition.own_gradient is not None and pipeline is not None:
+        check_parts(loss, pipeline.parts, cast, values, batch)
     goal.check(as_seen(params, values), batch, workers, accumulate * partition.batch_shards)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))

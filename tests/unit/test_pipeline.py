@@ -16,7 +16,7 @@ import jaxdist
 from jaxdist import ledger
 from jaxdist.constraints import LagrangianObjective, inequality
 from jaxdist.core import mesh
-from jaxdist.core.types import Model, Parts, Task
+from jaxdist.core.types import Model, Parts, Task, Variables
 from jaxdist.data import Text
 from jaxdist.models import Transformer, from_parts
 from jaxdist.parallel import Pipeline, Schedule
@@ -178,6 +178,20 @@ def test_a_run_goes_on_with_other_stages(tmp_path: Path) -> None:
 def test_layouts_that_do_not_fit(options: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         program('mean() | sgd(0.1)', **options)
+
+
+def test_the_loss_must_be_that_of_the_parts() -> None:
+    def other(params: Any, batch: Any, key: Any) -> Any:
+        sums, count = MODEL.loss(params, batch, key)
+        return {**sums, 'penalty': jnp.sum(params['edge']['embedding'] ** 2)}, count
+
+    update, pipeline = optax.chain(jaxdist.mean(), optax.sgd(0.1)), Pipeline(MODEL.parts, 4)
+    with pytest.raises(ValueError, match='the loss has the sums accuracy, loss, penalty, and the last part'):
+        jaxdist.make_step(other, MODEL.init, update, TOKENS, on(stage=2), pipeline=pipeline)
+    with_state = lambda key: Variables(MODEL.init(key), {'n': jnp.zeros(())})  # noqa: E731
+    stateful = lambda v, batch, key: (*MODEL.loss(v.params, batch, key), v.state)  # noqa: E731
+    with pytest.raises(ValueError, match='a model in parts has no model state'):
+        jaxdist.make_step(stateful, with_state, update, TOKENS, on(stage=2), pipeline=pipeline)
 
 
 def test_what_does_not_go_with_stages() -> None:

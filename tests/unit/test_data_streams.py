@@ -77,7 +77,7 @@ def streamed(reader: str, **changes: Any) -> Experiment:
     return small('mean() | adam(0.1)', data=Streamed(reader), model=Perceptron(hidden=(4,)), **changes)
 
 
-@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize('reader', [pytest.param('grain', marks=pytest.mark.slow), 'bytes', 'plain'])
 def test_a_run_resumes_at_the_position(reader: str, tmp_path: Path) -> None:
     experiment = streamed(reader)
     finish(experiment, tmp_path / 'whole')

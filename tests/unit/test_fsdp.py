@@ -76,6 +76,7 @@ def test_bytes_of_the_compiled_program_are_those_of_the_formula(compute: Any, si
     assert {row.dtype for row in traced if row.kind == 'reduce_scatter'} == {'float32'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'update',
     ['mean(codec=int8(), feedback=True) | adam(1e-3)', 'adam(1e-3) | diloco(every=2, outer=sgd(0.7, momentum=0.9))'],
@@ -107,6 +108,7 @@ def test_numbers_are_those_of_one_device_each(update: str) -> None:
     assert np.abs(expected['w']).max() > 0.05
 
 
+@pytest.mark.slow
 def test_a_line_search_evaluates_the_loss_on_every_device() -> None:
     update = optax.chain(jaxdist.mean(), optax.lbfgs())
     make = lambda workers: jaxdist.make_step(linear, start, update, XY, workers)  # noqa: E731

@@ -43,6 +43,7 @@ def program(update: str, model: Model = MODEL, microbatches: int = 4, batch: Any
     )
 
 
+@pytest.mark.slow
 def test_a_stacked_transformer_is_the_transformer() -> None:
     params = MODEL.init(jax.random.key(0))
     blocks = {f'block{i}': jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(4)}
@@ -56,7 +57,7 @@ def test_a_stacked_transformer_is_the_transformer() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, same_sums)
 
 
-@pytest.mark.parametrize('schedule', ['1f1b', 'gpipe'])
+@pytest.mark.parametrize('schedule', ['1f1b', pytest.param('gpipe', marks=pytest.mark.slow)])
 def test_layouts_are_alike(schedule: Any) -> None:
     layouts = [{'workers': 2, 'stage': 4}]
     if schedule == '1f1b':
@@ -92,6 +93,7 @@ def test_parts_may_be_of_any_form() -> None:
     assert [result.problem for result in results] == ['', '']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mutant', ['a stage is off by one tick', 'one input too few is kept'])
 def test_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mutant == 'a stage is off by one tick':
@@ -102,6 +104,7 @@ def test_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert 'gradient of' in result.problem
 
 
+@pytest.mark.slow
 def test_the_edge_is_added_up_over_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, 'on_shards', lambda code, spec: lambda g: jax.lax.pmean(g, 'stage'))
     (result,) = jaxdist.same_under(MODEL, [{'workers': 1, 'stage': 2}], TOKENS, microbatches=2)

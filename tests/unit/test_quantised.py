@@ -73,6 +73,7 @@ MODEL = Transformer(layers=2, width=64, heads=2).build(Task('tokens', (8,), 128)
 TOKENS = {'tokens': RNG.integers(0, 128, (16, 9)).astype(np.int32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'workers': 2, 'fsdp': 4}, {'workers': 2, 'fsdp': 2, 'model': 2}])
 def test_bytes_are_those_of_the_formula(axes: dict[str, int]) -> None:
     fsdp, workers = Fsdp(gathers=int8(block=64), scatters=by_size(large=int4(block=64), below=64)), on(**axes)
@@ -91,6 +92,7 @@ def test_bytes_are_those_of_the_formula(axes: dict[str, int]) -> None:
     assert sent == formula
 
 
+@pytest.mark.slow
 def test_training_goes_on_nearly_as_without() -> None:
     def trained(fsdp: Fsdp) -> float:
         update = optax.chain(jaxdist.mean(), optax.sgd(0.5))

@@ -30,7 +30,8 @@ def program(again: bool, compute: Any = None, **axes: int) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('accumulate', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('accumulate', [1, 2])
 def test_layouts_are_alike(accumulate: int) -> None:
     layouts = [{'workers': 2, 'fsdp': 4}, {'workers': 2, 'fsdp': 2, 'model': 2}]
     results = jaxdist.same_under(MODEL, layouts, TOKENS, regather=True, accumulate=accumulate)
@@ -60,6 +61,7 @@ def test_no_device_keeps_whole_blocks() -> None:
     assert temporaries(True) < temporaries(False) - 1.5 * 4 * BLOCKS
 
 
+@pytest.mark.slow
 def test_a_gather_whose_gradient_is_not_added_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def own(g: jax.Array, spec: Any, axis: str) -> jax.Array:
         size = jax.lax.axis_size(axis)

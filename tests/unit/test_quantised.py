@@ -19,6 +19,7 @@ from jaxdist.training.step import partitioned
 
 RNG = np.random.default_rng(0)
 F = 4
+SLOW = pytest.mark.slow
 W = RNG.normal(size=(8, 24)).astype(np.float32)
 BATCH = {'x': RNG.normal(size=(16, 8)).astype(np.float32), 'y': RNG.normal(size=(16, 24)).astype(np.float32)}
 
@@ -51,7 +52,10 @@ def coded(codec: Any, x: np.ndarray) -> np.ndarray:
     return np.asarray(decoded)[: x.size].reshape(x.shape)
 
 
-@pytest.mark.parametrize('gathers, scatters', [(int8(block=16), None), (None, int4(block=16)), (int8(), int4(block=8))])
+@pytest.mark.parametrize(
+    'gathers, scatters',
+    [(int8(block=16), int4(block=8)), pytest.param(int8(), None, marks=SLOW), pytest.param(None, int4(), marks=SLOW)],
+)
 def test_a_step_is_that_of_a_loop_over_devices(gathers: Any, scatters: Any) -> None:
     parts = np.split(W, F, axis=1)  # along its largest dim
     whole = np.concatenate([coded(gathers, part) for part in parts] if gathers else parts, axis=1)

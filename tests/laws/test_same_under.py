@@ -31,9 +31,8 @@ MODELS: dict[str, tuple[Model, Batch]] = {
 }
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'convnet')) for name in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
 def test_models_train_alike_under_every_layout(name: str) -> None:
     model, batch = MODELS[name]
     layouts = [{'workers': 2}, {'workers': 1, 'fsdp': 8}, *HYBRIDS, {'workers': 2, 'model': 2}]
@@ -43,6 +42,7 @@ def test_models_train_alike_under_every_layout(name: str) -> None:
     assert results[1].law == 'same under 1 workers x 8 fsdp'
 
 
+@pytest.mark.slow
 def test_parts_of_an_accumulation_are_gathered_once() -> None:
     model, batch = MODELS['perceptron']
     assert jaxdist.same_under(model, HYBRIDS[:1], batch, accumulate=2)[0].problem == ''
@@ -71,6 +71,7 @@ MUTANTS: dict[str, tuple[str, Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mutant', MUTANTS)
 def test_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, wrong, problem = MUTANTS[mutant]

@@ -77,7 +77,7 @@ def streamed(reader: str, **changes: Any) -> Experiment:
     return small('mean() | adam(0.1)', data=Streamed(reader), model=Perceptron(hidden=(4,)), **changes)
 
 
-@pytest.mark.parametrize('reader', [pytest.param('grain', marks=pytest.mark.slow), 'bytes', 'plain'])
+@pytest.mark.parametrize('reader', ['bytes', *(pytest.param(r, marks=pytest.mark.slow) for r in ('grain', 'plain'))])
 def test_a_run_resumes_at_the_position(reader: str, tmp_path: Path) -> None:
     experiment = streamed(reader)
     finish(experiment, tmp_path / 'whole')
@@ -107,6 +107,7 @@ def test_any_step_can_be_read_and_reading_on_costs_nothing() -> None:
     assert LOG == ['read 6']
 
 
+@pytest.mark.slow
 def test_another_seed_or_size_is_another_iterator() -> None:
     data = from_iterator(of_grain, TASK, held_out=HELD_OUT)
     first = data.batch(0, 0, 10, 1)['x']

@@ -115,6 +115,7 @@ def test_a_line_search_evaluates_the_loss_on_every_device() -> None:
     close(trained(make(on(workers=2, fsdp=4)))[0], trained(make(on(workers=2)))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_constraints_are_the_same_on_every_layout(accumulate: int) -> None:
     small = inequality('small', lambda p, b: jnp.abs(b['x'] @ p['w']), over='mean', bound=0.01)
@@ -138,6 +139,7 @@ def with_statistics(variables: Any, batch: Any, key: jax.Array) -> Any:
     return *linear(variables.params, batch, key), {'mean': mean, 'steps': variables.state['steps'] + 1}
 
 
+@pytest.mark.slow
 def test_of_a_model_state_the_mean_is_taken() -> None:
     init = lambda key: Variables(start(key), {'mean': jnp.zeros(4), 'steps': jnp.int32(0)})  # noqa: E731
     update = jaxdist.build('mean() | sgd(0.1)')
@@ -147,6 +149,7 @@ def test_of_a_model_state_the_mean_is_taken() -> None:
     assert actual.state['steps'] == 4
 
 
+@pytest.mark.slow
 def test_noise_is_drawn_anew_on_every_device() -> None:
     def noisy(params: Any, batch: Any, key: jax.Array) -> Any:
         return {'loss': params['w'].sum() * jax.random.normal(key)}, batch['x'].shape[0]

@@ -54,7 +54,11 @@ def coded(codec: Any, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     'gathers, scatters',
-    [(int8(block=16), int4(block=8)), pytest.param(int8(), None, marks=SLOW), pytest.param(None, int4(), marks=SLOW)],
+    [
+        (int8(block=16), int4(block=8)),
+        pytest.param(int8(), None, marks=SLOW),
+        pytest.param(None, int4(), marks=SLOW),
+    ],
 )
 def test_a_step_is_that_of_a_loop_over_devices(gathers: Any, scatters: Any) -> None:
     parts = np.split(W, F, axis=1)  # along its largest dim

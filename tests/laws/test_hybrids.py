@@ -120,7 +120,7 @@ def loss(params: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[0] != 'diloco')) for cell in cells()]
+    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[::2] != ('diloco', ''))) for cell in cells()]
 )
 def test_hybrid(name: str, axes: int, codec: str) -> None:
     program = build(text(name, codec), **MESHES[axes])

@@ -119,8 +119,12 @@ def loss(params: Any) -> float:
     return float(MODEL.loss(params, BATCH, None)[0]['loss'])
 
 
+QUICK = ('diloco', '')
+"""The name and the codec of the one in the quick run."""
+
+
 @pytest.mark.parametrize(
-    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[::2] != ('diloco', ''))) for cell in cells()]
+    'name, axes, codec', [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[::2] != QUICK)) for cell in cells()]
 )
 def test_hybrid(name: str, axes: int, codec: str) -> None:
     program = build(text(name, codec), **MESHES[axes])

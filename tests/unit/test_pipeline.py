@@ -130,8 +130,9 @@ def test_bytes_of_the_compiled_program_are_those_of_the_formula() -> None:
     made = program('mean() | sgd(0.1)', workers=2, stage=4)
     compiled = made.step.lower(made.state, TOKENS).compile()
     sent = sum(row.sent * row.times for row in ledger.compiled(compiled, made.workers.mesh) if row.axes == ('stage',))
-    # Seven permutations in each direction, of microbatches of 2 x 8 x 16; the edge's gradient; loss, accuracy, count.
-    scalars, edge, passed = 3, 64 * 16 + 16, 2 * 8 * 16
+    # Seven permutations in each direction, of microbatches of 2 x 8 x 16; the edge's gradient; loss, accuracy, count;
+    # and for the guard the squared norms of the six tensors of blocks.
+    scalars, edge, passed = 3 + 6, 64 * 16 + 16, 2 * 8 * 16
     assert sent == 4 * (14 * passed + Fraction(3, 2) * (edge + scalars))
 
 

@@ -112,6 +112,29 @@ class Pipelined(NamedTuple):
         return on_devices(evaluate, self.axes, self.specs, batch_axis, (params, state, batch, key), graded)
 
 
+def check_rows(params: Params, specs: Any) -> None:
+    """Checks that these are the parameters of a model in parts, whose rows of blocks no rule shards.
+
+    Args:
+        params: the parameters' shapes.
+        specs: the `PartitionSpec` of each parameter.
+
+    Raises:
+        InputError: they are not; the rows are evaluated one after the other, or divided among stages.
+
+    >>> check_rows({'edge': (), 'blocks': jnp.ones((4, 2))}, {'edge': (), 'blocks': P('fsdp')})
+    Traceback (most recent call last):
+    jaxdist.InputError: a rule shards dim 0 of the blocks, which has their rows, over 'fsdp': shard another dim
+    """
+    if not isinstance(params, dict) or set(params) != {'edge', BLOCKS}:
+        raise InputError(f"the parameters of a model in parts are {{'edge': ..., '{BLOCKS}': ...}}")
+    for spec in spec_leaves(specs[BLOCKS]):
+        if spec and spec[0] not in (None, AXIS):
+            raise InputError(
+                f'a rule shards dim 0 of the blocks, which has their rows, over {spec[0]!r}: shard another dim'
+            )
+
+
 def pipelined(
     params: Params, specs: Any, sizes: Mapping[str, int], pipeline: Pipeline | None
 ) -> tuple[Any, Callable[[Any, FullySharded | None], Pipelined]]:
@@ -124,7 +147,7 @@ def pipelined(
         pipeline: the pipeline.
 
     Raises:
-        InputError: the model has no parts, or the stages do not divide its blocks.
+        InputError: the model has no parts, or the stages do not divide its blocks; or see `check_rows`.
 
     >>> parts = Parts(first=lambda *args: None, block=lambda *args: None, last=lambda *args: None)
     >>> params = {'edge': (), 'blocks': jax.ShapeDtypeStruct((6, 3), 'float32')}
@@ -140,8 +163,7 @@ def pipelined(
             f'the mesh has {stages} pipeline stages, and the model no parts, which say what a stage computes: take a '
             'model with `parts`, such as Transformer(stacked=True) or one of from_parts'
         )
-    if not isinstance(params, dict) or set(params) != {'edge', BLOCKS}:
-        raise InputError(f"the parameters of a model in parts are {{'edge': ..., '{BLOCKS}': ...}}")
+    check_rows(params, specs)
     for path, x in jax.tree_util.tree_leaves_with_path(params[BLOCKS]):
         if not x.ndim or x.shape[0] % stages:
             name = '/'.join(filter(None, (BLOCKS, meshes.path_text(path))))

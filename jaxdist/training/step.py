@@ -25,7 +25,7 @@ from jaxdist.core.protocol import checked_synchronisation, diverging_states, sha
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
 from jaxdist.parallel.fsdp import Fsdp, fully_sharded
-from jaxdist.parallel.pipeline import Pipeline, pipelined
+from jaxdist.parallel.pipeline import Pipeline, check_rows, pipelined
 from jaxdist.parallel.quantised import quantised
 from jaxdist.parallel.regather import Regathered
 from jaxdist.training.checking import check_batch, check_key, check_parts, check_update, warn_of_rounding, what_varies
@@ -240,6 +240,7 @@ def partitioned(
     if coded and (sharded is None or make is not None):
         raise InputError('codecs of gathers and scatters are for a mesh with the axis fsdp and without stages')
     if sharded is not None and fsdp.regather and pipeline is not None:
+        check_rows(params, specs)
         return specs, Regathered(sharded, pipeline.parts, accumulate)
     if sharded is not None and coded:
         return specs, quantised(sharded, params, fsdp.gathers, fsdp.scatters)

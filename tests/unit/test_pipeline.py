@@ -220,7 +220,7 @@ def test_what_does_not_go_with_stages() -> None:
     with pytest.raises(ValueError, match=r'accumulate=2: a pipeline .* microbatches=4 in its place'):
         make(accumulate=2)
     ball = inequality('ball', lambda p: jnp.sum(p['edge']['embedding'] ** 2), bound=0.1)
-    with pytest.raises(ValueError, match='constraints need a mesh without stages'):
+    with pytest.raises(ValueError, match='constraints need a layout without them'):
         make(objective=LagrangianObjective((ball,), optax.sgd(0.5)))
     with pytest.raises(ValueError, match='1 block or more, not 0'):
         from_parts(lambda key: (), lambda key: (), 0, MODEL.parts)

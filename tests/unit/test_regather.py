@@ -82,3 +82,15 @@ def test_what_cannot_be_regathered() -> None:
     batch = {'x': np.ones((8, 4), np.float32), 'y': np.zeros(8, int)}
     with pytest.raises(ValueError, match='and for a model in parts'):
         jaxdist.same_under(model, [{'workers': 1, 'fsdp': 2}], batch, regather=True)
+
+
+@pytest.mark.parametrize('axes', [{'workers': 2, 'fsdp': 2}, {'workers': 2, 'stage': 2, 'fsdp': 2}])
+def test_rows_of_blocks_cannot_be_sharded_by_a_rule(axes: dict[str, int]) -> None:
+    """Each device would walk through its own rows alone, or the rule would be ignored."""
+    workers, update = jaxdist.on_mesh(mesh.make(mesh.axis_table(**axes))), optax.chain(jaxdist.mean(), optax.sgd(0.1))
+    rules = [('blocks/up/kernel', ('fsdp', None, None))]
+    with pytest.raises(ValueError, match=r"a rule shards dim 0 of the blocks, .* over 'fsdp': shard another dim"):
+        jaxdist.make_step(
+            MODEL.loss, MODEL.init, update, TOKENS, workers, rules=rules, pipeline=Pipeline(MODEL.parts),
+            fsdp=Fsdp(regather='stage' not in axes),
+        )  # fmt: skip

@@ -100,8 +100,6 @@ def pullback(
         raise InputError(
             'stages and regather have the gradient of the loss alone: constraints need a layout without them'
         )
-            'stages and regather have the gradient of the loss alone: constraints need a layout without them'
-        )
     if accumulate == 1 and partition.batch_shards == 1:
         of_params = lambda params: fn(partition.gather(params, compute, key), state, batch, key)  # noqa: E731
         out, vjp, after = jax.vjp(of_params, params, has_aux=True)

@@ -12,8 +12,8 @@ import pytest
 import jaxdist
 from jaxdist import ledger
 from jaxdist.core import mesh
-from jaxdist.core.types import Task
-from jaxdist.models import Perceptron, Transformer
+from jaxdist.core.types import Parts, Task
+from jaxdist.models import Perceptron, Transformer, from_parts
 from jaxdist.parallel import Fsdp, Pipeline, regather
 
 MODEL = Transformer(layers=8, width=32, heads=2, stacked=True).build(Task('tokens', (8,), 64))
@@ -36,6 +36,21 @@ def test_layouts_are_alike(accumulate: int) -> None:
     layouts = [{'workers': 2, 'fsdp': 4}, {'workers': 2, 'fsdp': 2, 'model': 2}]
     results = jaxdist.same_under(MODEL, layouts, TOKENS, regather=True, accumulate=accumulate)
     assert [result.problem for result in results] == ['', '']
+
+
+def test_what_is_whole_in_a_block_is_added_up_too() -> None:
+    """Four devices divide neither the bias of a block, [3], nor the scale of the edge."""
+    parts = Parts(
+        first=lambda edge, batch: batch['x'],
+        block=lambda row, x: x + jnp.tanh(x @ row['up'] + row['bias']) @ row['up'].T,
+        last=lambda edge, x, batch: ({'loss': jnp.sum((edge * x.sum(1) - batch['y']) ** 2)}, x.shape[0]),
+    )
+    block = lambda key: {'up': 0.3 * jax.random.normal(key, (8, 3)), 'bias': jnp.zeros(3)}  # noqa: E731
+    model = from_parts(lambda key: jnp.ones(()), block, 2, parts)
+    rng = np.random.default_rng(0)
+    batch = {'x': rng.normal(size=(8, 8)), 'y': rng.normal(size=8)}
+    (result,) = jaxdist.same_under(model, [{'workers': 2, 'fsdp': 4}], batch, regather=True)
+    assert result.problem == ''
 
 
 @pytest.mark.parametrize('compute, size', [(None, 4), (jnp.bfloat16, 2)])

@@ -31,7 +31,7 @@ def gradients(
     Array(1.5, dtype=float32)
     """
     own = partition.own_gradient
-    in_parts = accumulate > 1 or partition.batch_shards > 1 or own is not None
+    in_parts = accumulate > 1 or bool(partition.axes)
 
     def one(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
         """`((terms, gradient), state)` on one device, of one part of its batch."""
@@ -100,7 +100,7 @@ def pullback(
         raise InputError(
             'stages and regather have the gradient of the loss alone: constraints need a layout without them'
         )
-    if accumulate == 1 and partition.batch_shards == 1:
+    if accumulate == 1 and not partition.axes:
         of_params = lambda params: fn(partition.gather(params, compute, key), state, batch, key)  # noqa: E731
         out, vjp, after = jax.vjp(of_params, params, has_aux=True)
         return out, after, lambda weights: conjugate(vjp(weights)[0])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core.types import Batch, Params, Variables
+from jaxdist.core.types import Batch, Loss, Params, Variables
 
 Evaluate = Callable[[Params, Any, Batch, jax.Array], tuple[Any, Params, Any]]
 """`(params, state, batch, key) -> (sums, gradient, state)`, with sums any pytree."""
@@ -28,22 +28,38 @@ class Partition(Protocol):
     """The interface of a partition."""
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that the partition divides itself; all others inside a worker are the compiler's."""
+
+    @property
+    def batch_axis(self) -> str | None:
+        """The one of them that divides the examples of a batch, if there is one."""
+
+    @property
     def batch_shards(self) -> int:
         """Parts that a worker's batch is divided into, one for each of its devices that evaluate a part."""
 
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """The formula for the bytes that one device sends at a step, by axis, apart from what the compiler adds.
 
         Args:
+            loss: the loss.
             params: the parameters' shapes.
-            sums: the shapes of the loss's sums.
             batch: the shapes of the batch of all workers.
             sizes: the mesh's sizes by axis.
             compute: the dtype in which the loss sees the parameters; None for theirs.
         """
+
+    @property
+    def loops(self) -> bool:
+        """Whether it has collectives inside of loops, for which others wait on emulated devices; see `after`."""
+
+    @property
+    def repeats(self) -> Fraction:
+        """How often a device evaluates the blocks of a model, as a share of all blocks and of its part of a batch."""
 
     @property
     def microbatches(self) -> int:
@@ -75,16 +91,20 @@ class Whole(NamedTuple):
     {'w': Array([1], dtype=bfloat16)}
     """
 
+    axes: tuple[str, ...] = ()
+    batch_axis: str | None = None
     batch_shards: int = 1
+    loops: bool = False
+    repeats: Fraction = Fraction(1)
     microbatches: int = 1
     own_gradient: OwnGradient | None = None
 
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """Nothing."""
-        del params, sums, batch, sizes, compute
+        del loss, params, batch, sizes, compute
         return {}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:

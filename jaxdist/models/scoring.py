@@ -10,6 +10,7 @@ import optax
 
 from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Metric, Model, Params, Task
+from jaxdist.models.attention import local
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -73,7 +74,8 @@ def score(
 
     Args:
         task: the task: the loss is the cross entropy in nats for `tokens` and `classes`, with the accuracy, and half
-            the squared error for `values`.
+            the squared error for `values`. Where sequences are divided among devices, and outputs are those of a
+            device's positions, the targets are too.
         outputs: the model's outputs, [B, T, classes] for tokens, else [B, classes].
         targets: the targets, [B, T] for tokens, else [B].
         weight: the weights of the examples [B], which apply to each of their tokens.
@@ -84,6 +86,8 @@ def score(
     (7.0, 3.0)
     """
     wide = jnp.promote_types(jnp.result_type(outputs), jnp.float32)
+    if task.kind == 'tokens' and outputs.shape[1] < targets.shape[1]:
+        targets = local(targets)
     terms = _terms(task, jnp.asarray(outputs, wide), targets)
     shape = targets.shape
     if weight is None:

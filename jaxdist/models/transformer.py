@@ -1,7 +1,8 @@
 """A small decoder-only transformer: pre-norm, causal attention with rotary positions, tied embedding.
 
 Vaswani et al. 2017 (arXiv 1706.03762); rotary positions: Su et al. 2021 (2104.09864); RMSNorm: Zhang and Sennrich 2019
-(1910.07467); tied embedding: Press and Wolf 2017 (1608.05859); tensor parallelism: Shoeybi et al. 2019 (1909.08053).
+(1910.07467); grouped queries: Ainslie et al. 2023 (2305.13245); tied embedding: Press and Wolf 2017 (1608.05859);
+tensor parallelism: Shoeybi et al. 2019 (1909.08053).
 """
 
 from dataclasses import dataclass
@@ -12,20 +13,18 @@ import jax.numpy as jnp
 
 from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Parts, Task
+from jaxdist.models.attention import local
 from jaxdist.models.parts import from_parts, walk
 from jaxdist.models.scoring import Rules, misfit, model, score
 
+SAME_HEADS: Rules = (('qkv/kernel', (None, None, 'model', None)),)  # over heads, so that no head is split
+GROUPED: Rules = (('q/kernel', (None, 'model', None)), ('kv/kernel', (None, None, 'model', None)))
 RULES: Rules = (
-    (r'block\d+/qkv/kernel', (None, None, 'model', None)),  # over heads, so that no head is split
-    (r'block\d+/proj/kernel', ('model', None, None)),
-    (r'block\d+/up/kernel', (None, 'model')),
-    (r'block\d+/down/kernel', ('model', None)),
+    ('proj/kernel', ('model', None, None)),
+    ('up/kernel', (None, 'model')),
+    ('down/kernel', ('model', None)),
 )
 """Megatron's tensor parallelism: activations between a pair of matrices are sharded, with one all-reduce per pair."""
-
-
-STACKED: Rules = tuple((pattern.replace(r'block\d+', 'blocks'), (None, *dims)) for pattern, dims in RULES)
-"""The same for stacked blocks, whose first dim is that of the layers."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Transformer:
     """Attention heads per block."""
     mlp: int = 4
     """Hidden size of the MLP, as a multiple of the width."""
+    key_heads: int = 0
+    """Heads of keys and values per block, which the heads of queries share evenly; 0 for as many as these."""
     stacked: bool = False
     """Store the blocks as rows of one tensor for each of their parameters: for pipelines, and to compile many layers in
     the time of one. Each block is evaluated again for the gradient."""
@@ -60,22 +61,30 @@ class Transformer:
 
         if task.kind != 'tokens':
             raise misfit('Transformer', 'tokens', task)
-        if min(self.layers, self.width, self.heads, self.mlp) < 1:
+        if min(self.layers, self.width, self.heads, self.mlp, self.key_heads + 1) < 1:
             raise InputError(f'every size of a Transformer must be 1 or more: {self}')
         if self.width % (2 * self.heads):
             raise InputError(
                 f'width {self.width} cannot be split into {self.heads} heads of an even size (rotary '
                 f'positions rotate pairs): use a multiple of {2 * self.heads}'
             )
+        if self.heads % (self.key_heads or self.heads):
+            raise InputError(f'{self.key_heads} heads of keys do not divide the {self.heads} heads of queries')
         if self.stacked:
             return self._stacked(task)
-        return model(_layers.Decoder(task.classes, self.layers, self.width, self.heads, self.mlp), task, RULES)
+        sizes = self.layers, self.width, self.heads, self.mlp, self.key_heads or self.heads
+        rules = tuple((rf'block\d+/{pattern}', dims) for pattern, dims in self._rules())
+        return model(_layers.Decoder(task.classes, *sizes), task, rules)
+
+    def _rules(self) -> Rules:
+        """The sharding rules of one block."""
+        return (SAME_HEADS if self.key_heads in (0, self.heads) else GROUPED) + RULES
 
     def _stacked(self, task: Task) -> Model:
         """The model with its blocks as rows of one tensor."""
         from jaxdist.models import _layers
 
-        one, norm = _layers.Block(self.heads, self.mlp), _layers.norm()
+        one, norm = _layers.Block(self.heads, self.mlp, self.key_heads or self.heads), _layers.norm()
         length, width = task.shape[0], self.width
 
         def edge(key: jax.Array) -> dict[str, Any]:
@@ -90,7 +99,7 @@ class Transformer:
             return jnp.einsum('btd,vd->btv', normed, edge['embedding'], preferred_element_type=_layers.wide(x.dtype))
 
         parts = Parts(
-            first=lambda edge, batch: edge['embedding'][batch['tokens'][:, :-1]],
+            first=lambda edge, batch: edge['embedding'][local(batch['tokens'][:, :-1])],
             block=lambda params, x: one.apply({'params': params}, x),
             last=lambda edge, x, batch: score(task, logits(edge, x), batch['tokens'][:, 1:], batch.get('weight')),
         )
@@ -98,4 +107,5 @@ class Transformer:
         def outputs(params: Any, batch: Batch) -> jax.Array:
             return logits(params['edge'], walk(parts, params, batch))
 
-        return from_parts(edge, block, self.layers, parts, task=task, rules=STACKED, outputs=outputs)
+        rules = tuple((f'blocks/{pattern}', (None, *dims)) for pattern, dims in self._rules())
+        return from_parts(edge, block, self.layers, parts, task=task, rules=rules, outputs=outputs)

@@ -5,5 +5,16 @@ from jaxdist.parallel.pipeline import Pipeline, Pipelined
 from jaxdist.parallel.quantised import Quantised
 from jaxdist.parallel.regather import Regathered
 from jaxdist.parallel.schedules import Schedule
+from jaxdist.parallel.sequences import Sequences
 
-__all__ = ['Fsdp', 'FullySharded', 'Pipeline', 'Pipelined', 'Quantised', 'Regathered', 'Schedule', 'fully_sharded']
+__all__ = [
+    'Fsdp',
+    'FullySharded',
+    'Pipeline',
+    'Pipelined',
+    'Quantised',
+    'Regathered',
+    'Schedule',
+    'Sequences',
+    'fully_sharded',
+]

@@ -8,7 +8,7 @@ all-reduced in every layer where the batch is not sharded alike.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
 from jaxdist.core.partition import Evaluate, OwnGradient, cast_params
 from jaxdist.core.protocol import is_spec
-from jaxdist.core.types import Batch, Params
+from jaxdist.core.shards import on_shards
+from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.parallel.within import on_devices
 
 
@@ -53,6 +54,8 @@ class FullySharded(NamedTuple):
         specs: the `PartitionSpec` of each parameter.
         size: the number of devices F.
         axis: the mesh axis.
+        loops: see `Partition`.
+        repeats: see `Partition`.
         microbatches: see `Partition`.
         own_gradient: see `Partition`.
     """
@@ -60,8 +63,20 @@ class FullySharded(NamedTuple):
     specs: Any
     size: int
     axis: str = 'fsdp'
+    loops: bool = False
+    repeats: Fraction = Fraction(1)
     microbatches: int = 1
     own_gradient: OwnGradient | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """See `Partition.axes`."""
+        return (self.axis,)
+
+    @property
+    def batch_axis(self) -> str:
+        """See `Partition.batch_axis`."""
+        return self.axis
 
     @property
     def batch_shards(self) -> int:
@@ -69,14 +84,14 @@ class FullySharded(NamedTuple):
         return self.size
 
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
         share, count = Fraction(self.size - 1, self.size), functools.partial(entry_bytes, params, self.specs, self.axis)
         # A gather and a reduce-scatter, or the all-reduce of what is whole on every device.
         entries = count(sizes, compute, sharded=True) + count(sizes, None, sharded=True)
-        scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])  # the sums and the count
+        scalars = scalar_bytes(loss, params, batch)
         return {self.axis: share * (entries + 2 * count(sizes, None, sharded=False) + 2 * scalars)}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
@@ -162,6 +177,16 @@ def entry_bytes(
     )
 
 
+def scalar_bytes(loss: Loss, params: Params, batch: Batch) -> int:
+    """Bytes of the sums and the count of a loss.
+
+    >>> scalar_bytes(lambda params, batch, key: ({'loss': 0.0 * params}, 1), jnp.float32(1), {}), jnp.zeros(()).nbytes
+    (8, 4)
+    """
+    sums = jax.eval_shape(loss, params, batch, jax.random.key(0))[0]
+    return sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])
+
+
 def shards(spec: P, sizes: Mapping[str, int]) -> int:
     """The number of shards of a tensor on a mesh of these sizes.
 
@@ -179,24 +204,6 @@ def spec_leaves(specs: Any) -> list[P]:
     """
     leaves: list[P] = jax.tree.leaves(specs, is_leaf=is_spec)
     return leaves
-
-
-def on_shards(code: Callable[[jax.Array], jax.Array], spec: P) -> Callable[[jax.Array], jax.Array]:
-    """`code` on the shards over those axes of the spec that are the compiler's, inside `shard_map`.
-
-    Left to itself, the compiler would gather a tensor over its own axes as well.
-
-    Args:
-        code: a function of a shard.
-        spec: the tensor's `PartitionSpec`.
-
-    >>> on_shards(lambda x: 2 * x, P())(jnp.ones(2))
-    Array([2., 2.], dtype=float32)
-    """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    others = P(*(None if name in manual else name for name in spec))
-    names = {name for name in others if name is not None}
-    return jax.shard_map(code, in_specs=others, out_specs=others, axis_names=names) if names else code
 
 
 def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: str = 'fsdp') -> tuple[Any, FullySharded]:

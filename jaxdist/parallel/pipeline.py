@@ -5,7 +5,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -13,8 +12,9 @@ from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
 from jaxdist.core.partition import Evaluate, cast_params
 from jaxdist.core.protocol import is_spec
-from jaxdist.core.types import Batch, Params, Parts
-from jaxdist.parallel.fsdp import FullySharded, on_shards, shards, spec_leaves
+from jaxdist.core.shards import on_shards
+from jaxdist.core.types import Batch, Loss, Params, Parts
+from jaxdist.parallel.fsdp import FullySharded, scalar_bytes, shards, spec_leaves
 from jaxdist.parallel.schedules import Schedule, ScheduleName
 from jaxdist.parallel.stages import AXIS, BLOCKS, pipeline_gradient
 from jaxdist.parallel.within import on_devices
@@ -46,12 +46,24 @@ class Pipelined(NamedTuple):
         pipeline: the pipeline.
         plan: its schedule.
         sharded: how each stage is sharded; None if it is not.
+        loops: see `Partition`.
     """
 
     specs: Any
     pipeline: Pipeline
     plan: Schedule
     sharded: FullySharded | None = None
+    loops: bool = True
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """See `Partition.axes`."""
+        return (AXIS, self.sharded.axis) if self.sharded else (AXIS,)
+
+    @property
+    def batch_axis(self) -> str | None:
+        """See `Partition.batch_axis`."""
+        return self.sharded.axis if self.sharded else None
 
     @property
     def batch_shards(self) -> int:
@@ -59,17 +71,17 @@ class Pipelined(NamedTuple):
         return self.sharded.size if self.sharded else 1
 
     @property
+    def repeats(self) -> Fraction:
+        """How often each stage evaluates its share of blocks, in batches: waiting stages compute too."""
+        return Fraction(self.plan.passes, self.plan.microbatches * self.plan.stages)
+
+    @property
     def microbatches(self) -> int:
         """Parts of the batch of a device."""
         return self.plan.microbatches
 
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The mesh axes that the partition divides itself."""
-        return (AXIS, self.sharded.axis) if self.sharded else (AXIS,)
-
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
@@ -77,13 +89,14 @@ class Pipelined(NamedTuple):
         micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
         first = lambda edge, micro: self.pipeline.parts.first(cast_params(edge, compute), micro)  # noqa: E731
         passed = jax.tree.leaves(jax.eval_shape(first, params['edge'], micro))
-        walked = 2 * self.plan.passes * sum(Fraction(x.size * x.dtype.itemsize) for x in passed)
+        share = Fraction(2 * self.plan.passes, sizes.get('context', 1))  # of devices that share sequences
+        walked = share * sum(x.size * x.dtype.itemsize for x in passed)
         edge = sum(
             Fraction(x.size * x.dtype.itemsize, shards(spec, sizes))
             for x, spec in zip(jax.tree.leaves(params['edge']), spec_leaves(self.specs['edge']), strict=True)
         )
-        scalars = sum(x.dtype.itemsize for x in [*jax.tree.leaves(sums), jnp.zeros(())])
-        sharded = self.sharded.sends(params, sums, batch, sizes, compute) if self.sharded else {}
+        scalars = scalar_bytes(loss, params, batch)
+        sharded = self.sharded.sends(loss, params, batch, sizes, compute) if self.sharded else {}
         return {AXIS: walked + Fraction(2 * (self.plan.stages - 1), self.plan.stages) * (edge + scalars), **sharded}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
@@ -108,8 +121,7 @@ class Pipelined(NamedTuple):
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
     ) -> Any:
         """`evaluate` on every device; see `on_devices`."""
-        batch_axis = self.sharded.axis if self.sharded else None
-        return on_devices(evaluate, self.axes, self.specs, batch_axis, (params, state, batch, key), graded)
+        return on_devices(evaluate, self.axes, self.specs, self.batch_axis, (params, state, batch, key), graded)
 
 
 def check_rows(params: Params, specs: Any) -> None:
@@ -122,7 +134,7 @@ def check_rows(params: Params, specs: Any) -> None:
     Raises:
         InputError: they are not; the rows are evaluated one after the other, or divided among stages.
 
-    >>> check_rows({'edge': (), 'blocks': jnp.ones((4, 2))}, {'edge': (), 'blocks': P('fsdp')})
+    >>> check_rows({'edge': (), 'blocks': jax.numpy.ones((4, 2))}, {'edge': (), 'blocks': P('fsdp')})
     Traceback (most recent call last):
     jaxdist.InputError: a rule shards dim 0 of the blocks, which has their rows, over 'fsdp': shard another dim
     """

@@ -20,8 +20,9 @@ from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.core.mesh import path_text
 from jaxdist.core.partition import Evaluate, OwnGradient, cast_params
-from jaxdist.core.types import Batch, Params
-from jaxdist.parallel.fsdp import FullySharded, gathered, on_shards, scattered, shards, spec_leaves
+from jaxdist.core.shards import on_shards
+from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.parallel.fsdp import FullySharded, gathered, scattered, shards, spec_leaves
 
 
 class Quantised(NamedTuple):
@@ -38,8 +39,20 @@ class Quantised(NamedTuple):
     sharded: FullySharded
     gathers: tuple[Codec | None, ...]
     scatters: tuple[Codec | None, ...]
+    loops: bool = False
+    repeats: Fraction = Fraction(1)
     microbatches: int = 1
     own_gradient: OwnGradient | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """See `Partition.axes`."""
+        return self.sharded.axes
+
+    @property
+    def batch_axis(self) -> str:
+        """See `Partition.batch_axis`."""
+        return self.sharded.axis
 
     @property
     def batch_shards(self) -> int:
@@ -47,12 +60,12 @@ class Quantised(NamedTuple):
         return self.sharded.size
 
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
         axis, size = self.sharded.axis, self.sharded.size
-        total = self.sharded.sends(params, sums, batch, sizes, compute)[axis]
+        total = self.sharded.sends(loss, params, batch, sizes, compute)[axis]
         seen = jax.eval_shape(lambda params: cast_params(params, compute), params)
         for codecs, tree in ((self.gathers, seen), (self.scatters, params)):
             for codec, x, spec in zip(codecs, jax.tree.leaves(tree), spec_leaves(self.sharded.specs), strict=True):

@@ -15,10 +15,12 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
+from jaxdist.core.emulated import after
 from jaxdist.core.gradient import conjugate
 from jaxdist.core.partition import Evaluate, cast_params
 from jaxdist.core.protocol import is_spec
-from jaxdist.core.types import Batch, Params, Parts
+from jaxdist.core.types import Batch, Loss, Params, Parts
+from jaxdist.models.attention.zigzag import AXIS as SEQUENCES
 from jaxdist.parallel.fsdp import FullySharded, entry_bytes, gathered, scattered
 from jaxdist.parallel.stages import BLOCKS
 
@@ -38,7 +40,19 @@ class Regathered(NamedTuple):
     sharded: FullySharded
     parts: Parts
     accumulate: int = 1
+    loops: bool = True
+    repeats: Fraction = Fraction(1)
     microbatches: int = 1
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """See `Partition.axes`."""
+        return self.sharded.axes
+
+    @property
+    def batch_axis(self) -> str:
+        """See `Partition.batch_axis`."""
+        return self.sharded.axis
 
     @property
     def batch_shards(self) -> int:
@@ -46,14 +60,14 @@ class Regathered(NamedTuple):
         return self.sharded.size
 
     def sends(
-        self, params: Params, sums: Any, batch: Batch, sizes: Mapping[str, int],
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
         axis, share = self.sharded.axis, Fraction(self.sharded.size - 1, self.sharded.size)
         blocks = functools.partial(entry_bytes, params[BLOCKS], self.sharded.specs[BLOCKS], axis, sizes, sharded=True)
         each, once = 2 * blocks(compute) + blocks(None), blocks(compute) + blocks(None)
-        kept = self.sharded.sends(params, sums, batch, sizes, compute)[axis]
+        kept = self.sharded.sends(loss, params, batch, sizes, compute)[axis]
         return {axis: kept + share * (self.accumulate * each - once)}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
@@ -78,7 +92,8 @@ class Regathered(NamedTuple):
 
         def block(row: Any, x: Any) -> Any:
             whole = lambda spec, p: regathered(p, spec, self.sharded.axis, compute)  # noqa: E731
-            return self.parts.block(jax.tree.map(whole, rows, row, is_leaf=is_spec), x)
+            here = jax.tree.map(whole, rows, row, is_leaf=is_spec)
+            return self.parts.block(after(here, here) if collectives.is_manual(SEQUENCES) else here, x)
 
         def loss(params: Params) -> Any:
             x, step = self.parts.first(params['edge'], batch), jax.checkpoint(block)

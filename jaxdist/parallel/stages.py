@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdist.core import collectives
+from jaxdist.core.emulated import after
 from jaxdist.core.types import Batch, Params, Parts
 from jaxdist.parallel.schedules import Schedule
 
@@ -119,7 +120,7 @@ class _Stage(NamedTuple):
             return collectives.zeros(jax.eval_shape(last, edge, y))
 
         terms = lax.cond(me == stages - 1, last, none, edge, y)
-        return _after(y, terms), terms
+        return after(y, terms), terms
 
     def tick(self, carry: Carry, t: jax.Array, forward: bool, backward: bool) -> Carry:
         """One tick."""
@@ -134,7 +135,7 @@ class _Stage(NamedTuple):
             y, terms = self.run(self.params, carry.x, k)
             added = jax.tree.map(lambda a, b: a + jnp.where(ok, b, 0), carry.terms, terms)
             carry = carry._replace(x=_passed(y, 1), inputs=inputs, terms=added)
-            carry = carry._replace(dy=_after(carry.dy, carry.x), inputs=_after(inputs, carry.x))
+            carry = carry._replace(dy=after(carry.dy, carry.x), inputs=after(inputs, carry.x))
         if backward:
             k = schedule.backward(me, t)
             ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
@@ -143,28 +144,10 @@ class _Stage(NamedTuple):
             sums, count = jax.tree.map(jnp.zeros_like, terms)
             cotangents = {**sums, 'loss': jnp.ones_like(sums['loss'])}, count
             own, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
-            dx = _after(dx, own['edge'])
+            dx = after(dx, own['edge'])
             grads = jax.tree.map(lambda g, d: g + jnp.where(ok, d, 0).astype(g.dtype), carry.grads, own)
             carry = carry._replace(dy=_passed(dx, -1), grads=grads)
         return carry
-
-
-def _after(tree: Any, first: Any) -> Any:
-    """The same values as `tree`, on a CPU not before `first` is computed.
-
-    Emulated devices wait for each other in a few threads. If one begins a permutation, and another a collective inside
-    of its stage that does not depend on it, each waits for ever. (XLA for CPU ignores optimisation barriers.)
-    """
-    leaves = jax.tree.leaves(first)
-    axes: set[str] = set().union(*(jax.typeof(x).mat.varying for x in [*leaves, *jax.tree.leaves(tree)]))
-    for axis in sorted(axes):
-        tree = collectives.pvary(tree, axis)
-
-    def late(tree: Any, leaves: list[jax.Array]) -> Any:
-        unknown = sum(jnp.isnan(x.ravel()[0]).astype(jnp.int32) for x in leaves)
-        return jax.tree.map(lambda x: jnp.where(unknown >= 0, x, jnp.zeros_like(x)), tree)
-
-    return lax.platform_dependent(tree, leaves, cpu=late, default=lambda tree, leaves: tree)
 
 
 def _passed(x: Any, by: int) -> Any:

@@ -1,5 +1,6 @@
 """Code on every device of a worker: the one region in which axes inside a worker are manual."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
+from jaxdist.core.emulated import after
 from jaxdist.core.errors import InputError
 from jaxdist.core.partition import Evaluate
 from jaxdist.core.protocol import is_spec
@@ -22,18 +24,20 @@ def on_devices(
     batch_axis: str | None,
     args: tuple[Params, Any, Batch, jax.Array],
     graded: bool = True,
+    sequence_axis: str | None = None,
 ) -> Any:
     """`evaluate(*args)` on every device, with these axes manual.
 
-    Sums are added up over the axis that divides the batch, and of a model state the mean is taken.
+    Sums are added up over the axes that divide examples or their sequences, and of a model state the mean is taken.
 
     Args:
         evaluate: `(params, state, batch, key) -> (sums, gradient, state)` on one device.
         axes: the axes.
         specs: the `PartitionSpec` of each parameter; its other axes stay the compiler's.
-        batch_axis: the one of the axes that divides the batch, if there is one.
+        batch_axis: the one of the axes that divides the examples of the batch, if there is one.
         args: the arguments.
         graded: whether there is a gradient; if not, () is in its place.
+        sequence_axis: the one of the axes whose devices evaluate positions of the same examples, if there is one.
 
     >>> total = lambda params, state, batch, key: (batch['x'].sum(), params, state)
     >>> with jax.set_mesh(jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))):
@@ -44,12 +48,14 @@ def on_devices(
     mine = jax.tree.map(lambda spec: _only(spec, axes), specs, is_leaf=is_spec)
 
     def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        if batch_axis is None:
-            return evaluate(params, state, batch, key)
-        # Where the batch is divided, dropout must not repeat itself.
-        key = jax.random.fold_in(key, lax.axis_index(batch_axis))
-        sums, grads, after = evaluate(params, state, batch, key)
-        return collectives.psum(sums, batch_axis), grads, jax.tree.map(lambda x: _agreed(x, batch_axis), after)
+        divided = [axis for axis in (batch_axis, sequence_axis) if axis is not None]
+        for axis in divided:  # dropout must not repeat itself
+            key = jax.random.fold_in(key, lax.axis_index(axis))
+        sums, grads, new = evaluate(params, state, batch, key)
+        sums = after(sums, _no_wider(grads, sums)) if sequence_axis is not None else sums
+        for axis in divided:
+            sums, new = collectives.psum(sums, axis), jax.tree.map(functools.partial(_agreed, axis), new)
+        return sums, grads, new
 
     rows = jax.tree.map(lambda _: P(batch_axis) if batch_axis else P(), args[2])
     out = (P(), mine if graded else (), P())
@@ -57,7 +63,14 @@ def on_devices(
     return jax.shard_map(on_device, in_specs=(mine, P(), rows, P()), out_specs=out, axis_names=set(axes))(*args)
 
 
-def _agreed(x: jax.Array, axis: str) -> jax.Array:
+def _no_wider(tree: Any, like: Any) -> list[jax.Array]:
+    """The arrays of a tree that differ between no devices on which those of `like` do not."""
+    of = lambda x: jax.typeof(x).mat.varying  # noqa: E731
+    axes = frozenset.intersection(*(of(x) for x in jax.tree.leaves(like)))
+    return [x for x in jax.tree.leaves(tree) if of(x) <= axes]
+
+
+def _agreed(axis: str, x: jax.Array) -> jax.Array:
     """One value of the model state on all devices: their mean, of integers the largest."""
     if not collectives.varies(x, axis):
         return x

@@ -10,6 +10,7 @@ from jaxdist.constraints.dual_ascent import Order
 from jaxdist.core.mesh import KINDS
 from jaxdist.data import Text
 from jaxdist.models import Transformer
+from jaxdist.training.layout_settings import ContextSettings as ContextSettings
 from jaxdist.training.layout_settings import FsdpSettings as FsdpSettings
 from jaxdist.training.layout_settings import Mesh as Mesh
 from jaxdist.training.layout_settings import PipelineSettings as PipelineSettings
@@ -50,6 +51,7 @@ class Experiment:
     mesh: Mesh = field(default_factory=Mesh)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     fsdp: FsdpSettings = field(default_factory=FsdpSettings)
+    context: ContextSettings = field(default_factory=ContextSettings)
     batch: int = 64
     """Global batch size: examples per step over all workers."""
     steps: int = 500
@@ -103,6 +105,7 @@ FREE = (
     'mesh',
     'pipeline',
     'fsdp.regather',
+    'context',
     'log_every',
     'evaluate_every',
     'save_every',

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxdist.core.mesh import KINDS, Axis, axis_table
+from jaxdist.models.attention import Attention
 from jaxdist.parallel.schedules import ScheduleName
 
 
@@ -20,6 +21,8 @@ class Mesh:
     """Pipeline stages of one worker, over which a model's blocks are divided; see docs/parallelism.md."""
     fsdp: int = 1
     """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
+    context: int = 1
+    """Devices of one worker that share each sequence, and evaluate the loss of their positions."""
     model: int = 1
     """Devices of one worker over which layers are sharded, by the model's rules: tensor parallelism."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False
@@ -36,6 +39,14 @@ class Mesh:
     def devices(self) -> int:
         """The number of devices that the mesh needs; 1 if the workers are simulated."""
         return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How devices that share sequences work together."""
+
+    attention: Attention = 'ring'
+    """Attention: ring (keys and values go round), ulysses (all positions of some heads) or gathered (all keys)."""
 
 
 @dataclass(frozen=True)

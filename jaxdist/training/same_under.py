@@ -15,10 +15,12 @@ from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import on_mesh
 from jaxdist.laws.law import LawBroken, LawResult
 from jaxdist.ledger import cost
+from jaxdist.models.attention import Attention
+from jaxdist.parallel.choice import partitioned
 from jaxdist.parallel.fsdp import Fsdp, shards, spec_leaves
 from jaxdist.parallel.pipeline import Pipeline
 from jaxdist.parallel.schedules import ScheduleName
-from jaxdist.training.step import make_step, partitioned
+from jaxdist.training.step import make_step
 
 STEPS = 3
 """Steps after which parameters are compared."""
@@ -36,6 +38,7 @@ def same_under(
     microbatches: int = 1,
     schedule: ScheduleName = '1f1b',
     regather: bool = False,
+    attention: Attention = 'ring',
 ) -> list[LawResult]:
     """Whether a model trains alike however it is laid out over devices, one result for each layout.
 
@@ -54,6 +57,7 @@ def same_under(
         microbatches: parts that each device's batch is taken in, where there are stages.
         schedule: the schedule of the stages.
         regather: whether fully sharded workers gather each block when it is evaluated.
+        attention: how devices that share sequences compute attention.
 
     Raises:
         InputError: a layout does not fit the devices, the batch or the model.
@@ -74,7 +78,8 @@ def same_under(
         for layout in layouts:
             table = meshes.axis_table(**layout)
             try:
-                actual = _train(model, layout, params, batch, learning_rate, accumulate, pipeline, Fsdp(regather))
+                how = accumulate, pipeline, Fsdp(regather), attention
+                actual = _train(model, layout, params, batch, learning_rate, *how)
                 _compare(actual['numbers'], expected['numbers'], tolerance)
                 for name in ('bytes', 'stored', 'traces after the first step'):
                     got, formula = actual[name]
@@ -96,6 +101,7 @@ def _train(
     accumulate: int,
     pipeline: Pipeline | None = None,
     fsdp: Fsdp = Fsdp(),
+    attention: Attention = 'ring',
 ) -> dict[str, Any]:
     """The numbers of a training, and pairs of what was measured and what the formula says."""
     workers = on_mesh(meshes.make(meshes.axis_table(**layout)))
@@ -115,6 +121,7 @@ def _train(
     if pipeline is not None:
         pipeline = pipeline._replace(parts=pipeline.parts._replace(last=noted(pipeline.parts.last)))
     options: dict[str, Any] = {'rules': rules, 'accumulate': accumulate, 'pipeline': pipeline, 'fsdp': fsdp}
+    options['attention'] = attention
     program = make_step(noted(model.loss), lambda key: params, update, batch, workers, **options)
     state = program.init(jax.random.key(0))
     numbers: dict[str, Any] = {}
@@ -126,11 +133,10 @@ def _train(
             numbers = {**jax.device_get(sums), 'gradient': jax.device_get(state.opt_state[1].trace)}
     again = sum(step > 1 for step in traced)
     numbers[f'parameters after {STEPS} steps'] = jax.device_get(state.params)
-    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate)
+    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate, attention)
     sizes = dict(workers.mesh.shape)
     shard = sum(x.nbytes // shards(s, sizes) for x, s in zip(jax.tree.leaves(params), spec_leaves(specs), strict=True))
-    terms = jax.eval_shape(model.loss, params, batch, jax.random.key(0))[0]
-    formula = partition.sends(params, terms, batch, sizes)
+    formula = partition.sends(model.loss, params, batch, sizes)
     rows = cost(program, batch, jax.random.key(0)).rows
     sent = {
         axis: sum((row.bytes_per_step or Fraction(0) for row in rows if axis in row.axes), Fraction(0))

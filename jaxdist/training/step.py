@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdist.core import collectives
 from jaxdist.core import mesh as meshes
 from jaxdist.core.deprecation import former_name, renamed_arguments
+from jaxdist.core.emulated import after
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import find_extra_args
 from jaxdist.core.gradient import as_seen, has_state
@@ -19,16 +20,18 @@ from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout
 from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
 from jaxdist.core.objective import LossObjective, Objective, WorkerLoss
-from jaxdist.core.partition import Partition, Whole, cast_params
+from jaxdist.core.partition import cast_params
 from jaxdist.core.program import Program, build_program, check_divergence
 from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
 from jaxdist.core.workers import Workers, local_shapes
-from jaxdist.parallel.fsdp import Fsdp, fully_sharded
-from jaxdist.parallel.pipeline import Pipeline, check_rows, pipelined
-from jaxdist.parallel.quantised import quantised
-from jaxdist.parallel.regather import Regathered
+from jaxdist.models.attention import Attention
+from jaxdist.parallel.choice import partitioned
+from jaxdist.parallel.fsdp import Fsdp
+from jaxdist.parallel.pipeline import Pipeline
+from jaxdist.parallel.sequences import Sequences
 from jaxdist.training.checking import check_batch, check_key, check_parts, check_update, warn_of_rounding, what_varies
+from jaxdist.training.sequence_checks import check_sequences
 
 
 class State(NamedTuple):
@@ -74,6 +77,7 @@ def make_step(
     state_sync: optax.GradientTransformation | None = None,
     pipeline: Pipeline | None = None,
     fsdp: Fsdp = Fsdp(),
+    attention: Attention = 'ring',
 ) -> Program[State]:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -104,6 +108,7 @@ def make_step(
         pipeline: how a worker's batch walks through the stages of the mesh, if it has the axis `stage`. The step then
             follows its parts, of which `loss` must be the loss.
         fsdp: how workers gather and scatter, if the mesh has the axis `fsdp`.
+        attention: how devices that share sequences compute attention, if the mesh has the axis `context`.
 
     Raises:
         InputError: the batch, the parameters, the model state or the loss do not fit; parameters would diverge though
@@ -133,7 +138,7 @@ def make_step(
             'state_sync synchronises a model state, and init returned none: return Variables(params, state)'
         )
     _refuse_rules_over_workers(rules, workers.axis)
-    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate)
+    specs, partition = partitioned(params, rules, workers, pipeline, fsdp, accumulate, attention)
     if partition.microbatches > 1 and accumulate > 1:
         raise InputError(
             f'accumulate={accumulate}: a pipeline takes microbatches={partition.microbatches} in its place'
@@ -144,6 +149,10 @@ def make_step(
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
     if partition.own_gradient is not None and pipeline is not None:
         check_parts(loss, pipeline.parts, cast, values, batch)
+    if isinstance(partition, Sequences):
+        if objective is not None:
+            raise InputError("constraints need a mesh without the axis 'context'")
+        check_sequences(loss, cast, values, local_shapes(batch, workers.count), partition.size)
     goal.check(as_seen(params, values), batch, workers, accumulate * partition.batch_shards)
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
@@ -174,13 +183,12 @@ def make_step(
         worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, values_of(state.model), partition)
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
         value = extras.value(worker_loss, out, state.params)
+        opt_state = _behind(state.opt_state, out.grads) if partition.loops else state.opt_state
         ok, grads = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
         extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
-        moved, params, opt_state = guard.apply(
-            ok, functools.partial(apply, **extra), grads, state.params, state.opt_state
-        )
-        after = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
-        objective = guard.commit(ok, after, state.objective)
+        moved, params, opt_state = guard.apply(ok, functools.partial(apply, **extra), grads, state.params, opt_state)
+        ahead = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
+        objective = guard.commit(ok, ahead, state.objective)
         model = sync.after(state.model, out.model_state, ok)
         new = state._replace(params=params, opt_state=opt_state, objective=objective, model=model)
         skipped = 1 - ok.astype(jnp.int32)
@@ -203,48 +211,16 @@ def make_step(
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
 
 
-def partitioned(
-    params: Params, rules: meshes.Rules, workers: Workers, pipeline: Pipeline | None = None,
-    fsdp: Fsdp = Fsdp(), accumulate: int = 1,
-) -> tuple[Any, Partition]:  # fmt: skip
-    """The `PartitionSpec` of each parameter, and how a worker's devices divide its work.
+def _behind(opt_state: optax.OptState, grads: Params) -> optax.OptState:
+    """The same state, on emulated devices behind the gradient: what workers send of it may not depend on it."""
 
-    Args:
-        params: the parameters' shapes.
-        rules: sharding rules of the parameters over the mesh's other axes.
-        workers: the workers.
-        pipeline: how the batch walks through the stages of the mesh, if it has any.
-        fsdp: how fully sharded workers gather and scatter.
-        accumulate: parts that each device's batch is taken in.
+    def late(x: jax.Array) -> jax.Array:
+        number = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        behind: jax.Array = after(x, grads) if number and axes <= jax.typeof(x).mat.varying else x
+        return behind
 
-    Raises:
-        InputError: the layout does not fit the parameters or the model.
-
-    >>> from jaxdist.core.workers import abstract
-    >>> shapes, workers = {'w': jax.ShapeDtypeStruct((8, 4), 'float32')}, abstract(2, others={'fsdp': 2, 'model': 2})
-    >>> partitioned(shapes, [('w', (None, 'model'))], workers)[0]
-    {'w': P('fsdp', 'model')}
-    """
-    sizes = dict(workers.mesh.shape) if workers.mesh else {}
-    specs, sharded, make = meshes.specs(params, rules, workers.mesh), None, None
-    if sizes.get('stage', 1) > 1:
-        specs, make = pipelined(params, specs, sizes, pipeline)
-    if sizes.get('fsdp', 1) > 1:
-        specs, sharded = fully_sharded(params, specs, sizes)
-    coded = fsdp.gathers is not None or fsdp.scatters is not None
-    if fsdp.regather and (sharded is None or make is not None or pipeline is None or coded):
-        raise InputError(
-            'regather is for a mesh with the axis fsdp and without stages, without codecs of gathers and scatters, and '
-            'for a model in parts, whose blocks are gathered one at a time, such as Transformer(stacked=True)'
-        )
-    if coded and (sharded is None or make is not None):
-        raise InputError('codecs of gathers and scatters are for a mesh with the axis fsdp and without stages')
-    if sharded is not None and fsdp.regather and pipeline is not None:
-        check_rows(params, specs)
-        return specs, Regathered(sharded, pipeline.parts, accumulate)
-    if sharded is not None and coded:
-        return specs, quantised(sharded, params, fsdp.gathers, fsdp.scatters)
-    return specs, make(specs, sharded) if make else sharded or Whole()
+    axes: set[str] = set().union(*(jax.typeof(g).mat.varying for g in jax.tree.leaves(grads)))
+    return jax.tree.map(late, opt_state)
 
 
 def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:

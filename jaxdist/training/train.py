@@ -128,6 +128,7 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         state_sync=_state_sync(experiment, workers),
         pipeline=pipeline,
         fsdp=_fsdp(experiment),
+        attention=experiment.context.attention,
     )
 
 

@@ -1,6 +1,6 @@
 """The law of layouts on jaxdist's models, and mutants that it finds."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxdist
 from jaxdist.core.types import Batch, Model, Task
-from jaxdist.models import ConvNet, Perceptron, Transformer
-from jaxdist.parallel import fsdp
+from jaxdist.models import ConvNet, Perceptron, Transformer, _layers
+from jaxdist.models.attention import Attention, zigzag
+from jaxdist.parallel import Sequences, fsdp
 
 RNG = np.random.default_rng(0)
 TOKENS = {'tokens': RNG.integers(0, 64, (16, 9)).astype(np.int32)}
@@ -46,6 +47,56 @@ def test_models_train_alike_under_every_layout(name: str) -> None:
 def test_parts_of_an_accumulation_are_gathered_once() -> None:
     model, batch = MODELS['perceptron']
     assert jaxdist.same_under(model, HYBRIDS[:1], batch, accumulate=2)[0].problem == ''
+
+
+SHARED = {'layers': 2, 'width': 16, 'heads': 4}
+"""A transformer for sequences that devices share."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('attention', get_args(Attention))
+def test_sequences_are_shared_under_every_other_axis(attention: Attention) -> None:
+    task = Task('tokens', (8,), 64)
+    grouped, stacked = (
+        Transformer(**SHARED, **more).build(task)
+        for more in ({'key_heads': 2 if attention != 'ulysses' else 4}, {'stacked': True})
+    )
+    layouts = [{'workers': 2, 'context': 4}, {'workers': 2, 'fsdp': 2, 'context': 2}]
+    layouts += [{'workers': 2, 'context': 2, 'model': 2}]
+    results = jaxdist.same_under(grouped, layouts, TOKENS, attention=attention)
+    staged = [{'workers': 2, 'stage': 2, 'context': 2}, {'workers': 1, 'stage': 2, 'fsdp': 2, 'context': 2}]
+    results += jaxdist.same_under(stacked, staged, TOKENS, attention=attention, microbatches=2)
+    again = [{'workers': 2, 'fsdp': 2, 'context': 2}]
+    results += jaxdist.same_under(stacked, again, TOKENS, attention=attention, regather=True)
+    assert [result.problem for result in results] == [''] * 6
+
+
+def in_order(x: jax.Array, dim: int = 1) -> jax.Array:
+    """Contiguous positions, where attention expects an early and a late piece."""
+    n = zigzag.devices()
+    rows = x.reshape(*x.shape[:dim], n, -1, *x.shape[dim + 1 :])
+    return rows.take(lax.axis_index('context'), dim) if n > 1 else x
+
+
+SEQUENCE_MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
+    'positions do not lie as attention expects': (_layers, 'local', in_order, 'loss is off'),
+    'positions of all devices are those of the first': (_layers, 'positions', jnp.arange, 'loss is off'),
+    'a gradient is that of a device': (
+        Sequences,
+        'scatter',
+        lambda self, grads, key: lax.pmean(self.inner.scatter(grads, key), 'context'),
+        'gradient of',
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mutant', SEQUENCE_MUTANTS)
+def test_mutants_of_shared_sequences_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, attribute, wrong, problem = SEQUENCE_MUTANTS[mutant]
+    monkeypatch.setattr(place, attribute, wrong)
+    (result,) = jaxdist.same_under(transformer(), [{'workers': 2, 'context': 2}], TOKENS)
+    assert problem in result.problem, result
 
 
 def kept(g: jax.Array, spec: P, axis: str) -> jax.Array:

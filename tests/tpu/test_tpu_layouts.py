@@ -38,8 +38,7 @@ def compiled(chips: Chips, compute: Any, **axes: int) -> tuple[Any, Mesh, Any, A
     params = jax.eval_shape(model.init, jax.random.key(0))
     partition = partitioned(params, model.rules, workers, pipeline)[1]
     seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute or x.dtype), params)
-    sums = jax.eval_shape(model.loss, params, batch, jax.random.key(0))[0]
-    formula = partition.sends(seen, sums, batch, dict(mesh.shape))
+    formula = partition.sends(model.loss, seen, batch, dict(mesh.shape))
     return made.step.lower(made.state, batch).compile(), mesh, params, formula
 
 

@@ -34,7 +34,7 @@ DIVISIONS = st.one_of(
     st.builds(Sizes, st.lists(FRACTIONS | SIZES).map(tuple)),
 )
 MODELS = st.one_of(
-    st.builds(Transformer, SIZES, SIZES, SIZES, SIZES),
+    st.builds(Transformer, SIZES, SIZES, SIZES, SIZES, SIZES),
     st.builds(ConvNet, st.lists(SIZES).map(tuple), SIZES),
     st.builds(Perceptron, st.lists(SIZES).map(tuple)),
 )
@@ -44,7 +44,7 @@ DATA = st.one_of(
     st.builds(Table, name=st.sampled_from(['diabetes', 'wine']), held_out=FRACTIONS, division=DIVISIONS),
     st.builds(FashionMNIST, PATHS, DIVISIONS),
 )
-MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
+MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
     Mesh, workers=SIZES, simulate=st.just(True)
 )
 EXPERIMENTS = st.builds(
@@ -82,6 +82,7 @@ def test_differences_name_fields_of_models_of_two_kinds() -> None:
         'model.width: 128 given, nothing saved',
         'model.heads: 4 given, nothing saved',
         'model.mlp: 4 given, nothing saved',
+        'model.key_heads: 0 given, nothing saved',
         'model.stacked: False given, nothing saved',
         'model.hidden: nothing given, [4] saved',
     ]
@@ -107,7 +108,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         (
             'stpes',
             5,
-            'experiment: Experiment has no field stpes; it has update, model, data, mesh, pipeline, fsdp, batch',
+            'experiment: Experiment has no field stpes; it has update, model, data, mesh, pipeline, fsdp, context',
         ),
         ('precision', 'float64', "experiment.precision: 'float64' is not float32 or bfloat16"),
         ('model', 'big', "model='big' must be a dataclass with a method build"),
@@ -120,7 +121,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         (
             'mesh.worker',
             3,
-            'experiment.mesh: Mesh has no field worker; it has workers, stage, fsdp, model, emulate',
+            'experiment.mesh: Mesh has no field worker; it has workers, stage, fsdp, context, model, emulate',
         ),
         ('batch', 0, 'batch=0 must be 1 or more'),
         ('seed', -1, 'seed=-1 must be 0 or more'),

@@ -23,7 +23,7 @@ FLOORS = {
     'laws': 2,
     'codecs': 3,
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel', 'simulate'), 4),
-    'cluster': 5,
+    **dict.fromkeys(('cluster', 'planner'), 5),
     'training': 6,
     **dict.fromkeys(('cli', '_public'), 7),
     '__main__': 8,

@@ -1,0 +1,165 @@
+"""Context parallelism: the devices of a worker share each sequence, and evaluate the loss of their positions.
+
+Each device has all parameters that its other axes leave it, takes its own positions of a batch (see
+`jaxdist.models.attention.local`) and reaches the others' keys and values in `attend`. Sums and gradients are added up.
+"""
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core
+
+from jaxdist.core import collectives
+from jaxdist.core.emulated import after
+from jaxdist.core.partition import Evaluate, OwnGradient, Partition, cast_params
+from jaxdist.core.protocol import is_spec
+from jaxdist.core.shards import on_shards
+from jaxdist.core.types import Batch, Loss, Params
+from jaxdist.models.attention import Attention, attention_by
+from jaxdist.models.attention.attend import sends
+from jaxdist.parallel.fsdp import scalar_bytes, shards, spec_leaves
+from jaxdist.parallel.within import on_devices
+
+
+class AttentionCall(NamedTuple):
+    """A call of `attend` in a loss.
+
+    Attributes:
+        queries: the type of the queries, with a shape and a dtype.
+        keys: that of the keys.
+        times: how often it runs in one evaluation of the loss.
+        forwards: how often it is evaluated for a gradient: 2 in a block that is evaluated again.
+    """
+
+    queries: Any
+    keys: Any
+    times: int
+    forwards: int
+
+
+def attention_calls(loss: Loss, params: Params, batch: Batch) -> list[AttentionCall]:
+    """The calls of `attend` in a loss, on one device that has whole sequences.
+
+    Args:
+        loss: the loss.
+        params: the parameters' shapes.
+        batch: the batch's shapes.
+
+    >>> from jaxdist.models.attention import attend
+    >>> loss = lambda p, b, key: ({'loss': attend(p * b['x'], b['x'], b['x']).sum()}, 4)
+    >>> [call.times for call in attention_calls(loss, jax.numpy.float32(1), {'x': jax.numpy.ones((1, 4, 2, 8))})]
+    [1]
+    """
+
+    def found(program: Any, times: int, forwards: int) -> Iterator[AttentionCall]:
+        for eqn in program.eqns:
+            if eqn.params.get('name') == 'whole':
+                queries, keys = (x.aval for x in eqn.invars[:2])
+                yield AttentionCall(queries, keys, times, forwards)
+                continue
+            again = 2 if eqn.primitive.name in ('remat2', 'checkpoint') else 1
+            for inner in core.jaxprs_in_params(eqn.params):
+                yield from found(inner, times * eqn.params.get('length', 1), forwards * again)
+
+    return list(found(jax.make_jaxpr(loss)(params, batch, jax.random.key(0)).jaxpr, 1, 1))
+
+
+class Sequences(NamedTuple):
+    """The partition of a worker whose devices share sequences, and that may be divided over other axes as well.
+
+    Each device sends 2 (C - 1) / C of the bytes of its shards of gradients, and what attention sends: see
+    `jaxdist.models.attention`.
+
+    Attributes:
+        inner: how the worker is divided over other axes.
+        specs: the `PartitionSpec` of each parameter.
+        size: the number of devices C that share a sequence.
+        attention: how they compute attention.
+        axis: the mesh axis.
+        loops: see `Partition`.
+    """
+
+    inner: Partition
+    specs: Any
+    size: int
+    attention: Attention = 'ring'
+    axis: str = 'context'
+    loops: bool = True
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that the partition divides itself."""
+        return (*self.inner.axes, self.axis)
+
+    @property
+    def batch_axis(self) -> str | None:
+        """See `Partition.batch_axis`."""
+        return self.inner.batch_axis
+
+    @property
+    def batch_shards(self) -> int:
+        """See `Partition.batch_shards`: devices that share a sequence have the same examples."""
+        return self.inner.batch_shards
+
+    @property
+    def repeats(self) -> Fraction:
+        """See `Partition.repeats`."""
+        return self.inner.repeats
+
+    @property
+    def microbatches(self) -> int:
+        """See `Partition.microbatches`."""
+        return self.inner.microbatches
+
+    @property
+    def own_gradient(self) -> OwnGradient | None:
+        """See `Partition.own_gradient`."""
+        return self.inner.own_gradient
+
+    def sends(
+        self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
+        compute: jax.typing.DTypeLike | None = None,
+    ) -> dict[str, Fraction]:  # fmt: skip
+        """See `Partition.sends`."""
+        leaves = zip(jax.tree.leaves(params), spec_leaves(self.specs), strict=True)
+        grads = sum(Fraction(x.size * x.dtype.itemsize, shards(spec, sizes)) for x, spec in leaves)
+        scalars = scalar_bytes(loss, params, batch)
+        others = self.inner.sends(loss, params, batch, sizes, compute)
+        attention = self._attention(loss, params, batch, sizes, compute)
+        return {**others, self.axis: Fraction(2 * (self.size - 1), self.size) * (grads + scalars) + attention}
+
+    def _attention(self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int], compute: Any) -> Fraction:
+        """The bytes of all calls of `attend`."""
+        rows = sizes['workers'] * self.batch_shards
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
+        seen = jax.eval_shape(lambda params: cast_params(params, compute), params)
+        total = Fraction(0)
+        for call in attention_calls(loss, seen, part):
+            shards = self.size * (1 if call.keys.shape[2] % sizes.get('model', 1) else sizes.get('model', 1))
+            each = [Fraction(x.size * x.dtype.itemsize, shards) for x in (call.queries, call.keys)]
+            forward, backward = sends(self.attention, self.size, *each)
+            total += call.times * (call.forwards * forward + backward)
+        return total * self.inner.repeats
+
+    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
+        """The parameters as the loss sees them, typed so that gradients are this device's terms."""
+        seen: Params = collectives.pvary(self.inner.gather(params, compute, key), self.axis)
+        return after(seen, seen)
+
+    def scatter(self, grads: Params, key: jax.Array) -> Params:
+        """The shards of the sum of gradients over all devices."""
+        total = lambda spec, g: on_shards(lambda g: lax.psum(g, self.axis), spec)(g)  # noqa: E731
+        mine = self.inner.scatter(after(grads, grads), key)
+        return jax.tree.map(total, self.specs, mine, is_leaf=is_spec)
+
+    def run(
+        self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
+    ) -> Any:
+        """`evaluate` on every device; see `on_devices`."""
+        with attention_by(self.attention):
+            return on_devices(
+                evaluate, self.axes, self.specs, self.batch_axis, (params, state, batch, key), graded, self.axis
+            )

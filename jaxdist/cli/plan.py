@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.table import Table
 from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
+from jaxdist.cli.search import SearchOptions, run
 from jaxdist.cluster.processes import Cluster
 from jaxdist.report import bytes_text
 from jaxdist.training.experiment import Experiment
@@ -29,6 +32,7 @@ class PlanOptions:
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
     json: options.Flag = False
     """Print the plan as JSON."""
+    layouts: Annotated[SearchOptions, tyro.conf.arg(name='')] = field(default_factory=SearchOptions)
     compilation_cache: options.CompilationCache = ''
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -39,6 +43,9 @@ def main(arguments: list[str]) -> None:
     default = PlanOptions(options.load_config(path))
     chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
+    if chosen.layouts.search:
+        run(chosen.layouts, experiment, str(path), chosen.json)
+        return
     options.start(experiment, cluster=chosen.cluster)
     kept = keep_programs(chosen.compilation_cache)
     cost = plan(prepare(experiment))

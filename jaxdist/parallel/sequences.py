@@ -9,18 +9,16 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 from jax.extend import core
 
 from jaxdist.core import collectives
 from jaxdist.core.emulated import after
 from jaxdist.core.partition import Evaluate, OwnGradient, Partition, cast_params
 from jaxdist.core.protocol import is_spec
-from jaxdist.core.shards import on_shards
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.models.attention import Attention, attention_by
 from jaxdist.models.attention.attend import sends
-from jaxdist.parallel.fsdp import scalar_bytes, shards, spec_leaves
+from jaxdist.parallel.fsdp import scalar_bytes, scattered, shards, spec_leaves
 from jaxdist.parallel.within import on_devices
 
 
@@ -151,8 +149,9 @@ class Sequences(NamedTuple):
 
     def scatter(self, grads: Params, key: jax.Array) -> Params:
         """The shards of the sum of gradients over all devices."""
-        total = lambda spec, g: on_shards(lambda g: lax.psum(g, self.axis), spec)(g)  # noqa: E731
         mine = self.inner.scatter(after(grads, grads), key)
+        # As `scattered` does, with the axis in no spec: in the gradient's dtype on a TPU too.
+        total = lambda spec, g: scattered(g, spec, self.axis)  # noqa: E731
         return jax.tree.map(total, self.specs, mine, is_leaf=is_spec)
 
     def run(

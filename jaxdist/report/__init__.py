@@ -5,6 +5,7 @@ from jaxdist.report.constraints import constraints_plot
 from jaxdist.report.curves import curves_plot, has_curve
 from jaxdist.report.exports import csv_runs, csv_table, csv_text, latex_table
 from jaxdist.report.frontier import frontier_plot
+from jaxdist.report.layouts import LayoutPoint, layout_plot
 from jaxdist.report.loss import loss_plot
 from jaxdist.report.page import Picture, page
 from jaxdist.report.ranking import ranking_plot
@@ -15,6 +16,7 @@ from jaxdist.report.text import bytes_text, seconds_text
 __all__ = [
     'ARROWS',
     'Interval',
+    'LayoutPoint',
     'Picture',
     'Score',
     'Summary',
@@ -31,6 +33,7 @@ __all__ = [
     'has_curve',
     'interval',
     'latex_table',
+    'layout_plot',
     'loss_plot',
     'markdown_table',
     'notes',

@@ -59,7 +59,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = True) -> jax
         k: keys [B, T, G, K]. G divides H: each head of keys is for H / G heads of queries (Ainslie et al. 2023, arXiv
             2305.13245).
         v: values [B, T, G, K].
-        causal: whether a query sees the keys of its own and former positions alone.
+        causal: whether a query sees no keys of later positions.
 
     Raises:
         InputError: the shapes do not fit each other, heads do not fit `ulysses`, or sequences are whole.

@@ -126,8 +126,8 @@ ring.defvjp(_saved, _gradient)
 def _block(turn: jax.Array | int, causal: bool, use: Use, block: tuple[jax.Array, ...], state: Any) -> Any:
     """The state after this device has used what the mask leaves of the block that is here after so many turns.
 
-    Of its own block that is what lies below the diagonal; of an earlier device's keys the first half, which all queries
-    see; of a later one's all, which the second half of the queries sees.
+    Of the device's block that is what lies below the diagonal; of an earlier device's keys the first half, which all
+    queries see; of a later one's all, which the second half of the queries sees.
     """
     (q, k, v), whole = block, slice(None)
     n, me, half = collectives.axis_size(AXIS), collectives.axis_index(AXIS), q.shape[1] // 2

@@ -1,0 +1,173 @@
+"""The search of `jaxdist plan`: which layout of an experiment to take on how many devices of a machine."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxdist.cli import options
+from jaxdist.planner.cost import Estimate
+from jaxdist.planner.layouts import AXES
+from jaxdist.planner.machines import machine
+from jaxdist.planner.search import fits, front
+from jaxdist.report import LayoutPoint, bytes_text, layout_plot, seconds_text
+from jaxdist.training.experiment import Experiment, ExperimentError
+from jaxdist.training.layout_search import Search, laid_out, layout_options, search
+from jaxdist.training.tpu_layouts import compile_layout
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The search for a layout."""
+
+    search: options.Flag = False
+    """Estimate every layout over --devices, and rank them by the time of a step; see docs/planning.md."""
+    devices: int = 8
+    """Devices to search for."""
+    machine: Annotated[str, tyro.conf.arg(metavar='NAME|FILE.json')] = 'v5e'
+    """Machine: v5e, v5p, trillium, h100, h200, cpu, or a JSON file, as {"like": "h100", "slow_link": 10e9}."""
+    line: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Another update line to estimate besides the experiment's; may be given more than once."""
+    keep_workers: options.Flag = False
+    """Search layouts of --mesh.workers workers alone: for lines whose training depends on their number."""
+    top: int = 10
+    """Layouts to list."""
+    compile: int = 0
+    """Compile this many of the best for TPUs, which need not be here (extra tpu): exact bytes and memory."""
+    plot: options.Folder = None
+    """File for a plot of the time of a step against memory: .png, .svg or .pdf."""
+
+    def __post_init__(self) -> None:
+        for name, least in (('devices', 1), ('top', 1), ('compile', 0)):
+            if getattr(self, name) < least:
+                raise ExperimentError(f'{name}={getattr(self, name)} must be {least} or more')
+
+
+def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: bool) -> None:
+    """Searches, and prints what was found."""
+    begin, workers = time.perf_counter(), experiment.mesh.workers if chosen.keep_workers else None
+    found = search(experiment, machine(chosen.machine), chosen.devices, chosen.line, workers)
+    inside = [cost for cost in found.ranked if fits(cost, found.machine)]
+    listed = best_of_meshes(inside or found.ranked)[: chosen.top]
+    if as_json:
+        print(json.dumps(to_json(found, listed), indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    print_facts(console, found, time.perf_counter() - begin)
+    lines = [experiment.update, *chosen.line]
+    for number, line in enumerate(lines, 1):
+        console.print(escape(f'line {number}      {line}'))
+    console.print(table(found, listed, lines))
+    if not inside:
+        lacks = bytes_text(listed[0].total - found.machine.memory)
+        console.print(f'no layout fits: the smallest needs {lacks} more than a device has')
+    for cost in listed[: chosen.compile]:
+        console.print(escape(_compiled(found, cost, experiment, chosen.machine)))
+    if chosen.plot is not None:
+        _draw(found, lines, chosen.plot)
+        console.print(f'plot        {chosen.plot}')
+    if inside:
+        best = listed[0]
+        line = f" --update '{best.traffic.name}'" if best.traffic.name != experiment.update else ''
+        console.print(escape(f'run the best: jaxdist train {config} {layout_options(best.layout)}{line}'))
+
+
+def print_facts(console: Console, found: Search, seconds: float) -> None:
+    """Prints what was searched."""
+    work, of = found.workload, found.machine
+    blocks = f' in {work.layers} blocks' if work.layers else ', without parts'
+    products = 3 * (work.blocks * work.block_flops + work.edge_flops)
+    inside = sum(fits(cost, of) for cost in found.ranked)
+    console.print(f'model       {work.parameters:,.0f} parameters{blocks}; {products / 1e9:,.1f} GFLOP an example')
+    console.print(
+        f'machine     {found.devices} x {of.name}: {of.flops / 1e12:,.0f} TFLOP/s of which {of.reached:.0%} are '
+        f'reached, {bytes_text(of.memory)}, {bytes_text(of.link)}/s among {of.group}, else {bytes_text(of.slow_link)}/s'
+    )
+    console.print(f'layouts     {len(found.ranked):,}, of which {inside:,} fit; estimated in {seconds_text(seconds)}')
+
+
+def best_of_meshes(ranked: list[Estimate]) -> list[Estimate]:
+    """The first estimate of each mesh and line: the others have more or fewer microbatches."""
+    first: dict[tuple[Any, ...], Estimate] = {}
+    for cost in ranked:
+        first.setdefault((*(getattr(cost.layout, axis) for axis in AXES), cost.traffic.name), cost)
+    return list(first.values())
+
+
+def table(found: Search, listed: list[Estimate], lines: list[str]) -> Table:
+    """The listed layouts."""
+    out = Table(title='estimated for one step and one device', title_justify='left')
+    out.add_column('layout', overflow='fold', min_width=20)
+    for name in (*(['line'] if len(lines) > 1 else []), 'step', 'of peak', 'memory'):
+        out.add_column(name, no_wrap=True)
+    out.add_column('sent', overflow='fold', min_width=15)
+    out.add_column('most time in', overflow='fold')
+    for cost in listed:
+        sent = ', '.join(f'{axis} {bytes_text(cost.sent[axis])}' for axis in AXES if cost.sent[axis])
+        line = [str(1 + lines.index(cost.traffic.name))] if len(lines) > 1 else []
+        peak = f'{found.of_peak(cost):.0%}'
+        out.add_row(words(cost), *line, seconds_text(cost.step), peak, bytes_text(cost.total), sent, cost.binds)
+    return out
+
+
+def words(cost: Estimate) -> str:
+    """A layout in words.
+
+    >>> from jaxdist.planner.cost import NOTHING
+    >>> from jaxdist.planner.layouts import Layout
+    >>> words(Estimate(Layout(workers=4, stage=2, microbatches=8), NOTHING, {}, {}, {}))
+    '4 workers x 2 stage, 8 microbatches'
+    """
+    at = cost.layout
+    text = ' x '.join(f'{getattr(at, axis)} {axis}' for axis in AXES if getattr(at, axis) > 1) or '1 workers'
+    text += f', {at.microbatches} microbatches' if at.microbatches > 1 else ''
+    return text + (', regather' if at.regather else '')
+
+
+def _compiled(found: Search, cost: Estimate, experiment: Experiment, name: str) -> str:
+    """What the compiler says of a layout."""
+    begin = time.perf_counter()
+    out = compile_layout(laid_out(experiment, cost), found.data, found.model, name)
+    took = seconds_text(time.perf_counter() - begin)
+    if not out.fits:
+        short = bytes_text(out.memory - found.machine.memory)
+        return f'compiled    {words(cost)}: does not fit, by {short} ({took})'
+    sent = ', '.join(f'{axis} {bytes_text(float(bytes))}' for axis, bytes in out.sent.items() if bytes)
+    return f'compiled    {words(cost)}: {bytes_text(out.memory)} of memory, sent {sent or "nothing"} ({took})'
+
+
+def _draw(found: Search, lines: list[str], path: Path) -> None:
+    best = {id(cost) for cost in front(found.ranked)}
+    of = {line: f'; line {number}' if len(lines) > 1 else '' for number, line in enumerate(lines, 1)}
+    points = [
+        LayoutPoint(words(cost) + of[cost.traffic.name], cost.step, cost.total, id(cost) in best)
+        for cost in found.ranked
+    ]
+    title = f'{found.workload.parameters / 1e6:,.1f}M parameters on {found.devices} x {found.machine.name}'
+    shown = [f'line {number}: {line}' for number, line in enumerate(lines, 1) if len(lines) > 1]
+    layout_plot(points, found.machine.memory, '\n'.join([title, *shown]), path)
+
+
+def to_json(found: Search, listed: list[Estimate]) -> dict[str, Any]:
+    """What was searched, and the listed layouts, as dicts, lists and numbers."""
+    each = [
+        {
+            'layout': cost.layout._asdict(),
+            'line': cost.traffic.name,
+            'step': cost.step,
+            'of_peak': found.of_peak(cost),
+            'seconds': cost.seconds,
+            'memory': cost.memory,
+            'sent': cost.sent,
+            'fits': fits(cost, found.machine),
+            'options': layout_options(cost.layout),
+        }
+        for cost in listed
+    ]
+    return {'workload': found.workload._asdict(), 'machine': vars(found.machine), 'layouts': each}

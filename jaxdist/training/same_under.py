@@ -153,12 +153,14 @@ def _train(
 
 def _compare(actual: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
     for name, tree in expected.items():
+        # What is 0 but for rounding, as the gradient of a bias of keys, is compared with the largest entry of all.
+        noise = 4 * np.finfo(np.float64).eps * max(np.abs(x).max(initial=0) for x in jax.tree.leaves(tree))
         for (path, want), got in zip(
             jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(actual[name]), strict=True
         ):
             largest = np.abs(want).max() if np.size(want) else 0.0
             off = np.abs(np.asarray(got) - want).max() if np.size(want) else 0.0
-            if not off <= tolerance * max(largest, 1e-30):
+            if not off <= max(tolerance * largest, noise):
                 where = f' of {meshes.path_text(path)!r}' if path else ''
                 raise LawBroken(f'{name}{where} is off by {off:.3g}, and its largest entry is {largest:.3g}')
 

@@ -96,15 +96,19 @@ def test_the_iterator_of_the_page_on_models_of_ones_own_repeats() -> None:
 
 
 @pytest.mark.slow
-def test_the_models_of_the_page_on_parallelism_are_alike_under_every_layout() -> None:
+def test_the_models_of_the_pages_on_many_devices_are_alike_under_every_layout() -> None:
     parts: dict[str, Any] = {}
+    net: dict[str, Any] = {}
     law: dict[str, Any] = {}
-    exec(blocks('parallelism.md')[0], parts)
+    exec(blocks('many_devices.md')[1], parts)
     batch = {'x': np.random.default_rng(0).normal(size=(8, 4)), 'y': np.ones(8)}
     layouts = [{'workers': 1, 'stage': 8}, {'workers': 1, 'stage': 2, 'fsdp': 4}]
     results = jaxdist.same_under(parts['model'], layouts, batch, microbatches=2)
-    exec(blocks('parallelism.md')[1], law)
-    assert [result.problem for result in (*results, *law['results'])] == [''] * 4
+    exec(blocks('many_devices.md')[2], net)
+    tokens = {'tokens': np.random.default_rng(0).integers(0, 256, (8, 129))}
+    results += jaxdist.same_under(net['model'], [{'workers': 2, 'fsdp': 2, 'context': 2}], tokens)
+    exec(blocks('parallelism.md')[0], law)
+    assert [result.problem for result in (*results, *law['results'])] == [''] * 5
 
 
 def weighted(batch: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Partition(Protocol):
         """The mesh axes that the partition divides itself; all others inside a worker are the compiler's."""
 
     @property
-    def batch_axis(self) -> str | None:
-        """The one of them that divides the examples of a batch, if there is one."""
+    def batch_axes(self) -> tuple[str, ...]:
+        """Those of them that divide the examples of a batch."""
 
     @property
     def batch_shards(self) -> int:
@@ -92,7 +92,7 @@ class Whole(NamedTuple):
     """
 
     axes: tuple[str, ...] = ()
-    batch_axis: str | None = None
+    batch_axes: tuple[str, ...] = ()
     batch_shards: int = 1
     loops: bool = False
     repeats: Fraction = Fraction(1)

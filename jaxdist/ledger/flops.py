@@ -38,6 +38,8 @@ def _of_equation(eqn: Any) -> int:
     if name == 'dot_general':
         (contracted, _), _ = eqn.params['dimension_numbers']
         return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[dim] for dim in contracted)
+    if name.startswith('ragged_dot'):
+        return 2 * eqn.outvars[0].aval.size * eqn.invars[0].aval.shape[-1]
     if name == 'conv_general_dilated':
         kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
         features = kernel.shape[eqn.params['dimension_numbers'].rhs_spec[0]]

@@ -73,27 +73,26 @@ class Decoder(nn.Module):
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(0.02), name='embed')
         x = embed(local(tokens))
         for layer in range(self.layers):
-            x = Block(self.heads, self.mlp, self.key_heads, name=f'block{layer}')(x)
+            x = Block(self.heads, self.key_heads, self.mlp, name=f'block{layer}')(x)
         x = nn.RMSNorm(name='norm')(x)
         return jnp.einsum('btd,vd->btv', x, embed.embedding, preferred_element_type=wide(x.dtype))
 
 
-class Block(nn.Module):
-    """One block, from [B, T, D] to [B, T, D]."""
+class Attention(nn.Module):
+    """Attention added to its input, [B, T, D]."""
 
     heads: int
-    mlp: int
     key_heads: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self._attended(x)
+
+    def _attended(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         q, k, v = self._project(nn.RMSNorm(name='norm_attention')(x), width // self.heads)
         y = attend(_rotate(q), _rotate(k), v)
-        x = x + nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, name='proj')(y)
-        y = nn.RMSNorm(name='norm_mlp')(x)
-        y = nn.gelu(nn.Dense(self.mlp * width, use_bias=False, name='up')(y))
-        return x + nn.Dense(width, use_bias=False, name='down')(y)
+        return x + nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, name='proj')(y)
 
     def _project(self, y: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, with heads of this size."""
@@ -103,6 +102,20 @@ class Block(nn.Module):
         q = nn.DenseGeneral((self.heads, size), use_bias=False, name='q')(y)
         kv = nn.DenseGeneral((2, self.key_heads, size), use_bias=False, name='kv')(y)
         return q, kv[..., 0, :, :], kv[..., 1, :, :]
+
+
+class Block(Attention):
+    """One block, from [B, T, D] to [B, T, D]."""
+
+    mlp: int = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = self._attended(x)
+        y = nn.RMSNorm(name='norm_mlp')(x)
+        y = nn.gelu(nn.Dense(self.mlp * width, use_bias=False, name='up')(y))
+        return x + nn.Dense(width, use_bias=False, name='down')(y)
 
 
 def _rotate(x: jax.Array, base: float = 10000.0) -> jax.Array:

@@ -11,20 +11,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Parts, Task
-from jaxdist.models.attention import local
 from jaxdist.models.parts import from_parts, walk
-from jaxdist.models.scoring import Rules, misfit, model, score
+from jaxdist.models.scoring import Rules, model, score
+from jaxdist.models.token_edge import check_decoder, token_edge
 
-SAME_HEADS: Rules = (('qkv/kernel', (None, None, 'model', None)),)  # over heads, so that no head is split
-GROUPED: Rules = (('q/kernel', (None, 'model', None)), ('kv/kernel', (None, None, 'model', None)))
-RULES: Rules = (
-    ('proj/kernel', ('model', None, None)),
-    ('up/kernel', (None, 'model')),
-    ('down/kernel', ('model', None)),
-)
-"""Megatron's tensor parallelism: activations between a pair of matrices are sharded, with one all-reduce per pair."""
+
+def attention_rules(prefix: str, heads: int, key_heads: int) -> Rules:
+    """Megatron's rules for attention: over heads, so that none is split, with one all-reduce.
+
+    Args:
+        prefix: the path before the names of the matrices.
+        heads: heads of queries.
+        key_heads: heads of keys and values; 0 for as many.
+
+    >>> [pattern for pattern, dims in attention_rules('block0/', 4, 2)]
+    ['block0/q/kernel', 'block0/kv/kernel', 'block0/proj/kernel']
+    """
+    grouped: Rules = (('q/kernel', (None, 'model', None)), ('kv/kernel', (None, None, 'model', None)))
+    same: Rules = (('qkv/kernel', (None, None, 'model', None)),)
+    rules = (same if key_heads in (0, heads) else grouped) + (('proj/kernel', ('model', None, None)),)
+    return tuple((prefix + pattern, dims) for pattern, dims in rules)
+
+
+MLP: Rules = (('up/kernel', (None, 'model')), ('down/kernel', ('model', None)))
+"""Megatron's tensor parallelism: activations between a pair of matrices are sharded, with one all-reduce."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +70,7 @@ class Transformer:
         """
         from jaxdist.models import _layers
 
-        if task.kind != 'tokens':
-            raise misfit('Transformer', 'tokens', task)
-        if min(self.layers, self.width, self.heads, self.mlp, self.key_heads + 1) < 1:
-            raise InputError(f'every size of a Transformer must be 1 or more: {self}')
-        if self.width % (2 * self.heads):
-            raise InputError(
-                f'width {self.width} cannot be split into {self.heads} heads of an even size (rotary '
-                f'positions rotate pairs): use a multiple of {2 * self.heads}'
-            )
-        if self.heads % (self.key_heads or self.heads):
-            raise InputError(f'{self.key_heads} heads of keys do not divide the {self.heads} heads of queries')
+        check_decoder(self, task)
         if self.stacked:
             return self._stacked(task)
         sizes = self.layers, self.width, self.heads, self.mlp, self.key_heads or self.heads
@@ -78,34 +79,28 @@ class Transformer:
 
     def _rules(self) -> Rules:
         """The sharding rules of one block."""
-        return (SAME_HEADS if self.key_heads in (0, self.heads) else GROUPED) + RULES
+        return attention_rules('', self.heads, self.key_heads) + MLP
 
     def _stacked(self, task: Task) -> Model:
         """The model with its blocks as rows of one tensor."""
         from jaxdist.models import _layers
 
-        one, norm = _layers.Block(self.heads, self.mlp, self.key_heads or self.heads), _layers.norm()
-        length, width = task.shape[0], self.width
-
-        def edge(key: jax.Array) -> dict[str, Any]:
-            table = 0.02 * jax.random.normal(key, (task.classes, width))
-            return {'embedding': table, 'norm': norm.init(key, jnp.zeros((1, 1, width)))['params']}
+        one = _layers.Block(self.heads, self.key_heads or self.heads, self.mlp)
+        edge, length = token_edge(task.classes, self.width), task.shape[0]
 
         def block(key: jax.Array) -> Any:
-            return one.init(key, jnp.zeros((1, length, width)))['params']
-
-        def logits(edge: Any, x: jax.Array) -> jax.Array:
-            normed: Any = norm.apply({'params': edge['norm']}, x)
-            return jnp.einsum('btd,vd->btv', normed, edge['embedding'], preferred_element_type=_layers.wide(x.dtype))
+            return one.init(key, jnp.zeros((1, length, self.width)))['params']
 
         parts = Parts(
-            first=lambda edge, batch: edge['embedding'][local(batch['tokens'][:, :-1])],
+            first=edge.embed,
             block=lambda params, x: one.apply({'params': params}, x),
-            last=lambda edge, x, batch: score(task, logits(edge, x), batch['tokens'][:, 1:], batch.get('weight')),
+            last=lambda params, x, batch: score(
+                task, edge.logits(params, x), batch['tokens'][:, 1:], batch.get('weight')
+            ),
         )
 
         def outputs(params: Any, batch: Batch) -> jax.Array:
-            return logits(params['edge'], walk(parts, params, batch))
+            return edge.logits(params['edge'], walk(parts, params, batch))
 
         rules = tuple((f'blocks/{pattern}', (None, *dims)) for pattern, dims in self._rules())
-        return from_parts(edge, block, self.layers, parts, task=task, rules=rules, outputs=outputs)
+        return from_parts(edge.init, block, self.layers, parts, task=task, rules=rules, outputs=outputs)

@@ -1,5 +1,6 @@
 """How the work of one worker is divided among its devices."""
 
+from jaxdist.parallel.experts import Experts
 from jaxdist.parallel.fsdp import Fsdp, FullySharded, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, Pipelined
 from jaxdist.parallel.quantised import Quantised
@@ -8,6 +9,7 @@ from jaxdist.parallel.schedules import Schedule
 from jaxdist.parallel.sequences import Sequences
 
 __all__ = [
+    'Experts',
     'Fsdp',
     'FullySharded',
     'Pipeline',

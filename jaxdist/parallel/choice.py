@@ -8,6 +8,7 @@ from jaxdist.core.partition import Partition, Whole
 from jaxdist.core.types import Params
 from jaxdist.core.workers import Workers
 from jaxdist.models.attention import Attention
+from jaxdist.parallel.experts import with_experts
 from jaxdist.parallel.fsdp import Fsdp, fully_sharded
 from jaxdist.parallel.pipeline import Pipeline, check_rows, pipelined
 from jaxdist.parallel.quantised import quantised
@@ -41,8 +42,11 @@ def partitioned(
     """
     sizes = dict(workers.mesh.shape) if workers.mesh else {}
     specs, partition = _over_parameters(params, rules, workers, pipeline, fsdp, accumulate)
-    shared = sizes.get('context', 1)
-    return specs, Sequences(partition, specs, shared, attention) if shared > 1 else partition
+    if (experts := sizes.get('expert', 1)) > 1:
+        partition = with_experts(partition, specs, experts)
+    if (shared := sizes.get('context', 1)) > 1:
+        partition = Sequences(partition, specs, shared, attention)
+    return specs, partition
 
 
 def _over_parameters(

@@ -74,9 +74,9 @@ class FullySharded(NamedTuple):
         return (self.axis,)
 
     @property
-    def batch_axis(self) -> str:
-        """See `Partition.batch_axis`."""
-        return self.axis
+    def batch_axes(self) -> tuple[str, ...]:
+        """See `Partition.batch_axes`."""
+        return (self.axis,)
 
     @property
     def batch_shards(self) -> int:
@@ -107,7 +107,7 @@ class FullySharded(NamedTuple):
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
     ) -> Any:
         """`evaluate` on every device; see `on_devices`."""
-        return on_devices(evaluate, (self.axis,), self.specs, self.axis, (params, state, batch, key), graded)
+        return on_devices(evaluate, (self.axis,), self.specs, self.batch_axes, (params, state, batch, key), graded)
 
 
 def gathered(x: jax.Array, spec: P, axis: str) -> jax.Array:

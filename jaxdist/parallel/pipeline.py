@@ -61,9 +61,9 @@ class Pipelined(NamedTuple):
         return (AXIS, self.sharded.axis) if self.sharded else (AXIS,)
 
     @property
-    def batch_axis(self) -> str | None:
-        """See `Partition.batch_axis`."""
-        return self.sharded.axis if self.sharded else None
+    def batch_axes(self) -> tuple[str, ...]:
+        """See `Partition.batch_axes`."""
+        return self.sharded.batch_axes if self.sharded else ()
 
     @property
     def batch_shards(self) -> int:
@@ -85,7 +85,7 @@ class Pipelined(NamedTuple):
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
-        rows = sizes['workers'] * self.batch_shards * self.plan.microbatches
+        rows = sizes['workers'] * self.batch_shards * sizes.get('expert', 1) * self.plan.microbatches
         micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
         first = lambda edge, micro: self.pipeline.parts.first(cast_params(edge, compute), micro)  # noqa: E731
         passed = jax.tree.leaves(jax.eval_shape(first, params['edge'], micro))
@@ -121,7 +121,7 @@ class Pipelined(NamedTuple):
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True
     ) -> Any:
         """`evaluate` on every device; see `on_devices`."""
-        return on_devices(evaluate, self.axes, self.specs, self.batch_axis, (params, state, batch, key), graded)
+        return on_devices(evaluate, self.axes, self.specs, self.batch_axes, (params, state, batch, key), graded)
 
 
 def check_rows(params: Params, specs: Any) -> None:

@@ -50,9 +50,9 @@ class Quantised(NamedTuple):
         return self.sharded.axes
 
     @property
-    def batch_axis(self) -> str:
-        """See `Partition.batch_axis`."""
-        return self.sharded.axis
+    def batch_axes(self) -> tuple[str, ...]:
+        """See `Partition.batch_axes`."""
+        return self.sharded.batch_axes
 
     @property
     def batch_shards(self) -> int:

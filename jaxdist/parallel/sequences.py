@@ -4,12 +4,11 @@ Each device has all parameters that its other axes leave it, takes its own posit
 `jaxdist.models.attention.local`) and reaches the others' keys and values in `attend`. Sums and gradients are added up.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from jaxdist.core import collectives
 from jaxdist.core.emulated import after
@@ -18,51 +17,9 @@ from jaxdist.core.protocol import is_spec
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.models.attention import Attention, attention_by
 from jaxdist.models.attention.attend import sends
+from jaxdist.parallel.calls import bytes_of, calls, one_device
 from jaxdist.parallel.fsdp import scalar_bytes, scattered, shards, spec_leaves
 from jaxdist.parallel.within import on_devices
-
-
-class AttentionCall(NamedTuple):
-    """A call of `attend` in a loss.
-
-    Attributes:
-        queries: the type of the queries, with a shape and a dtype.
-        keys: that of the keys.
-        times: how often it runs in one evaluation of the loss.
-        forwards: how often it is evaluated for a gradient: 2 in a block that is evaluated again.
-    """
-
-    queries: Any
-    keys: Any
-    times: int
-    forwards: int
-
-
-def attention_calls(loss: Loss, params: Params, batch: Batch) -> list[AttentionCall]:
-    """The calls of `attend` in a loss, on one device that has whole sequences.
-
-    Args:
-        loss: the loss.
-        params: the parameters' shapes.
-        batch: the batch's shapes.
-
-    >>> from jaxdist.models.attention import attend
-    >>> loss = lambda p, b, key: ({'loss': attend(p * b['x'], b['x'], b['x']).sum()}, 4)
-    >>> [call.times for call in attention_calls(loss, jax.numpy.float32(1), {'x': jax.numpy.ones((1, 4, 2, 8))})]
-    [1]
-    """
-
-    def found(program: Any, times: int, forwards: int) -> Iterator[AttentionCall]:
-        for eqn in program.eqns:
-            if eqn.params.get('name') == 'whole':
-                queries, keys = (x.aval for x in eqn.invars[:2])
-                yield AttentionCall(queries, keys, times, forwards)
-                continue
-            again = 2 if eqn.primitive.name in ('remat2', 'checkpoint') else 1
-            for inner in core.jaxprs_in_params(eqn.params):
-                yield from found(inner, times * eqn.params.get('length', 1), forwards * again)
-
-    return list(found(jax.make_jaxpr(loss)(params, batch, jax.random.key(0)).jaxpr, 1, 1))
 
 
 class Sequences(NamedTuple):
@@ -93,9 +50,9 @@ class Sequences(NamedTuple):
         return (*self.inner.axes, self.axis)
 
     @property
-    def batch_axis(self) -> str | None:
-        """See `Partition.batch_axis`."""
-        return self.inner.batch_axis
+    def batch_axes(self) -> tuple[str, ...]:
+        """See `Partition.batch_axes`."""
+        return self.inner.batch_axes
 
     @property
     def batch_shards(self) -> int:
@@ -130,16 +87,19 @@ class Sequences(NamedTuple):
         return {**others, self.axis: Fraction(2 * (self.size - 1), self.size) * (grads + scalars) + attention}
 
     def _attention(self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int], compute: Any) -> Fraction:
-        """The bytes of all calls of `attend`."""
-        rows = sizes['workers'] * self.batch_shards
-        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // rows, *x.shape[1:]), x.dtype), batch)
+        """The bytes of all calls of `attend`, and of the balance of experts."""
+        part = one_device(batch, sizes['workers'] * self.batch_shards)
         seen = jax.eval_shape(lambda params: cast_params(params, compute), params)
-        total = Fraction(0)
-        for call in attention_calls(loss, seen, part):
-            shards = self.size * (1 if call.keys.shape[2] % sizes.get('model', 1) else sizes.get('model', 1))
-            each = [Fraction(x.size * x.dtype.itemsize, shards) for x in (call.queries, call.keys)]
+        total, model = Fraction(0), sizes.get('model', 1)
+        for call in calls('whole', loss, seen, part):
+            queries, keys = call.inputs[:2]
+            share = self.size * (1 if keys.shape[2] % model else model)
+            each = [Fraction(bytes_of(x), share) for x in (queries, keys)]
             forward, backward = sends(self.attention, self.size, *each)
             total += call.times * (call.forwards * forward + backward)
+        for call in calls('balance_of', loss, seen, part):  # the choices of a sequence are counted
+            counts = Fraction(2 * (self.size - 1), self.size) * bytes_of(call.outputs[1])
+            total += call.times * call.forwards * counts
         return total * self.inner.repeats
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
@@ -160,5 +120,5 @@ class Sequences(NamedTuple):
         """`evaluate` on every device; see `on_devices`."""
         with attention_by(self.attention):
             return on_devices(
-                evaluate, self.axes, self.specs, self.batch_axis, (params, state, batch, key), graded, self.axis
+                evaluate, self.axes, self.specs, self.batch_axes, (params, state, batch, key), graded, self.axis
             )

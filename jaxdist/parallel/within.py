@@ -21,7 +21,7 @@ def on_devices(
     evaluate: Evaluate,
     axes: Sequence[str],
     specs: Any,
-    batch_axis: str | None,
+    batch_axes: tuple[str, ...],
     args: tuple[Params, Any, Batch, jax.Array],
     graded: bool = True,
     sequence_axis: str | None = None,
@@ -34,7 +34,7 @@ def on_devices(
         evaluate: `(params, state, batch, key) -> (sums, gradient, state)` on one device.
         axes: the axes.
         specs: the `PartitionSpec` of each parameter; its other axes stay the compiler's.
-        batch_axis: the one of the axes that divides the examples of the batch, if there is one.
+        batch_axes: those of the axes that divide the examples of the batch.
         args: the arguments.
         graded: whether there is a gradient; if not, () is in its place.
         sequence_axis: the one of the axes whose devices evaluate positions of the same examples, if there is one.
@@ -42,13 +42,13 @@ def on_devices(
     >>> total = lambda params, state, batch, key: (batch['x'].sum(), params, state)
     >>> with jax.set_mesh(jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))):
     ...     args = jnp.ones(2), (), {'x': jnp.arange(4.0)}, jax.random.key(0)
-    ...     on_devices(total, ['fsdp'], P('fsdp'), 'fsdp', args)[0]
+    ...     on_devices(total, ['fsdp'], P('fsdp'), ('fsdp',), args)[0]
     Array(6., dtype=float32)
     """
     mine = jax.tree.map(lambda spec: _only(spec, axes), specs, is_leaf=is_spec)
 
     def on_device(params: Params, state: Any, batch: Batch, key: jax.Array) -> Any:
-        divided = [axis for axis in (batch_axis, sequence_axis) if axis is not None]
+        divided = (*batch_axes, *([sequence_axis] if sequence_axis else []))
         for axis in divided:  # dropout must not repeat itself
             key = jax.random.fold_in(key, lax.axis_index(axis))
         sums, grads, new = evaluate(params, state, batch, key)
@@ -57,7 +57,7 @@ def on_devices(
             sums, new = collectives.psum(sums, axis), jax.tree.map(functools.partial(_agreed, axis), new)
         return sums, grads, new
 
-    rows = jax.tree.map(lambda _: P(batch_axis) if batch_axis else P(), args[2])
+    rows = jax.tree.map(lambda _: P(batch_axes) if batch_axes else P(), args[2])
     out = (P(), mine if graded else (), P())
     # JAX has no gradient of a nested shard_map, so it is taken inside of this one.
     return jax.shard_map(on_device, in_specs=(mine, P(), rows, P()), out_specs=out, axis_names=set(axes))(*args)

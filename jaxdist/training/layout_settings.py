@@ -23,6 +23,8 @@ class Mesh:
     """Devices of one worker over which its batch, parameters, gradients and optimiser state are sharded."""
     context: int = 1
     """Devices of one worker that share each sequence, and evaluate the loss of their positions."""
+    expert: int = 1
+    """Devices of one worker over which the experts of a model, and its batch, are divided."""
     model: int = 1
     """Devices of one worker over which layers are sharded, by the model's rules: tensor parallelism."""
     emulate: Annotated[bool, tyro.conf.arg(prefix_name=False)] = False

@@ -17,7 +17,7 @@ from jaxdist.core.model_state import variables
 from jaxdist.core.partition import cast_params
 from jaxdist.core.types import Batch, Model, Params
 from jaxdist.ledger.flops import flops
-from jaxdist.parallel.sequences import attention_calls
+from jaxdist.parallel.calls import bytes_of, calls
 from jaxdist.planner.workload import Workload
 from jaxdist.training.sequence_checks import check_sequences
 
@@ -52,8 +52,8 @@ def workload(
     layers = len(jax.tree.leaves(params['blocks'])[0]) if model.parts else 0
     size = _entries(params['blocks'] if layers else params)
     rules = _rules(model, params, layers)
-    calls = attention_calls(model.loss, seen, one)
-    positions = calls[0].queries.shape[1] if calls and _divides_sequences(model, seen, one) else 0
+    attention = calls('whole', model.loss, seen, one)
+    positions = attention[0].inputs[0].shape[1] if attention and _divides_sequences(model, seen, one) else 0
     numbers = [x.dtype for x in jax.tree.leaves(params)] if compute is None else [jnp.dtype(compute)]
     return Workload(
         layers=layers,
@@ -68,7 +68,7 @@ def workload(
             **({'model': rules.divides} if rules.divides else {}),
             **({'context': positions // 2} if positions else {}),
         },
-        keys=sum(2 * call.times * _bytes(call.keys) for call in calls) / max(layers, 1),
+        keys=sum(2 * call.times * bytes_of(call.inputs[1]) for call in attention) / max(layers, 1),
         batch=len(next(iter(batch.values()))),
         optimizer_bytes=optimizer_bytes,
         compute_bytes=max(dtype.itemsize for dtype in numbers),

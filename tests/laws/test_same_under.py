@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxdist
 from jaxdist.core.types import Batch, Model, Task
-from jaxdist.models import ConvNet, Perceptron, Transformer, _layers
+from jaxdist.models import ConvNet, MixtureTransformer, Perceptron, Transformer, _layers, experts
 from jaxdist.models.attention import Attention, zigzag
-from jaxdist.parallel import Sequences, fsdp
+from jaxdist.parallel import Experts, Sequences, fsdp
 
 RNG = np.random.default_rng(0)
 TOKENS = {'tokens': RNG.integers(0, 64, (16, 9)).astype(np.int32)}
@@ -69,6 +69,61 @@ def test_sequences_are_shared_under_every_other_axis(attention: Attention) -> No
     again = [{'workers': 2, 'fsdp': 2, 'context': 2}]
     results += jaxdist.same_under(stacked, again, TOKENS, attention=attention, regather=True)
     assert [result.problem for result in results] == [''] * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('capacity', [1.0, 0.0])
+def test_experts_are_divided_under_every_other_axis(capacity: float) -> None:
+    settings = MixtureTransformer(layers=2, width=16, heads=2, mlp=1, experts=4, capacity=capacity)
+    model = settings.build(Task('tokens', (8,), 64))
+    layouts = [{'workers': 2, 'expert': 4}, {'workers': 2, 'fsdp': 2, 'expert': 2}]
+    layouts.append({'workers': 2, 'expert': 2, 'model' if capacity else 'context': 2})
+    results = jaxdist.same_under(model, layouts, TOKENS)
+    results += jaxdist.same_under(model, [{'workers': 2, 'stage': 2, 'expert': 2}], TOKENS, microbatches=2)
+    results += jaxdist.same_under(model, [{'workers': 2, 'fsdp': 2, 'expert': 2}], TOKENS, regather=True)
+    assert [result.problem for result in results] == [''] * 5
+
+
+EXPERT_MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
+    'balance is that of all sequences of a device': (
+        experts,
+        'balance_of',
+        lambda p, expert: (4 * (p * p.mean((0, 1))).sum(-1), p.mean(1)),
+        'loss is off',
+    ),
+    'tokens return to another device': (
+        experts,
+        '_exchanged',
+        lambda rows, split, concat: (
+            lax.ppermute(lax.all_to_all(rows, 'expert', split, concat, tiled=True), 'expert', [(0, 1), (1, 0)])
+            if experts.devices() > 1 and split == 0
+            else EXCHANGED(rows, split, concat)
+        ),
+        'loss is off',
+    ),
+    'the gradient of what all have is that of a device': (
+        Experts,
+        'scatter',
+        lambda self, grads, key: jax.tree.map(
+            lambda spec, g: g if 'expert' in spec else lax.pmean(g, 'expert'),
+            self.specs,
+            grads,
+            is_leaf=lambda x: isinstance(x, P),
+        ),
+        'gradient of',
+    ),
+}
+EXCHANGED = experts._exchanged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mutant', EXPERT_MUTANTS)
+def test_mutants_of_experts_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, attribute, wrong, problem = EXPERT_MUTANTS[mutant]
+    monkeypatch.setattr(place, attribute, wrong)
+    settings = MixtureTransformer(layers=1, width=16, heads=2, mlp=1, experts=4)
+    (result,) = jaxdist.same_under(settings.build(Task('tokens', (8,), 64)), [{'workers': 2, 'expert': 2}], TOKENS)
+    assert problem in result.problem, result
 
 
 def in_order(x: jax.Array, dim: int = 1) -> jax.Array:

@@ -104,11 +104,23 @@ def test_the_models_of_the_pages_on_many_devices_are_alike_under_every_layout() 
     batch = {'x': np.random.default_rng(0).normal(size=(8, 4)), 'y': np.ones(8)}
     layouts = [{'workers': 1, 'stage': 8}, {'workers': 1, 'stage': 2, 'fsdp': 4}]
     results = jaxdist.same_under(parts['model'], layouts, batch, microbatches=2)
-    exec(blocks('many_devices.md')[2], net)
+    exec(blocks('many_devices.md')[3], net)
     tokens = {'tokens': np.random.default_rng(0).integers(0, 256, (8, 129))}
     results += jaxdist.same_under(net['model'], [{'workers': 2, 'fsdp': 2, 'context': 2}], tokens)
     exec(blocks('parallelism.md')[0], law)
     assert [result.problem for result in (*results, *law['results'])] == [''] * 5
+
+
+def test_the_layer_of_experts_of_the_page_runs() -> None:
+    page: dict[str, Any] = {}
+    exec(blocks('many_devices.md')[2], page)
+    rng = np.random.default_rng(0)
+    params = {
+        name: rng.normal(size=shape) for name, shape in (('router', (4, 3)), ('up', (3, 4, 8)), ('down', (3, 8, 4)))
+    }
+    y, balance, dropped = page['layer'](params, rng.normal(size=(2, 6, 4)))
+    assert y.shape == (2, 6, 4)
+    assert balance > 0 <= dropped
 
 
 def weighted(batch: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ DATA = st.one_of(
     st.builds(Table, name=st.sampled_from(['diabetes', 'wine']), held_out=FRACTIONS, division=DIVISIONS),
     st.builds(FashionMNIST, PATHS, DIVISIONS),
 )
-MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
+MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
     Mesh, workers=SIZES, simulate=st.just(True)
 )
 EXPERIMENTS = st.builds(
@@ -121,7 +121,7 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         (
             'mesh.worker',
             3,
-            'experiment.mesh: Mesh has no field worker; it has workers, stage, fsdp, context, model, emulate',
+            'experiment.mesh: Mesh has no field worker; it has workers, stage, fsdp, context, expert, model',
         ),
         ('batch', 0, 'batch=0 must be 1 or more'),
         ('seed', -1, 'seed=-1 must be 0 or more'),

@@ -115,10 +115,9 @@ def test_the_layer_of_experts_of_the_page_runs() -> None:
     page: dict[str, Any] = {}
     exec(blocks('many_devices.md')[2], page)
     rng = np.random.default_rng(0)
-    params = {
-        name: rng.normal(size=shape) for name, shape in (('router', (4, 3)), ('up', (3, 4, 8)), ('down', (3, 8, 4)))
-    }
-    y, balance, dropped = page['layer'](params, rng.normal(size=(2, 6, 4)))
+    shapes = {'router': (4, 3), 'up': (3, 4, 8), 'down': (3, 8, 4)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    y, balance, dropped = page['layer'](params, rng.normal(size=(2, 6, 4)).astype(np.float32))
     assert y.shape == (2, 6, 4)
     assert balance > 0 <= dropped
 

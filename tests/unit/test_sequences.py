@@ -123,7 +123,7 @@ def test_shapes_that_do_not_fit_are_refused(shapes: Any) -> None:
 def test_a_run_goes_on_with_shared_sequences(tmp_path: Path) -> None:
     small = Experiment(
         model=Transformer(layers=1, width=16, heads=2),
-        data=Text(context=16),
+        data=Text(context=16, held_out=0.001),
         batch=128,
         steps=2,
         log_every=1,

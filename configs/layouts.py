@@ -21,6 +21,9 @@ LAYOUTS = {
     'fsdp 2, model 2': Mesh(workers=2, fsdp=2, model=2),
     'stage 2, fsdp 2': Mesh(workers=2, stage=2, fsdp=2),
     'stage 2, model 2': Mesh(workers=2, stage=2, model=2),
+    'context 4': Mesh(workers=2, context=4),
+    'fsdp 2, context 2': Mesh(workers=2, fsdp=2, context=2),
+    'stage 2, context 2': Mesh(workers=2, stage=2, context=2),
     '1 worker, stage 2, fsdp 2, model 2': Mesh(workers=1, stage=2, fsdp=2, model=2),
 }
 
@@ -41,5 +44,7 @@ def experiment() -> Experiment:
 def sweep() -> Iterator[tuple[str, Experiment]]:
     for name, mesh in LAYOUTS.items():
         yield name, replace(experiment(), mesh=replace(mesh, emulate=True))
-    for name in ('2 workers', 'stage 2, fsdp 2'):
+    chunked = replace(experiment(), model=replace(experiment().model, chunks=2))
+    yield 'stage 2 in 2 chunks', replace(chunked, mesh=replace(LAYOUTS['stage 4'], stage=2, emulate=True))
+    for name in ('2 workers', 'stage 2, fsdp 2', 'fsdp 2, context 2'):
         yield f'DiLoCo, {name}', replace(experiment(), update=LOCAL, mesh=replace(LAYOUTS[name], emulate=True))

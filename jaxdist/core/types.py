@@ -94,15 +94,19 @@ class Parts(NamedTuple):
     Its parameters are a dict: `blocks`, a pytree of arrays [L, ...] with a row for each of L blocks, and `edge`, a
     pytree of all others, which the first and the last part see. The loss of such a model is that of its parts.
 
+    With chunks, arrays are [V, L / V, ...], in the same order: for pipelines whose stages have V chunks each.
+
     Attributes:
         first: `(edge, batch) -> x`, with x [B, ...].
         block: `(row of blocks, x) -> x`, in the same shape and dtype.
         last: `(edge, x, batch) -> (sums, count)`, as a loss returns them.
+        chunks: the number of chunks V; 1 for arrays [L, ...].
     """
 
     first: Callable[[Any, Batch], Any]
     block: Callable[[Any, Any], Any]
     last: Callable[[Any, Any, Batch], Any]
+    chunks: int = 1
 
 
 class Model(NamedTuple):

@@ -32,12 +32,13 @@ def from_parts(
         layers: the number of blocks L.
         parts: the parts.
         task: the task, if the model is for one.
-        rules: sharding rules, where blocks have a dim of layers in front.
+        rules: sharding rules, where blocks have a dim of layers in front, and those of paths that begin with `blocks`
+            are for both forms of storage.
         outputs: see `jaxdist.core.types.Model`.
         metrics: see `jaxdist.core.types.Model`.
 
     Raises:
-        InputError: there are no layers.
+        InputError: there are no layers, or chunks do not divide them.
 
     >>> import jax.numpy as jnp
     >>> parts = Parts(
@@ -52,10 +53,19 @@ def from_parts(
     """
     if layers < 1:
         raise InputError(f'a model in parts has 1 block or more, not {layers}')
+    if parts.chunks < 1 or layers % parts.chunks:
+        raise InputError(f'{parts.chunks} chunks do not divide {layers} blocks')
 
     def init(key: jax.Array) -> Params:
         first, *others = jax.random.split(key, layers + 1)
-        return {'edge': edge(first), 'blocks': jax.vmap(block)(jax.numpy.stack(others))}
+        rows = jax.vmap(block)(jax.numpy.stack(others))
+        return {'edge': edge(first), 'blocks': jax.tree.map(stored, rows)}
+
+    def stored(x: jax.Array) -> jax.Array:
+        return x if parts.chunks == 1 else x.reshape(parts.chunks, layers // parts.chunks, *x.shape[1:])
+
+    if parts.chunks > 1:
+        rules = tuple((p, (None, *dims) if p.startswith('blocks') else dims) for p, dims in rules)
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> Any:
         del key  # a block has no noise
@@ -73,5 +83,16 @@ def walk(parts: Parts, params: Params, batch: Batch) -> Any:
     >>> walk(parts, {'edge': (), 'blocks': jnp.array([2.0, 3.0])}, {'x': jnp.ones(1)})
     Array([6.], dtype=float32)
     """
-    block = jax.checkpoint(parts.block)
-    return jax.lax.scan(lambda x, row: (block(row, x), None), parts.first(params['edge'], batch), params['blocks'])[0]
+    block, blocks = jax.checkpoint(parts.block), rows_of(parts, params['blocks'])
+    return jax.lax.scan(lambda x, row: (block(row, x), None), parts.first(params['edge'], batch), blocks)[0]
+
+
+def rows_of(parts: Parts, blocks: Any) -> Any:
+    """The blocks as arrays [L, ...], also if they are stored in chunks.
+
+    >>> import jax.numpy as jnp
+    >>> parts = Parts(lambda *args: None, lambda *args: None, lambda *args: None, chunks=2)
+    >>> rows_of(parts, jnp.zeros((2, 3, 5))).shape
+    (6, 5)
+    """
+    return blocks if parts.chunks == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks)

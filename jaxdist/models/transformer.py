@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdist.core.errors import InputError
 from jaxdist.core.types import Batch, Model, Parts, Task
 from jaxdist.models.parts import from_parts, walk
 from jaxdist.models.scoring import Rules, model, score
@@ -55,6 +56,8 @@ class Transformer:
     stacked: bool = False
     """Store the blocks as rows of one tensor for each of their parameters: for pipelines, and to compile many layers in
     the time of one. Each block is evaluated again for the gradient."""
+    chunks: int = 1
+    """Chunks in which stacked blocks are stored, for an interleaved pipeline: each stage has a part of every chunk."""
 
     def build(self, task: Task) -> Model:
         """The model for a task of tokens, for contexts of any length.
@@ -73,6 +76,8 @@ class Transformer:
         check_decoder(self, task)
         if self.stacked:
             return self._stacked(task)
+        if self.chunks > 1:
+            raise InputError(f'chunks={self.chunks}: chunks are of stacked blocks (stacked=True)')
         sizes = self.layers, self.width, self.heads, self.mlp, self.key_heads or self.heads
         rules = tuple((rf'block\d+/{pattern}', dims) for pattern, dims in self._rules())
         return model(_layers.Decoder(task.classes, *sizes), task, rules)
@@ -97,6 +102,7 @@ class Transformer:
             last=lambda params, x, batch: score(
                 task, edge.logits(params, x), batch['tokens'][:, 1:], batch.get('weight')
             ),
+            chunks=self.chunks,
         )
 
         def outputs(params: Any, batch: Batch) -> jax.Array:

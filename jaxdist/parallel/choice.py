@@ -58,7 +58,8 @@ def _over_parameters(
     if sizes.get('stage', 1) > 1:
         specs, make = pipelined(params, specs, sizes, pipeline)
     if sizes.get('fsdp', 1) > 1:
-        specs, sharded = fully_sharded(params, specs, sizes)
+        chunks = pipeline.parts.chunks if pipeline else 1
+        specs, sharded = fully_sharded(params, specs, sizes, chunks=chunks)
     coded = fsdp.gathers is not None or fsdp.scatters is not None
     if fsdp.regather and (sharded is None or make is not None or pipeline is None or coded):
         raise InputError(
@@ -68,7 +69,7 @@ def _over_parameters(
     if coded and (sharded is None or make is not None):
         raise InputError('codecs of gathers and scatters are for a mesh with the axis fsdp and without stages')
     if sharded is not None and fsdp.regather and pipeline is not None:
-        check_rows(params, specs)
+        check_rows(params, specs, pipeline.parts.chunks)
         return specs, Regathered(sharded, pipeline.parts, accumulate)
     if sharded is not None and coded:
         return specs, quantised(sharded, params, fsdp.gathers, fsdp.scatters)

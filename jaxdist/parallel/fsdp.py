@@ -206,7 +206,9 @@ def spec_leaves(specs: Any) -> list[P]:
     return leaves
 
 
-def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: str = 'fsdp') -> tuple[Any, FullySharded]:
+def fully_sharded(
+    params: Params, specs: Any, sizes: Mapping[str, int], axis: str = 'fsdp', chunks: int = 1
+) -> tuple[Any, FullySharded]:
     """The specs with every parameter sharded over the axis, and the partition of a worker.
 
     A parameter that no rule shards over the axis is sharded along the largest dim that the axis divides and no other
@@ -217,6 +219,7 @@ def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: st
         specs: the `PartitionSpec` of each parameter, by the model's rules.
         sizes: the mesh's sizes by axis.
         axis: the mesh axis.
+        chunks: the chunks in which the blocks of a model in parts are stored.
 
     Raises:
         InputError: no parameter has a dim that the axis divides.
@@ -232,7 +235,7 @@ def fully_sharded(params: Params, specs: Any, sizes: Mapping[str, int], axis: st
     def with_axis(path: Any, spec: P, x: Any) -> P:
         # Rows of blocks are evaluated one after the other, and each device has a part of each.
         rows = in_parts and path[0].key == 'blocks'
-        return _with(spec, x.shape, axis, size, first=int(rows))
+        return _with(spec, x.shape, axis, size, first=1 + (chunks > 1) if rows else 0)
 
     full = jax.tree_util.tree_map_with_path(with_axis, specs, params, is_leaf=is_spec)
     if not any(axis in spec for spec in spec_leaves(full)):

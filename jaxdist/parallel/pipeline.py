@@ -26,7 +26,7 @@ class Pipeline(NamedTuple):
     Attributes:
         parts: the model in parts.
         microbatches: parts of a worker's batch that follow each other. With more of them stages wait less: of a step,
-            (S - 1) / (m + S - 1) is waiting.
+            (S - 1) / (V m + S - 1) is waiting, with V chunks of blocks on each stage.
         schedule: `1f1b`, or `gpipe`, which keeps the inputs of all microbatches.
     """
 
@@ -38,8 +38,8 @@ class Pipeline(NamedTuple):
 class Pipelined(NamedTuple):
     """The partition of a worker over pipeline stages, each of which may be fully sharded.
 
-    Each device sends 2 (m + S - 1) times the activations of a microbatch over the stages, and all-reduces the gradient
-    of the edge.
+    Each device sends 2 (V m + S - 1) times the activations of a microbatch over the stages, and all-reduces the
+    gradient of the edge.
 
     Attributes:
         specs: the `PartitionSpec` of each parameter.
@@ -73,7 +73,7 @@ class Pipelined(NamedTuple):
     @property
     def repeats(self) -> Fraction:
         """How often each stage evaluates its share of blocks, in batches: waiting stages compute too."""
-        return Fraction(self.plan.passes, self.plan.microbatches * self.plan.stages)
+        return Fraction(self.plan.passes, self.plan.work * self.plan.stages)
 
     @property
     def microbatches(self) -> int:
@@ -124,12 +124,13 @@ class Pipelined(NamedTuple):
         return on_devices(evaluate, self.axes, self.specs, self.batch_axes, (params, state, batch, key), graded)
 
 
-def check_rows(params: Params, specs: Any) -> None:
+def check_rows(params: Params, specs: Any, chunks: int = 1) -> None:
     """Checks that these are the parameters of a model in parts, whose rows of blocks no rule shards.
 
     Args:
         params: the parameters' shapes.
         specs: the `PartitionSpec` of each parameter.
+        chunks: the chunks in which blocks are stored.
 
     Raises:
         InputError: they are not; the rows are evaluated one after the other, or divided among stages.
@@ -141,10 +142,11 @@ def check_rows(params: Params, specs: Any) -> None:
     if not isinstance(params, dict) or set(params) != {'edge', BLOCKS}:
         raise InputError(f"the parameters of a model in parts are {{'edge': ..., '{BLOCKS}': ...}}")
     for spec in spec_leaves(specs[BLOCKS]):
-        if spec and spec[0] not in (None, AXIS):
-            raise InputError(
-                f'a rule shards dim 0 of the blocks, which has their rows, over {spec[0]!r}: shard another dim'
-            )
+        for dim, axis in enumerate(spec[: 1 + (chunks > 1)]):
+            if axis not in (None, AXIS):
+                raise InputError(
+                    f'a rule shards dim {dim} of the blocks, which has their rows, over {axis!r}: shard another dim'
+                )
 
 
 def pipelined(
@@ -175,11 +177,15 @@ def pipelined(
             f'the mesh has {stages} pipeline stages, and the model no parts, which say what a stage computes: take a '
             'model with `parts`, such as Transformer(stacked=True) or one of from_parts'
         )
-    check_rows(params, specs)
+    chunks = pipeline.parts.chunks
+    rows = int(chunks > 1)
+    check_rows(params, specs, chunks)
     for path, x in jax.tree_util.tree_leaves_with_path(params[BLOCKS]):
-        if not x.ndim or x.shape[0] % stages:
+        if x.ndim <= rows or x.shape[rows] % stages:
             name = '/'.join(filter(None, (BLOCKS, meshes.path_text(path))))
-            raise InputError(f'{stages} stages do not divide the blocks: {name} has shape {x.shape}')
-    blocks = jax.tree.map(lambda spec: P(AXIS, *spec[1:]), specs[BLOCKS], is_leaf=is_spec)
-    plan = Schedule(stages, pipeline.microbatches, pipeline.schedule)
+            of = f' of each of {chunks} chunks' if chunks > 1 else ''
+            raise InputError(f'{stages} stages do not divide the blocks{of}: {name} has shape {x.shape}')
+    on_stages = lambda spec: P(*(None,) * rows, AXIS, *spec[rows + 1 :])  # noqa: E731
+    blocks = jax.tree.map(on_stages, specs[BLOCKS], is_leaf=is_spec)
+    plan = Schedule(stages, pipeline.microbatches, pipeline.schedule, chunks)
     return {**specs, BLOCKS: blocks}, lambda full, sharded: Pipelined(full, pipeline, plan, sharded)

@@ -21,6 +21,7 @@ from jaxdist.core.partition import Evaluate, cast_params
 from jaxdist.core.protocol import is_spec
 from jaxdist.core.types import Batch, Loss, Params, Parts
 from jaxdist.models.attention.zigzag import AXIS as SEQUENCES
+from jaxdist.models.parts import rows_of
 from jaxdist.parallel.fsdp import FullySharded, entry_bytes, gathered, scattered
 from jaxdist.parallel.stages import BLOCKS
 
@@ -88,7 +89,8 @@ class Regathered(NamedTuple):
         self, params: Params, batch: Batch, like: Params, compute: jax.typing.DTypeLike | None
     ) -> tuple[Any, Params]:
         """The derivative of the loss, with a gather in each block."""
-        rows = jax.tree.map(lambda spec: P(*spec[1:]), self.sharded.specs[BLOCKS], is_leaf=is_spec)
+        dims = 1 + (self.parts.chunks > 1)
+        rows = jax.tree.map(lambda spec: P(*spec[dims:]), self.sharded.specs[BLOCKS], is_leaf=is_spec)
 
         def block(row: Any, x: Any) -> Any:
             whole = lambda spec, p: regathered(p, spec, self.sharded.axis, compute)  # noqa: E731
@@ -97,7 +99,8 @@ class Regathered(NamedTuple):
 
         def loss(params: Params) -> Any:
             x, step = self.parts.first(params['edge'], batch), jax.checkpoint(block)
-            x = lax.scan(lambda x, row: (step(row, x), None), x, params[BLOCKS])[0]
+            blocks = rows_of(self.parts, params[BLOCKS])
+            x = lax.scan(lambda x, row: (step(row, x), None), x, blocks)[0]
             sums, count = self.parts.last(params['edge'], x, batch)
             return sums['loss'], (sums, lax.stop_gradient(jnp.asarray(count, float)))
 

@@ -48,7 +48,7 @@ def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: B
     Args:
         parts: the model.
         schedule: the schedule.
-        params: the edge, and this stage's blocks [L / S, ...].
+        params: the edge, and this stage's blocks [L / S, ...], in chunks [V, L / (V S), ...].
         batch: arrays [B, ...]; each stage gets the whole batch, and only its ends look at it.
         like: the parameters whose dtypes the gradients have.
 
@@ -67,20 +67,24 @@ def pipeline_gradient(parts: Parts, schedule: Schedule, params: Params, batch: B
     """
     m = schedule.microbatches
     micro = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), batch)
+    in_chunks = lambda x: x if schedule.chunks > 1 else x[None]  # noqa: E731
+    params = {**params, BLOCKS: jax.tree.map(in_chunks, params[BLOCKS])}
     # Before the scan: the gradient of what is typed as the same on all stages is added up over them at every tick.
     params, micro = collectives.pvary((params, micro), AXIS)
     stage = _Stage(parts, schedule, params, micro)
     zero = jnp.int32(0)
-    shapes = jax.eval_shape(lambda: stage.run(params, stage.start(zero), zero))
+    shapes = jax.eval_shape(lambda: stage.run(*stage.of_chunk(zero), stage.start(zero), zero, zero))
     zero_x, zero_terms = collectives.pvary(collectives.zeros(shapes), AXIS)
-    grads = jax.tree.map(lambda p, q: jnp.zeros_like(p, q.dtype), params, like)
+    wanted = {**like, BLOCKS: jax.tree.map(in_chunks, like[BLOCKS])}
+    grads = jax.tree.map(lambda p, q: jnp.zeros_like(p, q.dtype), params, wanted)
     inputs = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.held, *x.shape)), zero_x)
     carry = Carry(zero_x, zero_x, inputs, grads, zero_terms)
     carry = collectives.fixed_point(lambda carry: stage.tick(carry, zero, True, True), carry)
     for first, last, forward, backward in _phases(schedule):
         step = lambda carry, t, slots=(forward, backward): (stage.tick(carry, t, *slots), None)  # noqa: E731
         carry = lax.scan(step, carry, jnp.arange(first, last))[0]
-    return lax.psum(carry.terms, AXIS), carry.grads
+    blocks = jax.tree.map(lambda x: x if schedule.chunks > 1 else x[0], carry.grads[BLOCKS])
+    return lax.psum(carry.terms, AXIS), {**carry.grads, BLOCKS: blocks}
 
 
 def _phases(schedule: Schedule) -> list[tuple[int, int, bool, bool]]:
@@ -106,11 +110,16 @@ class _Stage(NamedTuple):
         """The output of the first part."""
         return self.parts.first(self.params['edge'], self.batch(k))
 
-    def run(self, params: Params, x: Any, k: jax.Array) -> tuple[Any, Any]:
+    def of_chunk(self, chunk: jax.Array) -> tuple[Any, Any]:
+        """The edge, and the blocks of a chunk."""
+        return self.params['edge'], jax.tree.map(lambda x: x[chunk], self.params[BLOCKS])
+
+    def run(self, edge: Any, blocks: Any, x: Any, k: jax.Array, chunk: jax.Array) -> tuple[Any, Any]:
         """From the input of a microbatch to the output, and its sums and count, which are 0 but on the last stage."""
-        edge, batch, me, stages = params['edge'], self.batch(k), lax.axis_index(AXIS), self.schedule.stages
-        x = lax.cond(me == 0, lambda edge, x: self.parts.first(edge, batch), lambda edge, x: x, edge, x)
-        y = lax.scan(lambda x, row: (self.parts.block(row, x), None), x, params[BLOCKS])[0]
+        batch, me, schedule = self.batch(k), lax.axis_index(AXIS), self.schedule
+        begins, ends = (me == 0) & (chunk == 0), (me == schedule.stages - 1) & (chunk == schedule.chunks - 1)
+        x = lax.cond(begins, lambda edge, x: self.parts.first(edge, batch), lambda edge, x: x, edge, x)
+        y = lax.scan(lambda x, row: (self.parts.block(row, x), None), x, blocks)[0]
 
         def last(edge: Any, y: Any) -> Any:
             sums, count = self.parts.last(edge, y, batch)
@@ -119,33 +128,43 @@ class _Stage(NamedTuple):
         def none(edge: Any, y: Any) -> Any:
             return collectives.zeros(jax.eval_shape(last, edge, y))
 
-        terms = lax.cond(me == stages - 1, last, none, edge, y)
+        terms = lax.cond(ends, last, none, edge, y)
         return after(y, terms), terms
 
     def tick(self, carry: Carry, t: jax.Array, forward: bool, backward: bool) -> Carry:
         """One tick."""
         schedule, me = self.schedule, lax.axis_index(AXIS)
-        m, held = schedule.microbatches, schedule.held
+        work, held = schedule.work, schedule.held
         if forward:
-            k = schedule.forward(me, t)
-            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
+            n = schedule.forward(me, t)
+            ok, n = (n >= 0) & (n < work), jnp.clip(n, 0, work - 1)
             inputs = jax.tree.map(
-                lambda all, x: all.at[k % held].set(jnp.where(ok, x, all[k % held])), carry.inputs, carry.x
+                lambda all, x: all.at[n % held].set(jnp.where(ok, x, all[n % held])), carry.inputs, carry.x
             )
-            y, terms = self.run(self.params, carry.x, k)
+            k, chunk = schedule.place(n)
+            y, terms = self.run(*self.of_chunk(chunk), carry.x, k, chunk)
             added = jax.tree.map(lambda a, b: a + jnp.where(ok, b, 0), carry.terms, terms)
             carry = carry._replace(x=_passed(y, 1), inputs=inputs, terms=added)
             carry = carry._replace(dy=after(carry.dy, carry.x), inputs=after(inputs, carry.x))
         if backward:
-            k = schedule.backward(me, t)
-            ok, k = (k >= 0) & (k < m), jnp.clip(k, 0, m - 1)
-            x = jax.tree.map(lambda all: all[k % held], carry.inputs)
-            (y, terms), pull = jax.vjp(lambda params, x: self.run(params, x, k), self.params, x)
+            n = schedule.backward(me, t)
+            ok, n = (n >= 0) & (n < work), jnp.clip(n, 0, work - 1)
+            k, chunk = schedule.place(n)
+            chunk = schedule.chunks - 1 - chunk
+            kept = schedule.pass_of(k, chunk) % held
+            x = jax.tree.map(lambda all: all[kept], carry.inputs)
+            code = lambda edge, blocks, x: self.run(edge, blocks, x, k, chunk)  # noqa: E731
+            (y, terms), pull = jax.vjp(code, *self.of_chunk(chunk), x)
             sums, count = jax.tree.map(jnp.zeros_like, terms)
             cotangents = {**sums, 'loss': jnp.ones_like(sums['loss'])}, count
-            own, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
-            dx = after(dx, own['edge'])
-            grads = jax.tree.map(lambda g, d: g + jnp.where(ok, d, 0).astype(g.dtype), carry.grads, own)
+            edge, blocks, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
+            # The first stage hands zeros to the last one, whose output has no other use than the last part.
+            dx = jax.tree.map(lambda d: jnp.where(ok, d, 0), after(dx, edge))
+            kept_if = lambda d, g: jnp.where(ok, d, 0).astype(g.dtype)  # noqa: E731
+            grads = {
+                'edge': jax.tree.map(lambda g, d: g + kept_if(d, g), carry.grads['edge'], edge),
+                BLOCKS: jax.tree.map(lambda g, d: g.at[chunk].add(kept_if(d, g)), carry.grads[BLOCKS], blocks),
+            }
             carry = carry._replace(dy=_passed(dx, -1), grads=grads)
         return carry
 

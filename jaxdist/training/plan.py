@@ -15,7 +15,6 @@ from jaxdist.core.model_state import variables
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
 from jaxdist.parallel.schedules import Schedule
-from jaxdist.training.experiment import Experiment
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, first_batch, first_state, shapes
@@ -86,7 +85,7 @@ def plan(training: Training) -> Plan:
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
-        schedule=_schedule(training.experiment),
+        schedule=_schedule(training),
         simulated=simulated,
     )
 
@@ -167,14 +166,17 @@ def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
     return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
 
 
-def _schedule(experiment: Experiment) -> str:
+def _schedule(training: Training) -> str:
     """The pipeline's schedule in words, and a picture of it."""
-    mesh, how = experiment.mesh, experiment.pipeline
+    mesh, how = training.experiment.mesh, training.experiment.pipeline
+    chunks = training.model.parts.chunks if training.model.parts else 1
     if mesh.stage == 1:
         return ''
-    plan = Schedule(mesh.stage, how.microbatches, how.schedule)
+    plan = Schedule(mesh.stage, how.microbatches, how.schedule, chunks)
     waits = f'{float(plan.bubble):.0%} of the time is waiting'
-    return f'{how.schedule}, {how.microbatches} microbatches: {waits}, {plan.held} inputs are kept\n{plan.picture()}'
+    each = f', {chunks} chunks' if chunks > 1 else ''
+    words = f'{how.schedule}, {how.microbatches} microbatches{each}: {waits}, {plan.held} inputs are kept'
+    return f'{words}\n{plan.picture()}'
 
 
 def _mesh_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:

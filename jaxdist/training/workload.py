@@ -49,9 +49,10 @@ def workload(
     params, values = jax.eval_shape(lambda key: variables(model.init(key)), jax.random.key(0))
     seen = as_seen(jax.eval_shape(lambda params: cast_params(params, compute), params), values)
     one = {name: jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), _dtype(x)) for name, x in batch.items()}
-    layers = len(jax.tree.leaves(params['blocks'])[0]) if model.parts else 0
+    dims = _row_dims(model)
+    layers = math.prod(jax.tree.leaves(params['blocks'])[0].shape[:dims]) if dims else 0
     size = _entries(params['blocks'] if layers else params)
-    rules = _rules(model, params, layers)
+    rules = _rules(model, params, dims)
     attention = calls('whole', model.loss, seen, one)
     positions = attention[0].inputs[0].shape[1] if attention and _divides_sequences(model, seen, one) else 0
     numbers = [x.dtype for x in jax.tree.leaves(params)] if compute is None else [jnp.dtype(compute)]
@@ -63,8 +64,8 @@ def workload(
         model_share=rules.sharded / size,
         pairs=rules.pairs,
         limits={
-            'fsdp': _common_dim(params, layers),
-            **({'stage': layers} if layers else {}),
+            'fsdp': _common_dim(params, dims),
+            **({'stage': layers // model.parts.chunks} if model.parts else {}),
             **({'model': rules.divides} if rules.divides else {}),
             **({'context': positions // 2} if positions else {}),
         },
@@ -78,8 +79,8 @@ def workload(
 def _in_parts(model: Model, params: Params, one: Batch) -> dict[str, float]:
     """FLOPs and bytes of one example, of a model in parts."""
     assert model.parts is not None
-    first, block, last = model.parts
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params['blocks'])
+    first, block, last, _ = model.parts
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[_row_dims(model) :], x.dtype), params['blocks'])
     x = jax.eval_shape(first, params['edge'], one)
     return {
         'block_flops': flops(block, row, x),
@@ -113,27 +114,32 @@ class _Rules(NamedTuple):
     pairs: int
 
 
-def _rules(model: Model, params: Params, layers: int) -> _Rules:
+def _rules(model: Model, params: Params, rows: int) -> _Rules:
     found = _Rules(0, 0, 0)
-    for path, x in jax.tree_util.tree_leaves_with_path(params['blocks'] if layers else params):
+    for path, x in jax.tree_util.tree_leaves_with_path(params['blocks'] if rows else params):
         name = path_text(path)
-        name = f'blocks/{name}' if layers else name
+        name = f'blocks/{name}' if rows else name
         dims: tuple[str | None, ...] = next((d for pattern, d in model.rules if re.fullmatch(pattern, name)), ())
         if 'model' in dims:
-            shape, dims = (x.shape[1:], dims[1:]) if layers else (x.shape, dims)
+            shape, dims = x.shape[rows:], dims[rows:]
             # Where the dim of a matrix's inputs is sharded, its outputs are terms of a sum.
             pairs = found.pairs + (len(shape) > 1 and dims[0] == 'model')
             found = _Rules(found.sharded + x.size, math.gcd(found.divides, shape[dims.index('model')]), pairs)
     return found
 
 
-def _common_dim(params: Params, layers: int) -> int:
+def _common_dim(params: Params, rows: int) -> int:
     """The greatest common divisor of the largest dims of large parameters; rows of blocks are not a dim."""
     least, dims = LARGE * _entries(params), []
     for path, x in jax.tree_util.tree_leaves_with_path(params):
-        shape = x.shape[1:] if layers and path[0].key == 'blocks' else x.shape
+        shape = x.shape[rows:] if rows and path[0].key == 'blocks' else x.shape
         dims += [max(shape)] if shape and x.size >= least else []
     return math.gcd(*dims)
+
+
+def _row_dims(model: Model) -> int:
+    """The dims of blocks that have their rows: 1, or 2 in chunks; 0 for a model without parts."""
+    return 0 if model.parts is None else 1 + (model.parts.chunks > 1)
 
 
 def _divides_sequences(model: Model, params: Params, one: Batch) -> bool:

@@ -77,6 +77,28 @@ def test_layouts_are_alike_with_few_and_many_microbatches(microbatches: int) -> 
     assert result.problem == ''
 
 
+IN_CHUNKS = Transformer(layers=8, width=16, heads=2, mlp=1, stacked=True, chunks=2).build(Task('tokens', (8,), 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('schedule', ['1f1b', 'gpipe'])
+def test_interleaved_pipelines_are_alike(schedule: Any) -> None:
+    layouts = [{'workers': 2, 'stage': 4}, {'workers': 1, 'stage': 2, 'fsdp': 2, 'model': 2}]
+    results = jaxdist.same_under(IN_CHUNKS, layouts, TOKENS, microbatches=4, schedule=schedule)
+    results += jaxdist.same_under(IN_CHUNKS, [{'workers': 2, 'fsdp': 2}, {'workers': 2, 'model': 2}], TOKENS)
+    results += jaxdist.same_under(IN_CHUNKS, [{'workers': 2, 'fsdp': 4}], TOKENS, regather=True)
+    assert [result.problem for result in results] == [''] * 5
+
+
+@pytest.mark.slow
+def test_blocks_in_chunks_are_those_in_rows() -> None:
+    rows = Transformer(layers=8, width=16, heads=2, mlp=1, stacked=True).build(Task('tokens', (8,), 64))
+    params, same = (model.init(jax.random.key(0)) for model in (IN_CHUNKS, rows))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), params, same)
+    losses = [model.loss(p, TOKENS, None)[0]['loss'] for model, p in ((IN_CHUNKS, params), (rows, same))]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_parts_may_be_of_any_form() -> None:
     """Activations and blocks are trees, the first part has no parameters, and examples are weighted."""
@@ -98,13 +120,16 @@ def test_parts_may_be_of_any_form() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mutant', ['a stage is off by one tick', 'one input too few is kept'])
+@pytest.mark.parametrize(
+    'mutant', ['a stage is off by one tick', 'one input too few is kept', 'one input too few is kept of chunks']
+)
 def test_mutants_are_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mutant == 'a stage is off by one tick':
         monkeypatch.setattr(Schedule, 'backward', lambda self, stage, tick: tick - self.fill - self.stages + stage)
     else:
-        monkeypatch.setattr(Schedule, 'held', property(lambda self: 2 * self.stages - 4))
-    (result,) = jaxdist.same_under(MODEL, [{'workers': 1, 'stage': 4}], TOKENS, microbatches=8)
+        monkeypatch.setattr(Schedule, 'held', property(lambda self: 2 * self.chunks * self.stages - 4))
+    model = IN_CHUNKS if 'chunk' in mutant else MODEL
+    (result,) = jaxdist.same_under(model, [{'workers': 1, 'stage': 4}], TOKENS, microbatches=8)
     assert 'gradient of' in result.problem
 
 

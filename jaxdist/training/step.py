@@ -185,6 +185,7 @@ def make_step(
         value = extras.value(worker_loss, out, state.params)
         opt_state = _behind(state.opt_state, out.grads) if partition.loops else state.opt_state
         ok, grads = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
+        grads = _behind(grads, out.sums) if inner_specs is not None else grads
         extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
         moved, params, opt_state = guard.apply(ok, functools.partial(apply, **extra), grads, state.params, opt_state)
         ahead = goal.after(worker_loss, out.state, moved, state.step, batch, draw)
@@ -211,16 +212,16 @@ def make_step(
     return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
 
 
-def _behind(opt_state: optax.OptState, grads: Params) -> optax.OptState:
-    """The same state, on emulated devices behind the gradient: what workers send of it may not depend on it."""
+def _behind(tree: Any, first: Any) -> Any:
+    """The same tree, on emulated devices behind `first`: what workers send of it may not depend on that."""
 
     def late(x: jax.Array) -> jax.Array:
         number = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-        behind: jax.Array = after(x, grads) if number and axes <= jax.typeof(x).mat.varying else x
+        behind: jax.Array = after(x, first) if number and axes <= jax.typeof(x).mat.varying else x
         return behind
 
-    axes: set[str] = set().union(*(jax.typeof(g).mat.varying for g in jax.tree.leaves(grads)))
-    return jax.tree.map(late, opt_state)
+    axes: set[str] = set().union(*(jax.typeof(g).mat.varying for g in jax.tree.leaves(first)))
+    return jax.tree.map(late, tree)
 
 
 def _refuse_rules_over_workers(rules: meshes.Rules, axis: str) -> None:

@@ -4,6 +4,7 @@ Meshes and codecs are chosen in turn: every algorithm has an exact mean, and eve
 """
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -143,3 +144,18 @@ def test_hybrid(name: str, axes: int, codec: str) -> None:
         return
     # The blocks of a codec begin anew in each shard, so the numbers are near, and not the same.
     assert loss(params) < 0.6 * before + 0.4 * loss(exact), (loss(params), loss(exact), before)
+
+
+def table() -> str:
+    """A row for each algorithm: the mesh of its exact mean, and that of its codec."""
+    of: dict[str, list[str]] = {}
+    for name, axes, codec in cells():
+        shape = ' x '.join(f'{size} {axis}' for axis, size in MESHES[axes].items())
+        of.setdefault(name, []).append(f'`{codec}` on {shape}' if codec else shape)
+    rows = [f'| `{name}` | {found[0]} | {"".join(found[1:])} |' for name, found in of.items()]
+    return '\n'.join(['| line with | exact mean on | codec on |', '|---|---|---|', *rows])
+
+
+def test_the_page_has_the_meshes() -> None:
+    page = Path(__file__).parents[2] / 'docs' / 'composition.md'
+    assert table() in page.read_text(), f'the table of meshes differs; it is\n{table()}'

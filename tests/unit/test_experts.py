@@ -156,7 +156,11 @@ def step(settings: Any, update: str = 'mean() | sgd(0.1)', **axes: int) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'update',
-    ['sgd(0.1) | diloco(every=2, outer=sgd(0.7, momentum=0.9))', 'delay(steps=1) | mean(codec=int8()) | sgd(0.1)'],
+    [
+        'sgd(0.1) | diloco(every=2, outer=sgd(0.7, momentum=0.9))',
+        'delay(steps=1) | mean(codec=int8()) | sgd(0.1)',
+        'parameter_server(optimizer=sgd(0.1, momentum=0.5))',
+    ],
 )
 def test_algorithms_act_between_workers_with_experts(update: str) -> None:
     def trained(**axes: int) -> Any:

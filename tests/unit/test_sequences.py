@@ -46,7 +46,11 @@ def trained(program: Any, steps: int = 4) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'update',
-    ['adam(1e-3) | diloco(every=2, outer=sgd(0.7, momentum=0.9))', 'delay(steps=1) | mean(codec=int8()) | sgd(0.1)'],
+    [
+        'adam(1e-3) | diloco(every=2, outer=sgd(0.7, momentum=0.9))',
+        'delay(steps=1) | mean(codec=int8()) | sgd(0.1)',
+        'sgd(0.1) | streaming_diloco(every=2, fragments=2, outer=sgd(0.7), overlap=1)',
+    ],
 )
 def test_algorithms_act_between_workers_that_share_sequences(update: str) -> None:
     expected = trained(made(update=update, workers=2))

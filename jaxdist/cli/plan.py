@@ -14,9 +14,10 @@ from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
 from jaxdist.cli.search import SearchOptions, run
 from jaxdist.cluster.processes import Cluster
-from jaxdist.report import bytes_text
+from jaxdist.planner.machines import machine
+from jaxdist.report import bytes_text, seconds_text
 from jaxdist.training.experiment import Experiment
-from jaxdist.training.plan import Plan, plan
+from jaxdist.training.plan import Plan, plan, seconds
 from jaxdist.training.train import prepare
 
 
@@ -48,11 +49,17 @@ def main(arguments: list[str]) -> None:
         return
     options.start(experiment, cluster=chosen.cluster)
     kept = keep_programs(chosen.compilation_cache)
-    cost = plan(prepare(experiment))
+    training = prepare(experiment)
+    cost = plan(training)
+    on = machine(chosen.layouts.machine) if chosen.layouts.machine else None
+    times = seconds(training, cost, on) if on else {}
     if chosen.json:
-        print(json.dumps(cost.to_json(), indent=2))
-    else:
-        show(cost, experiment, kept)
+        print(json.dumps({**cost.to_json(), **({'seconds': times} if on else {})}, indent=2))
+        return
+    show(cost, experiment, kept)
+    if on:
+        each = ', '.join(f'{name} {"unknown" if s is None else seconds_text(s)}' for name, s in times.items())
+        print(f'on {on.name}, {on.reached:.0%} of the peak reached, nothing hidden: {each}')
 
 
 def show(cost: Plan, experiment: Experiment, kept: str) -> None:

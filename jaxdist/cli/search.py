@@ -1,5 +1,6 @@
 """The search of `jaxdist plan`: which layout of an experiment to take on how many devices of a machine."""
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ class SearchOptions:
     """Estimate every layout over --devices, and rank them by the time of a step; see docs/planning.md."""
     devices: int = 8
     """Devices to search for."""
-    machine: Annotated[str, tyro.conf.arg(metavar='NAME|FILE.json')] = 'v5e'
-    """Machine: v5e, v5p, trillium, h100, h200, cpu, or a JSON file, as {"like": "h100", "slow_link": 10e9}."""
+    machine: Annotated[str, tyro.conf.arg(metavar='NAME|FILE.json')] = ''
+    """Machine: v5e, v5p, trillium, h100, h200, cpu, or a JSON file, as {"like": "h100", "slow_link": 10e9}. A plan
+    without a search shows seconds on it."""
     line: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Another update line to estimate besides the experiment's; may be given more than once."""
     keep_workers: options.Flag = False
@@ -47,6 +49,12 @@ class SearchOptions:
         for name, least in (('devices', 1), ('top', 1), ('compile', 0)):
             if getattr(self, name) < least:
                 raise ExperimentError(f'{name}={getattr(self, name)} must be {least} or more')
+        if self.search and not self.machine:
+            raise ExperimentError('a search needs a --machine, such as v5e or h100')
+        for field in () if self.search else dataclasses.fields(self):
+            if field.name != 'machine' and getattr(self, field.name) != field.default:
+                option = '--' + field.name.replace('_', '-')
+                raise ExperimentError(f'{option} is an option of the search for a layout: give --search as well')
 
 
 def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: bool) -> None:

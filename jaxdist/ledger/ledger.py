@@ -132,6 +132,19 @@ class Ledger:
                 total += row.bytes_per_step
         return total
 
+    def seconds(self, links: Mapping[str, float]) -> dict[str, float | None]:
+        """Seconds of an average step in which a device sends, by axis; None if its bytes are not known.
+
+        Args:
+            links: bytes/s that a device sends along each axis of the mesh.
+
+        >>> row = Row(('workers',), 'all_reduce', 'float32', 1, Fraction(200), Fraction(1), Fraction(200))
+        >>> Ledger({'workers': 2}, (row,), {}).seconds({'workers': 100.0})
+        {'workers': 2.0}
+        """
+        sent = {axis: self.sent(axis) for axis in self.mesh}
+        return {axis: None if n is None else float(n) / links[axis] for axis, n in sent.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The ledger as dicts, lists and numbers; whole numbers of bytes are integers."""
         rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]

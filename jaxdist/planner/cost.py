@@ -12,10 +12,12 @@ from jaxdist.planner.machines import Machine
 from jaxdist.planner.memory import memory_lines
 from jaxdist.planner.sent import (
     context_bytes_of_tick,
+    expert_bytes_of_tick,
     gradient_bytes,
     model_bytes_of_tick,
     passes,
     sent_over_context,
+    sent_over_expert,
     sent_over_fsdp,
     sent_over_model,
     sent_over_stage,
@@ -89,12 +91,14 @@ class Tick(NamedTuple):
         edge: of what is outside of them; the other stages wait.
         model: of the all-reduces over `model`.
         context: of what goes round over `context`.
+        expert: of tokens that go to experts and back.
     """
 
     blocks: float
     edge: float
     model: float
     context: float
+    expert: float
 
 
 def links(machine: Machine, layout: Layout) -> dict[str, float]:
@@ -108,7 +112,7 @@ def links(machine: Machine, layout: Layout) -> dict[str, float]:
 
     >>> from jaxdist.planner.machines import MACHINES
     >>> {axis: speed / 1e9 for axis, speed in links(MACHINES['v5e'], Layout(workers=2, fsdp=256)).items()}
-    {'model': 100.0, 'context': 100.0, 'fsdp': 100.0, 'stage': 100.0, 'workers': 3.125}
+    {'model': 100.0, 'expert': 100.0, 'context': 100.0, 'fsdp': 100.0, 'stage': 100.0, 'workers': 3.125}
     """
     speeds, joined = {}, 1
     for axis in reversed(AXES):
@@ -141,10 +145,9 @@ def tick(workload: Workload, machine: Machine, layout: Layout) -> Tick:
     edge = workload.edge_flops * rows * share_of(workload.edge_share, layout.model)
     model = model_bytes_of_tick(workload, layout) / speeds['model']
     context = context_bytes_of_tick(workload, layout) / speeds['context']
-    launches = blocks * often.block / 3 * machine.launch
-    return Tick(
-        max(often.block * products / rate, launches - model - context), often.edge * edge / rate, model, context
-    )
+    expert = expert_bytes_of_tick(workload, layout) / speeds['expert']
+    launches = blocks * often.block / 3 * machine.launch - model - context - expert
+    return Tick(max(often.block * products / rate, launches), often.edge * edge / rate, model, context, expert)
 
 
 def estimate(workload: Workload, machine: Machine, layout: Layout, between: Traffic = NOTHING) -> Estimate:
@@ -173,6 +176,7 @@ def estimate(workload: Workload, machine: Machine, layout: Layout, between: Traf
         'stage': sent_over_stage(workload, layout),
         'fsdp': sent_over_fsdp(workload, layout),
         'context': sent_over_context(workload, layout),
+        'expert': sent_over_expert(workload, layout),
         'model': sent_over_model(workload, layout),
     }
     gradient = gradient_bytes(workload, layout, layout.context)
@@ -184,6 +188,7 @@ def estimate(workload: Workload, machine: Machine, layout: Layout, between: Traf
         'bubble': (layout.stage - 1) * sum(costs),
         'fsdp': sent['fsdp'] / speeds['fsdp'],
         'context': ticks * costs.context + gradient / speeds['context'],
+        'expert': ticks * costs.expert + sent_over_expert(workload._replace(routed=0.0), layout) / speeds['expert'],
         'workers': sent['workers'] / speeds['workers'],
     }
     return Estimate(layout, between, seconds, memory_lines(_under(workload, between), layout), sent)

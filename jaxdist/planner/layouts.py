@@ -1,13 +1,14 @@
 """Layouts of a model over devices, and all those that a workload can have."""
 
 import functools
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdist.core.errors import InputError
 from jaxdist.planner.workload import Workload
 
-AXES = ('workers', 'stage', 'fsdp', 'context', 'model')
+AXES = ('workers', 'stage', 'fsdp', 'context', 'expert', 'model')
 """The axes of the mesh in its order: neighbours along the last one are neighbours in the machine."""
 
 
@@ -19,6 +20,7 @@ class Layout(NamedTuple):
         stage: pipeline stages of a worker.
         fsdp: devices over which parameters are fully sharded.
         context: devices that share the positions of an example.
+        expert: devices over which experts, and the batch, are divided.
         model: devices over which the model's rules shard.
         microbatches: parts of a device's batch: of a pipeline, or of gradient accumulation.
         regather: whether blocks are gathered when they are evaluated, forward and backward (ZeRO stage 3).
@@ -32,6 +34,7 @@ class Layout(NamedTuple):
     stage: int = 1
     fsdp: int = 1
     context: int = 1
+    expert: int = 1
     model: int = 1
     microbatches: int = 1
     regather: bool = False
@@ -40,7 +43,7 @@ class Layout(NamedTuple):
     @property
     def devices(self) -> int:
         """All devices."""
-        return self.workers * self.stage * self.fsdp * self.context * self.model
+        return math.prod(getattr(self, axis) for axis in AXES)
 
 
 def layouts(workload: Workload, devices: int) -> Iterator[Layout]:
@@ -65,23 +68,23 @@ def layouts(workload: Workload, devices: int) -> Iterator[Layout]:
     if devices < 1 or workload.batch < 1:
         raise InputError(f'a layout has 1 device and 1 example or more, not {devices} and {workload.batch}')
     for sizes in _sizes(workload, devices):
-        workers, stage, fsdp, _, _ = sizes
-        for microbatches in _powers(workload.batch // (workers * fsdp)):
-            for regather, again in _choices(workload, stage, fsdp):
-                yield Layout(*sizes, microbatches, regather, again)
+        at = Layout()._replace(**sizes)
+        shares = at.workers * at.fsdp * at.expert
+        if workload.batch % shares == 0:
+            for microbatches in _powers(workload.batch // shares):
+                for regather, again in _choices(workload, at.stage, at.fsdp):
+                    yield at._replace(microbatches=microbatches, regather=regather, again=again)
 
 
-def _sizes(workload: Workload, devices: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """All sizes of the axes."""
-    for workers in _usable(workload, 'workers', devices):
-        for stage in _usable(workload, 'stage', devices // workers):
-            for fsdp in _usable(workload, 'fsdp', devices // (workers * stage)):
-                if workload.batch % (workers * fsdp):
-                    continue
-                rest = devices // (workers * stage * fsdp)
-                for context in _usable(workload, 'context', rest):
-                    if rest // context in _usable(workload, 'model', rest // context):
-                        yield workers, stage, fsdp, context, rest // context
+def _sizes(workload: Workload, devices: int, axes: tuple[str, ...] = AXES) -> Iterator[dict[str, Any]]:
+    """All sizes of these axes, by name."""
+    if not axes:
+        if devices == 1:
+            yield {}
+        return
+    for size in _usable(workload, axes[0], devices):
+        for rest in _sizes(workload, devices // size, axes[1:]):
+            yield {axes[0]: size, **rest}
 
 
 def _usable(workload: Workload, axis: str, devices: int) -> list[int]:

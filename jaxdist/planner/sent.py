@@ -1,6 +1,7 @@
 """The bytes that one device sends at a step, by one formula for each axis: those that compiled programs send.
 
-See `jaxdist.parallel`. S stages, F devices of `fsdp`, C of `context`, M of `model`; m microbatches.
+See `jaxdist.parallel`. S stages, F devices of `fsdp`, C of `context`, E of `expert`, M of `model`;
+m microbatches.
 """
 
 from typing import NamedTuple
@@ -124,6 +125,49 @@ def sent_over_context(workload: Workload, layout: Layout) -> float:
     """
     parts, ticks = layout.context, layout.microbatches + layout.stage - 1
     return ticks * context_bytes_of_tick(workload, layout) + gradient_bytes(workload, layout, parts)
+
+
+def expert_bytes_of_tick(workload: Workload, layout: Layout) -> float:
+    """Bytes over `expert` for one microbatch: tokens to experts and back, forward and backward.
+
+    With room for so many, (E - 1) / E of it each time. Dropless experts gather the tokens of all devices, E - 1 times
+    those of one, and return as many; a block that is evaluated again does not return them twice.
+
+    Args:
+        workload: the model.
+        layout: the layout.
+
+    >>> from jaxdist.planner.workload import decoder
+    >>> small = decoder(layers=2, width=8, mlp=16, vocabulary=32, context=16, batch=4, heads=2)._replace(routed=100.0)
+    >>> expert_bytes_of_tick(small, Layout(expert=2)), expert_bytes_of_tick(small, Layout(expert=2, again=True))
+    (800.0, 1200.0)
+    """
+    devices, blocks = layout.expert, workload.blocks / layout.stage
+    if devices == 1:
+        return 0.0
+    forward = passes(workload, layout).block - 2
+    each = (devices - 1) * workload.routed * examples(workload, layout) / layout.context
+    if workload.dropless:
+        returns = forward if layout.stage > 1 else 1
+        return blocks * (forward + returns + 2) * each
+    return blocks * (2 * forward + 2) * each / devices
+
+
+def sent_over_expert(workload: Workload, layout: Layout) -> float:
+    """Bytes of a step over `expert`: those of all ticks, and the all-reduce of the gradient of all but experts.
+
+    Args:
+        workload: the model.
+        layout: the layout.
+
+    >>> from jaxdist.planner.workload import decoder
+    >>> small = decoder(layers=2, width=8, mlp=16, vocabulary=32, context=16, batch=4, heads=2)
+    >>> sent_over_expert(small, Layout(expert=2)) == 2 * 1 / 2 * 4 * small.parameters
+    True
+    """
+    ticks = layout.microbatches + layout.stage - 1
+    others = workload._replace(block=workload.block * (1 - workload.expert_share), expert_share=0.0)
+    return ticks * expert_bytes_of_tick(workload, layout) + gradient_bytes(others, layout, layout.expert)
 
 
 def sent_over_stage(workload: Workload, layout: Layout) -> float:

@@ -45,7 +45,8 @@ def own_parameters(workload: Workload, layout: Layout) -> Own:
     >>> own_parameters(small, Layout(stage=2, model=2))
     Own(block=320.0, blocks=640.0, edge=256.0)
     """
-    block = workload.block * share_of(workload.model_share, layout.model)
+    experts = share_of(workload.expert_share, layout.expert)
+    block = workload.block * experts * share_of(workload.model_share, layout.model)
     edge = workload.edge * share_of(workload.edge_share, layout.model)
     return Own(block, workload.blocks / layout.stage * block, edge)
 
@@ -62,7 +63,7 @@ def examples(workload: Workload, layout: Layout) -> float:
     >>> examples(small, Layout(workers=2, fsdp=2, model=2, microbatches=4))
     4.0
     """
-    return workload.batch / (layout.workers * layout.fsdp * layout.microbatches)
+    return workload.batch / (layout.workers * layout.fsdp * layout.expert * layout.microbatches)
 
 
 def stored(workload: Workload, layout: Layout) -> float:

@@ -18,12 +18,15 @@ class Workload(NamedTuple):
         head: bytes of the logits and their gradient.
         model_share: the share of a block's parameters that the model's rules shard over `model`.
         pairs: the all-reduces over `model` in the forward pass of a block.
-        limits: for each axis, the number that its size has to divide. The axes `stage`, `context` and `model` can only
-            be used if they are in it.
+        limits: for each axis, the number that its size has to divide. The axes `stage`, `context`, `expert` and `model`
+            can only be used if they are in it.
         keys: bytes of the keys and values of one block.
         batch: examples of a step, of all workers.
         optimizer_bytes: bytes of optimiser state for each parameter; 8 for Adam.
         compute_bytes: bytes of a number in the dtype of the forward pass; 2 for bfloat16.
+        expert_share: the share of a block's parameters that are those of experts.
+        routed: bytes of one example that a block sends to experts, on all devices; of dropless experts its tokens.
+        dropless: whether experts take all tokens, which each device then gathers.
         edge_share: the share of the parameters outside of blocks that the model's rules shard over `model`.
     """
 
@@ -42,6 +45,9 @@ class Workload(NamedTuple):
     batch: int
     optimizer_bytes: float = 8
     compute_bytes: int = 2
+    expert_share: float = 0.0
+    routed: float = 0.0
+    dropless: bool = False
     edge_share: float = 0.0
 
     @property

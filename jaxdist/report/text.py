@@ -25,7 +25,7 @@ def bytes_text(n: float) -> str:
 
 
 def seconds_text(s: float) -> str:
-    """`s` seconds: milliseconds below one second, then seconds, then the two largest units, rounded.
+    """`s` seconds: micro- and milliseconds below one second, then seconds, then the two largest units, rounded.
 
     Raises:
         InputError: if `s` is negative or not finite.
@@ -40,6 +40,8 @@ def seconds_text(s: float) -> str:
     ('4.20 ms', '12.3 s', '2 min 05 s', '1 h 02 min', '3 d 04 h')
     """
     value = _checked(s, 'seconds')
+    if 0 < value < 0.0009995:
+        return f'{_three_digits(1e6 * value)} µs'
     if value < 0.9995:
         return f'{_three_digits(1000 * value)} ms'
     if value < 59.95:

@@ -14,7 +14,11 @@ from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
+from jaxdist.ledger.flops import flops
 from jaxdist.parallel.schedules import Schedule
+from jaxdist.planner.cost import links
+from jaxdist.planner.layouts import AXES, Layout
+from jaxdist.planner.machines import Machine
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, first_batch, first_state, shapes
@@ -164,6 +168,33 @@ def sent_each_step(rows: list[ledger.Row], axis: str) -> Fraction | None:
     Fraction(0, 1)
     """
     return ledger.Ledger({axis: 1}, tuple(rows), {}).sent(axis)
+
+
+def seconds(training: Training, cost: Plan, machine: Machine) -> dict[str, float | None]:
+    """Seconds of an average step on a machine: of matrix products, at the share of the peak that it reaches, and of
+    what a device sends over each axis; None if it depends on data.
+
+    Args:
+        training: the experiment.
+        cost: its plan.
+        machine: the machine.
+
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.planner.machines import MACHINES
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2), batch=8)
+    >>> training = prepare(small)
+    >>> sorted(seconds(training, plan(training), MACHINES['v5e']))
+    ['products', 'workers']
+    """
+    mesh, batch = training.experiment.mesh, first_batch(training)
+    layout = Layout(**{axis: getattr(mesh, axis) for axis in AXES})
+    # In the trace a device has its part of all axes but those that are the compiler's.
+    products = flops(training.program.on_mesh().run, training.program.state, batch) / mesh.model
+    speeds = links(machine, layout)
+    return {'products': products / (machine.flops * machine.reached), **cost.ledger.seconds(speeds)}
 
 
 def _schedule(training: Training) -> str:

@@ -52,7 +52,8 @@ def workload(
     dims = _row_dims(model)
     layers = math.prod(jax.tree.leaves(params['blocks'])[0].shape[:dims]) if dims else 0
     size = _entries(params['blocks'] if layers else params)
-    rules = _rules(model, params, dims)
+    rules, experts = (_rules(model, params, dims, axis) for axis in ('model', 'expert'))
+    rooms, tokens = (calls(name, model.loss, seen, one) for name in ('to_rooms', 'as_rows'))
     attention = calls('whole', model.loss, seen, one)
     positions = attention[0].inputs[0].shape[1] if attention and _divides_sequences(model, seen, one) else 0
     numbers = [x.dtype for x in jax.tree.leaves(params)] if compute is None else [jnp.dtype(compute)]
@@ -67,11 +68,15 @@ def workload(
             'fsdp': _common_dim(params, dims),
             **({'stage': layers // model.parts.chunks} if model.parts else {}),
             **({'model': rules.divides} if rules.divides else {}),
+            **({'expert': experts.divides} if experts.divides else {}),
             **({'context': positions // 2} if positions else {}),
         },
         keys=sum(2 * call.times * bytes_of(call.inputs[1]) for call in attention) / max(layers, 1),
         batch=len(next(iter(batch.values()))),
         optimizer_bytes=optimizer_bytes,
+        expert_share=experts.sharded / size,
+        routed=sum(call.times * bytes_of(call.outputs[0]) for call in (*rooms, *tokens)) / max(layers, 1),
+        dropless=bool(tokens),
         compute_bytes=max(dtype.itemsize for dtype in numbers),
     )
 
@@ -107,24 +112,25 @@ def _kept(fn: Callable[..., Any], args: tuple[Any, ...], *rest: Any) -> int:
 
 
 class _Rules(NamedTuple):
-    """What the rules of a model do to a block: entries sharded over `model`, what divides the dims, all-reduces."""
+    """What the rules of a model do to a block: entries sharded over an axis, what divides the dims, all-reduces."""
 
     sharded: int
     divides: int
     pairs: int
 
 
-def _rules(model: Model, params: Params, rows: int) -> _Rules:
+def _rules(model: Model, params: Params, rows: int, axis: str) -> _Rules:
     found = _Rules(0, 0, 0)
     for path, x in jax.tree_util.tree_leaves_with_path(params['blocks'] if rows else params):
         name = path_text(path)
         name = f'blocks/{name}' if rows else name
         dims: tuple[str | None, ...] = next((d for pattern, d in model.rules if re.fullmatch(pattern, name)), ())
-        if 'model' in dims:
+        if axis in dims:
             shape, dims = x.shape[rows:], dims[rows:]
             # Where the dim of a matrix's inputs is sharded, its outputs are terms of a sum.
-            pairs = found.pairs + (len(shape) > 1 and dims[0] == 'model')
-            found = _Rules(found.sharded + x.size, math.gcd(found.divides, shape[dims.index('model')]), pairs)
+            terms = len(shape) > 1 and next(dim for dim in dims if dim != 'expert') == axis
+            pairs = found.pairs + terms
+            found = _Rules(found.sharded + x.size, math.gcd(found.divides, shape[dims.index(axis)]), pairs)
     return found
 
 

@@ -32,3 +32,12 @@ def test_layouts_are_compiled_for_tpus_alone(jaxdist: Jaxdist) -> None:
     code, _, err = jaxdist('plan', 'small.py', '--search', '--machine', 'h100', '--compile', '1')
     assert code == 2
     assert 'layouts are compiled for TPUs alone (v5e, trillium, v6e, v5p), not for h100' in err
+
+
+def test_a_plan_has_the_seconds_of_a_machine(jaxdist: Jaxdist) -> None:
+    out = jaxdist('plan', 'small.py', '--machine', 'cpu').out
+    assert 'on cpu, 50% of the peak reached, nothing hidden: products ' in out
+    seconds = json.loads(jaxdist('plan', 'small.py', '--machine', 'cpu', '--json').out)['seconds']
+    assert seconds['workers'] == json.loads(jaxdist('plan', 'small.py', '--json').out)['sent_per_step']['workers'] / 1e9
+    # Four rows of 64 inputs, 8 hidden units and 10 labels on each worker; no gradient is taken by the inputs.
+    assert seconds['products'] == 2 * 4 * (64 * 8 * 2 + 8 * 10 * 3) / 25e9

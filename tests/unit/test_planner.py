@@ -93,6 +93,7 @@ def test_an_axis_that_spans_groups_uses_the_slow_link() -> None:
     speeds = links(H100, Layout(workers=4, stage=2, fsdp=2, model=4))
     assert speeds == {
         'model': H100.link,
+        'expert': H100.link,
         'context': H100.link,
         'fsdp': H100.link,
         'stage': H100.slow_link,
@@ -106,11 +107,13 @@ def test_an_axis_that_spans_groups_uses_the_slow_link() -> None:
 def brute_force(model: Workload, devices: int) -> set[Layout]:
     """All layouts, by trying all numbers."""
     found = set()
-    sizes = [each for each in itertools.product(*[range(1, devices + 1)] * 5) if math.prod(each) == devices]
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    sizes = [each for each in itertools.product(*[divisors] * 6) if math.prod(each) == devices]
     for each, *rest in itertools.product(sizes, [2**i for i in range(8)], *[(False, True)] * 2):
         at = Layout(*each, *rest)
-        fine = model.batch % (at.workers * at.fsdp * at.microbatches) == 0
-        fine &= all(model.limits.get(axis, 1) % getattr(at, axis) == 0 for axis in ('stage', 'context', 'model'))
+        fine = model.batch % (at.workers * at.fsdp * at.expert * at.microbatches) == 0
+        bound = ('stage', 'context', 'expert', 'model')
+        fine &= all(model.limits.get(axis, 1) % getattr(at, axis) == 0 for axis in bound)
         fine &= not at.regather or (at.fsdp > 1 and at.stage == 1 and at.again)
         if fine and at.again:  # the model is in parts
             found.add(at)
@@ -119,7 +122,7 @@ def brute_force(model: Workload, devices: int) -> set[Layout]:
 
 @pytest.mark.parametrize('devices', [1, 6, 8])
 def test_no_layout_is_missing_or_double(devices: int) -> None:
-    model = SMALL._replace(batch=24)
+    model = SMALL._replace(batch=24, limits={**SMALL.limits, 'expert': 4})
     found = list(layouts(model, devices))
     assert len(found) == len(set(found))
     assert set(found) == brute_force(model, devices)

@@ -101,12 +101,15 @@ class Parts(NamedTuple):
         block: `(row of blocks, x) -> x`, in the same shape and dtype.
         last: `(edge, x, batch) -> (sums, count)`, as a loss returns them.
         chunks: the number of chunks V; 1 for arrays [L, ...].
+        spare: rows at the end that are stored and not evaluated, so that stages divide the rows, and the last one,
+            which has the last part too, evaluates fewer blocks.
     """
 
     first: Callable[[Any, Batch], Any]
     block: Callable[[Any, Any], Any]
     last: Callable[[Any, Any, Batch], Any]
     chunks: int = 1
+    spare: int = 0
 
 
 class Model(NamedTuple):

@@ -38,7 +38,7 @@ def from_parts(
         metrics: see `jaxdist.core.types.Model`.
 
     Raises:
-        InputError: there are no layers, or chunks do not divide them.
+        InputError: there are no layers, or chunks do not divide the rows.
 
     >>> import jax.numpy as jnp
     >>> parts = Parts(
@@ -53,16 +53,18 @@ def from_parts(
     """
     if layers < 1:
         raise InputError(f'a model in parts has 1 block or more, not {layers}')
-    if parts.chunks < 1 or layers % parts.chunks:
-        raise InputError(f'{parts.chunks} chunks do not divide {layers} blocks')
+    rows = layers + parts.spare
+    if parts.spare < 0 or parts.chunks < 1 or rows % parts.chunks:
+        raise InputError(f'{parts.chunks} chunks do not divide {layers} blocks and {parts.spare} spare ones')
 
     def init(key: jax.Array) -> Params:
         first, *others = jax.random.split(key, layers + 1)
-        rows = jax.vmap(block)(jax.numpy.stack(others))
-        return {'edge': edge(first), 'blocks': jax.tree.map(stored, rows)}
+        others += others[-1:] * parts.spare
+        blocks = jax.vmap(block)(jax.numpy.stack(others))
+        return {'edge': edge(first), 'blocks': jax.tree.map(stored, blocks)}
 
     def stored(x: jax.Array) -> jax.Array:
-        return x if parts.chunks == 1 else x.reshape(parts.chunks, layers // parts.chunks, *x.shape[1:])
+        return x if parts.chunks == 1 else x.reshape(parts.chunks, rows // parts.chunks, *x.shape[1:])
 
     if parts.chunks > 1:
         rules = tuple((p, (None, *dims) if p.startswith('blocks') else dims) for p, dims in rules)
@@ -88,11 +90,13 @@ def walk(parts: Parts, params: Params, batch: Batch) -> Any:
 
 
 def rows_of(parts: Parts, blocks: Any) -> Any:
-    """The blocks as arrays [L, ...], also if they are stored in chunks.
+    """The blocks as arrays [L, ...], also if they are stored in chunks, without spare ones.
 
     >>> import jax.numpy as jnp
-    >>> parts = Parts(lambda *args: None, lambda *args: None, lambda *args: None, chunks=2)
+    >>> parts = Parts(lambda *args: None, lambda *args: None, lambda *args: None, chunks=2, spare=1)
     >>> rows_of(parts, jnp.zeros((2, 3, 5))).shape
-    (6, 5)
+    (5, 5)
     """
-    return blocks if parts.chunks == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks)
+    if parts.chunks > 1:
+        blocks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks)
+    return jax.tree.map(lambda x: x[: -parts.spare], blocks) if parts.spare else blocks

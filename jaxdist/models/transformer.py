@@ -58,6 +58,9 @@ class Transformer:
     the time of one. Each block is evaluated again for the gradient."""
     chunks: int = 1
     """Chunks in which stacked blocks are stored, for an interleaved pipeline: each stage has a part of every chunk."""
+    spare: int = 0
+    """Stacked blocks that are stored and not evaluated, so that the last stage of a pipeline, which has the head too,
+    has fewer."""
 
     def build(self, task: Task) -> Model:
         """The model for a task of tokens, for contexts of any length.
@@ -76,8 +79,8 @@ class Transformer:
         check_decoder(self, task)
         if self.stacked:
             return self._stacked(task)
-        if self.chunks > 1:
-            raise InputError(f'chunks={self.chunks}: chunks are of stacked blocks (stacked=True)')
+        if self.chunks > 1 or self.spare:
+            raise InputError('chunks and spare blocks are of stacked blocks: stacked=True')
         sizes = self.layers, self.width, self.heads, self.mlp, self.key_heads or self.heads
         rules = tuple((rf'block\d+/{pattern}', dims) for pattern, dims in self._rules())
         return model(_layers.Decoder(task.classes, *sizes), task, rules)
@@ -103,6 +106,7 @@ class Transformer:
                 task, edge.logits(params, x), batch['tokens'][:, 1:], batch.get('weight')
             ),
             chunks=self.chunks,
+            spare=self.spare,
         )
 
         def outputs(params: Any, batch: Batch) -> jax.Array:

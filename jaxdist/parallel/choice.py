@@ -44,6 +44,9 @@ def partitioned(
     specs, partition = _over_parameters(params, rules, workers, pipeline, fsdp, accumulate)
     if (experts := sizes.get('expert', 1)) > 1:
         partition = with_experts(partition, specs, experts)
+    spare = pipeline.parts.spare if pipeline else 0
+    if spare and sizes.get('stage', 1) > 1 and max(sizes.get(axis, 1) for axis in ('context', 'expert')) > 1:
+        raise InputError('stages with spare blocks need a mesh without the axes context and expert')
     if (shared := sizes.get('context', 1)) > 1:
         partition = Sequences(partition, specs, shared, attention)
     return specs, partition

@@ -5,6 +5,7 @@ evaluated again for the gradient needs no policy of what to keep: only the input
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -69,7 +70,9 @@ class Regathered(NamedTuple):
         blocks = functools.partial(entry_bytes, params[BLOCKS], self.sharded.specs[BLOCKS], axis, sizes, sharded=True)
         each, once = 2 * blocks(compute) + blocks(None), blocks(compute) + blocks(None)
         kept = self.sharded.sends(loss, params, batch, sizes, compute)[axis]
-        return {axis: kept + share * (self.accumulate * each - once)}
+        rows = math.prod(jax.tree.leaves(params[BLOCKS])[0].shape[: 1 + (self.parts.chunks > 1)])
+        used = Fraction(rows - self.parts.spare, rows)
+        return {axis: kept + share * (self.accumulate * each * used - once)}
 
     def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
         """The whole edge, and this device's shards of blocks."""

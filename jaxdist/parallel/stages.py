@@ -119,7 +119,7 @@ class _Stage(NamedTuple):
         batch, me, schedule = self.batch(k), lax.axis_index(AXIS), self.schedule
         begins, ends = (me == 0) & (chunk == 0), (me == schedule.stages - 1) & (chunk == schedule.chunks - 1)
         x = lax.cond(begins, lambda edge, x: self.parts.first(edge, batch), lambda edge, x: x, edge, x)
-        y = lax.scan(lambda x, row: (self.parts.block(row, x), None), x, blocks)[0]
+        y = self.blocks(blocks, x, chunk)
 
         def last(edge: Any, y: Any) -> Any:
             sums, count = self.parts.last(edge, y, batch)
@@ -130,6 +130,20 @@ class _Stage(NamedTuple):
 
         terms = lax.cond(ends, last, none, edge, y)
         return after(y, terms), terms
+
+    def blocks(self, blocks: Any, x: Any, chunk: jax.Array) -> Any:
+        """From the input of the first of some blocks to the output of the last one; spare blocks are left out."""
+        if not self.parts.spare:
+            return lax.scan(lambda x, row: (self.parts.block(row, x), None), x, blocks)[0]
+        rows = len(jax.tree.leaves(blocks)[0])
+        place = (chunk * self.schedule.stages + lax.axis_index(AXIS)) * rows + jnp.arange(rows)
+        used = place < self.schedule.chunks * self.schedule.stages * rows - self.parts.spare
+
+        def step(x: Any, of: Any) -> Any:
+            row, used = of
+            return lax.cond(used, lambda row, x: self.parts.block(row, x), lambda row, x: x, row, x), None
+
+        return lax.scan(step, x, (blocks, used))[0]
 
     def tick(self, carry: Carry, t: jax.Array, forward: bool, backward: bool) -> Carry:
         """One tick."""

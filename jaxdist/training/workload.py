@@ -84,7 +84,7 @@ def workload(
 def _in_parts(model: Model, params: Params, one: Batch) -> dict[str, float]:
     """FLOPs and bytes of one example, of a model in parts."""
     assert model.parts is not None
-    first, block, last, _ = model.parts
+    first, block, last = model.parts[:3]
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[_row_dims(model) :], x.dtype), params['blocks'])
     x = jax.eval_shape(first, params['edge'], one)
     return {

@@ -85,6 +85,7 @@ def test_differences_name_fields_of_models_of_two_kinds() -> None:
         'model.key_heads: 0 given, nothing saved',
         'model.stacked: False given, nothing saved',
         'model.chunks: 1 given, nothing saved',
+        'model.spare: 0 given, nothing saved',
         'model.hidden: nothing given, [4] saved',
     ]
 

@@ -90,6 +90,31 @@ def test_interleaved_pipelines_are_alike(schedule: Any) -> None:
     assert [result.problem for result in results] == [''] * 5
 
 
+def spared(chunks: int) -> Model:
+    """Seven blocks and a spare one."""
+    settings = Transformer(layers=7, width=16, heads=2, mlp=1, stacked=True, chunks=chunks, spare=1)
+    return settings.build(Task('tokens', (8,), 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('chunks', [1, 2])
+def test_the_last_stage_may_have_fewer_blocks(chunks: int) -> None:
+    layouts = [{'workers': 2, 'stage': 4}, {'workers': 1, 'stage': 2, 'fsdp': 2, 'model': 2}]
+    results = jaxdist.same_under(spared(chunks), layouts, TOKENS, microbatches=4)
+    results += jaxdist.same_under(spared(chunks), [{'workers': 2, 'fsdp': 4}], TOKENS, regather=True)
+    assert [result.problem for result in results] == [''] * 3
+
+
+@pytest.mark.slow
+def test_a_spare_block_changes_nothing() -> None:
+    plain = Transformer(layers=7, width=16, heads=2, mlp=1, stacked=True).build(Task('tokens', (8,), 64))
+    params, same = (model.init(jax.random.key(0)) for model in (spared(1), plain))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:7], b), params['blocks'], same['blocks'])
+    loss, grads = jax.value_and_grad(lambda p: spared(1).loss(p, TOKENS, None)[0]['loss'])(params)
+    np.testing.assert_allclose(loss, plain.loss(same, TOKENS, None)[0]['loss'], rtol=1e-6)
+    assert all(np.all(np.asarray(g)[7] == 0) for g in jax.tree.leaves(grads['blocks']))
+
+
 @pytest.mark.slow
 def test_blocks_in_chunks_are_those_in_rows() -> None:
     rows = Transformer(layers=8, width=16, heads=2, mlp=1, stacked=True).build(Task('tokens', (8,), 64))

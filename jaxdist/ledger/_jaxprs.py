@@ -18,6 +18,7 @@ SENDS = {
     'all_gather_invariant': 'all_gather',
     'all_gather_reduced': 'all_gather',
     'all_to_all': 'all_to_all',
+    'ragged_all_to_all': 'ragged_all_to_all',
     'ppermute': 'permute',
     'reduce_scatter': 'reduce_scatter',
     'unreduced_reduce_scatter': 'reduce_scatter',

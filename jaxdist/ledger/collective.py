@@ -35,16 +35,20 @@ class Branch:
     index: int
 
 
+RAGGED = 'ragged_all_to_all'
+"""The kind of collective whose bytes depend on data."""
+
+
 class Collective(NamedTuple):
     """One collective.
 
     Attributes:
         axes: the mesh axes that it communicates over, in the order of the mesh.
-        kind: `all_reduce`, `all_gather`, `all_to_all`, `permute` or `reduce_scatter`.
+        kind: `all_reduce`, `all_gather`, `all_to_all`, `ragged_all_to_all`, `permute` or `reduce_scatter`.
         dtype: of the numbers sent, such as `float32`, `uint8`, `bool`.
-        sent: bytes that one device sends when it runs once; the mean over devices where they differ.
-        times: how often it runs if every branch around it is taken, or None inside a loop whose length
-            depends on data.
+        sent: bytes that one device sends when it runs once; the mean over devices where they differ. Of a
+            `ragged_all_to_all` those of all rows of its operand, sent evenly.
+        times: how often it runs if every branch around it is taken, or None if that, or what it sends, depends on data.
         branch: the conditional branches that it is in, the outermost first; () if it always runs.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 from jaxdist.core.errors import InputError, UnknownCollectiveError
 from jaxdist.ledger import _hlo as hlo
 from jaxdist.ledger._hlo import Computation, Instruction, Module
-from jaxdist.ledger.collective import Collective, axes_spanned, sent
+from jaxdist.ledger.collective import RAGGED, Collective, axes_spanned, sent
 from jaxdist.ledger.traced import Place
 
 _SENDS = {
@@ -19,8 +19,9 @@ _SENDS = {
     'all-to-all': 'all_to_all',
     'reduce-scatter': 'reduce_scatter',
     'collective-permute': 'permute',
+    'ragged-all-to-all': RAGGED,
 }
-_REFUSED = {'ragged-all-to-all', 'collective-broadcast', 'send', 'recv'}
+_REFUSED = {'collective-broadcast', 'send', 'recv'}
 
 
 def compiled(program: Any, mesh: Any) -> list[Collective]:
@@ -122,10 +123,12 @@ class _Walk:
             return
         axes = axes_spanned(groups, self.sizes)
         instructions = self.module.computations[where].instructions
-        operands = [instructions[name].shape for name in op.operands]
+        names = op.operands[:1] if kind == RAGGED else op.operands
+        operands = [instructions[name].shape for name in names]
         for dtype, payload in hlo.payload(', '.join(operands)).items():
             if payload:
-                yield Collective(axes, kind, dtype, factor * payload, place.times, place.branch)
+                times = None if kind == RAGGED else place.times
+                yield Collective(axes, kind, dtype, factor * payload, times, place.branch)
 
     def _groups(self, op: hlo.Instruction) -> list[list[int]]:
         """The groups of devices that communicate: without a channel, of replicas; without a list, all of them."""

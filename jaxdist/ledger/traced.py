@@ -13,7 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxdist.core.errors import InputError, UnknownCollectiveError
 from jaxdist.ledger import _jaxprs as jaxprs
-from jaxdist.ledger.collective import Branch, Collective, array_size, axes_spanned, bits, sent
+from jaxdist.ledger.collective import RAGGED, Branch, Collective, array_size, axes_spanned, bits, sent
 
 
 class Place(NamedTuple):
@@ -176,11 +176,13 @@ def _send(eqn: Any, place: Place, sizes: Mapping[str, int]) -> Iterator[Collecti
         axes, factor = names, sent(kind, Fraction(1), [len(group) for group in groups], n)
     axes = tuple(name for name in sizes if name in axes and sizes[name] > 1)
     payloads: dict[str, Fraction] = {}
-    for atom in eqn.invars:
+    # The other operands of a ragged exchange say how many rows go where.
+    for atom in eqn.invars[:1] if kind == RAGGED else eqn.invars:
         count, dtype = array_size(atom.aval)
         payloads[dtype] = payloads.get(dtype, Fraction(0)) + Fraction(count * bits(dtype), 8)
     if not axes or not factor or place.times == 0:
         return
     for dtype, payload in payloads.items():
         if payload:
-            yield Collective(axes, kind, dtype, factor * payload, place.times, place.branch)
+            times = None if kind == RAGGED else place.times
+            yield Collective(axes, kind, dtype, factor * payload, times, place.branch)

@@ -18,12 +18,11 @@ W = 'workers'
 def test_unknown_collectives_and_meshes_are_refused() -> None:
     mesh = jax.sharding.AbstractMesh((4,), (W,), axis_types=(AxisType.Auto,))
 
-    def ragged(x: jax.Array) -> jax.Array:
-        four = jnp.zeros(4, jnp.int32) + lax.axis_index(W)
-        return lax.ragged_all_to_all(x, x, four, four, four, four, axis_name=W)
+    def broadcast(x: jax.Array) -> jax.Array:
+        return lax.pbroadcast(x, (W,), 0)
 
-    code = jax.shard_map(ragged, mesh=mesh, in_specs=P(W), out_specs=P(W))
-    with pytest.raises(NotImplementedError, match=r"'ragged_all_to_all' sends over \('workers',\)"):
+    code = jax.shard_map(broadcast, mesh=mesh, in_specs=P(W), out_specs=P(W))
+    with pytest.raises(NotImplementedError, match=r"'pbroadcast' sends over \('workers',\)"):
         ledger.traced(code, mesh.shape, jax.ShapeDtypeStruct((16, 2), 'float32'))
     code = jax.shard_map(lambda x: lax.psum(x, W), mesh=mesh, in_specs=P(W), out_specs=P())
     with pytest.raises(ValueError, match=r"for a mesh of \{'workers': 4\}, not for one of \{'workers': 8\}"):
@@ -49,3 +48,17 @@ def test_groups_that_follow_no_axis_span_several() -> None:
     assert axes_spanned([(0, 3), (1, 2)], sizes) == ('b', 'c')
     assert axes_spanned([(0, 1)], sizes) == ('c',)
     assert axes_spanned([(0,), (5,)], sizes) == ()
+
+
+def test_what_a_ragged_exchange_sends_depends_on_data() -> None:
+    mesh = jax.sharding.AbstractMesh((4,), (W,), axis_types=(AxisType.Auto,))
+
+    def ragged(x: jax.Array) -> jax.Array:
+        four = jnp.zeros(4, jnp.int32) + lax.axis_index(W)
+        return lax.ragged_all_to_all(x, x, four, four, four, four, axis_name=W)
+
+    code = jax.shard_map(ragged, mesh=mesh, in_specs=P(W), out_specs=P(W))
+    found = ledger.traced(code, mesh.shape, jax.ShapeDtypeStruct((16, 2), 'float32'))
+    assert [(each.kind, each.dtype, each.sent, each.times) for each in found] == [
+        ('ragged_all_to_all', 'float32', 24, None)  # three quarters of four rows of eight bytes
+    ]

@@ -251,15 +251,14 @@ def test_groups_without_a_channel() -> None:
     assert read(f'%a = f32[80]{{0}} all-gather(%x), {GROUPS}') == [(('workers',), 'all_gather', 'float32', 960, 1)]
 
 
+def test_what_a_ragged_exchange_sends_depends_on_data() -> None:
+    ragged = f'%a = f32[80]{{0}} ragged-all-to-all(%x, %x, %x), {GROUPS}'
+    assert read(ragged) == [(('workers',), 'ragged_all_to_all', 'float32', 240, None)]
+
+
 @pytest.mark.parametrize(
     'body, head, error, message',
     [
-        (
-            '%a = f32[80]{0} ragged-all-to-all(%x)',
-            'num_partitions=8',
-            NotImplementedError,
-            'what ragged-all-to-all sends',
-        ),
         ('%a = f32[80]{0} collective-broadcast(%x)', 'num_partitions=8', NotImplementedError, 'collective-broadcast'),
         (
             '%a = (f32[80]{0}, u32[], token[]) send(%x)',

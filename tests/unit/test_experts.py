@@ -44,14 +44,14 @@ def loops(x: Any, logits: Any, up: Any, down: Any, choices: int, capacity: float
                     continue
                 taken[n] += 1
                 gate = p[b, t, n] if choices == 1 else p[b, t, n] / p[b, t, order[t]].sum()
-                y[b, t] += gate * np.tanh(x[b, t] @ up[n]) @ down[n]
+                y[b, t] += gate * (np.tanh(x[b, t] @ up[n]) @ down[n] + 0.5)
         balance[b] = N * (p[b] * np.array(wanted) / (choices * T)).sum(-1)
     return y, balance, dropped
 
 
 def mixed(args: dict[str, Any], choices: int, capacity: float | None) -> Any:
     def expert(rows: jax.Array, product: Product) -> jax.Array:
-        return product(jnp.tanh(product(rows, args['up'])), args['down'])
+        return product(jnp.tanh(product(rows, args['up'])), args['down']) + 0.5  # also of rows that are nobody's
 
     return mixture(args['x'], args['logits'], expert, choices=choices, capacity=capacity)
 

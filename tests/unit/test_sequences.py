@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 from run_fixtures import finish, losses
 
 import jaxdist
@@ -19,6 +20,7 @@ from jaxdist.core.types import Task
 from jaxdist.data import Text
 from jaxdist.models import Transformer, from_linen
 from jaxdist.models.attention import attend, local
+from jaxdist.parallel.within import on_devices
 from jaxdist.training.experiment import ContextSettings, Experiment, Mesh
 from jaxdist.training.step import shared_params
 
@@ -107,6 +109,16 @@ def test_a_count_of_whole_sequences_is_refused() -> None:
 def test_layouts_that_do_not_fit_are_refused(axes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**axes)
+
+
+def test_noise_is_drawn_anew_for_every_part_of_a_sequence() -> None:
+    draw = lambda params, state, batch, key: (jax.random.normal(key), params, state)  # noqa: E731
+    key = jax.random.key(0)
+    with jax.set_mesh(mesh.make({'context': 4})):
+        args = jnp.ones(1), (), {'x': jnp.ones(4)}, key
+        total = on_devices(draw, ['context'], P(), (), args, sequence_axis='context')[0]
+    each = [jax.random.normal(jax.random.fold_in(key, device)) for device in range(4)]
+    np.testing.assert_allclose(total, np.sum(each), rtol=1e-5)
 
 
 def test_constraints_are_refused() -> None:

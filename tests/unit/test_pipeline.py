@@ -145,6 +145,20 @@ def test_parts_may_be_of_any_form() -> None:
 
 
 @pytest.mark.slow
+def test_a_block_may_have_no_gradient_at_zeros() -> None:
+    """A stage that waits evaluates its blocks at zeros, where the gradient of a norm is not a number."""
+    parts = Parts(
+        first=lambda edge, batch: batch['x'],
+        block=lambda row, x: jnp.tanh(x @ row) + x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+        last=lambda edge, x, batch: ({'loss': jnp.sum((x @ edge - batch['y']) ** 2)}, x.shape[0]),
+    )
+    model = from_parts(lambda key: jnp.ones(4), lambda key: jax.random.normal(key, (4, 4)), 4, parts)
+    batch = {'x': np.random.default_rng(0).normal(size=(16, 4)), 'y': np.ones(16)}
+    (result,) = jaxdist.same_under(model, [{'workers': 1, 'stage': 4}], batch, microbatches=4)
+    assert result.problem == ''
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'mutant', ['a stage is off by one tick', 'one input too few is kept', 'one input too few is kept of chunks']
 )

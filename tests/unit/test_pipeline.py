@@ -145,16 +145,18 @@ def test_parts_may_be_of_any_form() -> None:
 
 
 @pytest.mark.slow
-def test_a_block_may_have_no_gradient_at_zeros() -> None:
+@pytest.mark.parametrize('chunks', [1, 2])
+def test_a_block_may_have_no_gradient_at_zeros(chunks: int) -> None:
     """A stage that waits evaluates its blocks at zeros, where the gradient of a norm is not a number."""
     parts = Parts(
         first=lambda edge, batch: batch['x'],
         block=lambda row, x: jnp.tanh(x @ row) + x / jnp.linalg.norm(x, axis=-1, keepdims=True),
         last=lambda edge, x, batch: ({'loss': jnp.sum((x @ edge - batch['y']) ** 2)}, x.shape[0]),
+        chunks=chunks,
     )
     model = from_parts(lambda key: jnp.ones(4), lambda key: jax.random.normal(key, (4, 4)), 4, parts)
     batch = {'x': np.random.default_rng(0).normal(size=(16, 4)), 'y': np.ones(16)}
-    (result,) = jaxdist.same_under(model, [{'workers': 1, 'stage': 4}], batch, microbatches=4)
+    (result,) = jaxdist.same_under(model, [{'workers': 1, 'stage': 4 // chunks}], batch, microbatches=4)
     assert result.problem == ''
 
 

@@ -1,7 +1,7 @@
 """A transformer with a mixture of experts in each block, on workers of four devices.
 
 jaxdist train configs/mixture.py --steps 100
-jaxdist train configs/mixture.py --update 'adamw(learning_rate=3e-3) | diloco(every=10, codec=int4())' --steps 100
+jaxdist train configs/mixture.py --update 'adamw(3e-3) | diloco(every=10, outer=sgd(0.7), codec=int4())' --steps 100
 """
 
 from jaxdist.data import Text

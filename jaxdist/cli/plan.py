@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     show(cost, experiment, kept)
     if on:
         each = ', '.join(f'{name} {"unknown" if s is None else seconds_text(s)}' for name, s in times.items())
-        print(f'on {on.name}, {on.reached:.0%} of the peak reached, nothing hidden: {each}')
+        print(f'on {on.name}, {on.reached:.0%} of the peak reached, without launches: {each}')
 
 
 def show(cost: Plan, experiment: Experiment, kept: str) -> None:

@@ -90,7 +90,8 @@ class Progress:
         self.print_line(label if experiment.update in label else f'{label}: {experiment.update}')
         device = ' device' if len(experiment.mesh.axes) > 1 else ''
         sends = 'would send' if experiment.mesh.simulate else 'sends'
-        self.print_line(f'{mesh_text(experiment.mesh)}; each{device} {sends} {cost} a step')
+        whom = ' to other workers' if device else ''
+        self.print_line(f'{mesh_text(experiment.mesh)}; each{device} {sends} {cost} a step{whom}')
         self.print_line(f'data: {facts_text(data.facts)}')
         if ready.step:
             self.print_line(f'resuming from step {ready.step}')

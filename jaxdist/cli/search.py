@@ -42,7 +42,7 @@ class SearchOptions:
     """Layouts to list."""
     compile: int = 0
     """Compile this many of the best for TPUs, which need not be here (extra tpu): exact bytes and memory."""
-    plot: options.Folder = None
+    plot: Annotated[Path | None, tyro.conf.arg(metavar='FILE', help_behavior_hint='')] = None
     """File for a plot of the time of a step against memory: .png, .svg or .pdf."""
 
     def __post_init__(self) -> None:
@@ -78,7 +78,10 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     for cost in listed[: chosen.compile]:
         console.print(escape(_compiled(found, cost, experiment, chosen.machine)))
     if chosen.plot is not None:
-        _draw(found, lines, chosen.plot)
+        try:
+            _draw(found, lines, chosen.plot)
+        except OSError as error:
+            raise ExperimentError(f'--plot {chosen.plot}: {error.strerror}') from None
         console.print(f'plot        {chosen.plot}')
     if inside:
         best = listed[0]
@@ -92,9 +95,9 @@ def print_facts(console: Console, found: Search, seconds: float) -> None:
     blocks = f' in {work.layers} blocks' if work.layers else ', without parts'
     products = 3 * (work.blocks * work.block_flops + work.edge_flops)
     inside = sum(fits(cost, of) for cost in found.ranked)
-    console.print(f'model       {work.parameters:,.0f} parameters{blocks}; {products / 1e9:,.1f} GFLOP an example')
+    console.print(f'model       {work.parameters:,.0f} parameters{blocks}; {products / 1e9:,.3g} GFLOP an example')
     console.print(
-        f'machine     {found.devices} x {of.name}: {of.flops / 1e12:,.0f} TFLOP/s of which {of.reached:.0%} are '
+        f'machine     {found.devices} x {of.name}: {of.flops / 1e12:,.3g} TFLOP/s of which {of.reached:.0%} are '
         f'reached, {bytes_text(of.memory)}, {bytes_text(of.link)}/s among {of.group}, else {bytes_text(of.slow_link)}/s'
     )
     console.print(f'layouts     {len(found.ranked):,}, of which {inside:,} fit; estimated in {seconds_text(seconds)}')
@@ -133,7 +136,7 @@ def words(cost: Estimate) -> str:
     '4 workers x 2 stage, 8 microbatches'
     """
     at = cost.layout
-    text = ' x '.join(f'{getattr(at, axis)} {axis}' for axis in AXES if getattr(at, axis) > 1) or '1 workers'
+    text = ' x '.join(f'{getattr(at, axis)} {axis}' for axis in AXES if getattr(at, axis) > 1) or 'one device'
     text += f', {at.microbatches} microbatches' if at.microbatches > 1 else ''
     return text + (', regather' if at.regather else '')
 
@@ -151,11 +154,11 @@ def _compiled(found: Search, cost: Estimate, experiment: Experiment, name: str) 
 
 
 def _draw(found: Search, lines: list[str], path: Path) -> None:
-    best = {id(cost) for cost in front(found.ranked)}
+    chosen = best_of_meshes(found.ranked)
+    best = {id(cost) for cost in front(chosen)}
     of = {line: f'; line {number}' if len(lines) > 1 else '' for number, line in enumerate(lines, 1)}
     points = [
-        LayoutPoint(words(cost) + of[cost.traffic.name], cost.step, cost.total, id(cost) in best)
-        for cost in found.ranked
+        LayoutPoint(words(cost) + of[cost.traffic.name], cost.step, cost.total, id(cost) in best) for cost in chosen
     ]
     title = f'{found.workload.parameters / 1e6:,.1f}M parameters on {found.devices} x {found.machine.name}'
     shown = [f'line {number}: {line}' for number, line in enumerate(lines, 1) if len(lines) > 1]

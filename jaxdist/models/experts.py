@@ -87,7 +87,7 @@ def mixture(
     if collectives.is_manual(SEQUENCES):
         raise InputError(
             f'the capacity of an expert is that of a sequence, which devices of mesh axis {SEQUENCES!r} share: take '
-            'capacity=None (dropless), or a mesh without that axis'
+            'dropless experts (capacity=None, of a MixtureTransformer 0), or a mesh without that axis'
         )
     room = max(1, math.ceil(capacity * choices * x.shape[1] / experts))
     y, dropped = _with_room(x, expert, gate, (experts, room), apply)

@@ -54,8 +54,13 @@ def from_parts(
     if layers < 1:
         raise InputError(f'a model in parts has 1 block or more, not {layers}')
     rows = layers + parts.spare
-    if parts.spare < 0 or parts.chunks < 1 or rows % parts.chunks:
-        raise InputError(f'{parts.chunks} chunks do not divide {layers} blocks and {parts.spare} spare ones')
+    if parts.spare < 0 or parts.chunks < 1:
+        raise InputError(f'chunks={parts.chunks} must be 1 or more, and spare={parts.spare} 0 or more')
+    if rows % parts.chunks:
+        spare = f' and {parts.spare} spare ones' if parts.spare else ''
+        low = rows // parts.chunks * parts.chunks - parts.spare
+        sizes = f'{low} or {low + parts.chunks}' if low > 0 else f'{low + parts.chunks}'
+        raise InputError(f'{parts.chunks} chunks do not divide {layers} blocks{spare}; {sizes} blocks would do')
 
     def init(key: jax.Array) -> Params:
         first, *others = jax.random.split(key, layers + 1)

@@ -169,7 +169,7 @@ def pipelined(
     {'edge': (), 'blocks': P('stage',)}
     >>> pipelined(params, {'edge': (), 'blocks': P()}, {'stage': 4}, Pipeline(parts))
     Traceback (most recent call last):
-    jaxdist.InputError: 4 stages do not divide the blocks: blocks has shape (6, 3)
+    jaxdist.InputError: 4 stages do not divide the blocks: blocks (6, 3) has 6 blocks
     """
     stages = sizes[AXIS]
     if pipeline is None:
@@ -184,7 +184,9 @@ def pipelined(
         if x.ndim <= rows or x.shape[rows] % stages:
             name = '/'.join(filter(None, (BLOCKS, meshes.path_text(path))))
             of = f' of each of {chunks} chunks' if chunks > 1 else ''
-            raise InputError(f'{stages} stages do not divide the blocks{of}: {name} has shape {x.shape}')
+            spare = f', {pipeline.parts.spare} of them spare' if pipeline.parts.spare else ''
+            count = f'{x.shape[rows]} blocks{spare}' if x.ndim > rows else 'no dim of blocks'
+            raise InputError(f'{stages} stages do not divide the blocks{of}: {name} {x.shape} has {count}')
     on_stages = lambda spec: P(*(None,) * rows, AXIS, *spec[rows + 1 :])  # noqa: E731
     blocks = jax.tree.map(on_stages, specs[BLOCKS], is_leaf=is_spec)
     plan = Schedule(stages, pipeline.microbatches, pipeline.schedule, chunks)

@@ -173,7 +173,7 @@ class _Stage(NamedTuple):
             cotangents = {**sums, 'loss': jnp.ones_like(sums['loss'])}, count
             edge, blocks, dx = pull((jax.tree.map(collectives.as_varying, carry.dy, y), cotangents))
             # The first stage hands zeros to the last one, whose output has no other use than the last part.
-            dx = jax.tree.map(lambda d: jnp.where(ok, d, 0), after(dx, edge))
+            dx = after(dx, edge)
             kept_if = lambda d, g: jnp.where(ok, d, 0).astype(g.dtype)  # noqa: E731
             grads = {
                 'edge': jax.tree.map(lambda g, d: g + kept_if(d, g), carry.grads['edge'], edge),

@@ -130,8 +130,8 @@ def machine(text: str) -> Machine:
     Traceback (most recent call last):
     jaxdist.InputError: there is no machine 'v4', nor a file of that name; there are v5e, v5p, trillium, v6e, h100, ...
     """
-    if text in MACHINES:
-        return MACHINES[text]
+    if text.lower() in MACHINES:
+        return MACHINES[text.lower()]
     path = Path(text)
     if not path.is_file():
         raise InputError(f'there is no machine {text!r}, nor a file of that name; there are {", ".join(MACHINES)}')

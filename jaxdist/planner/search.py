@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxdist.core.errors import InputError
 from jaxdist.planner.cost import Estimate, Traffic, estimate, with_traffic
-from jaxdist.planner.layouts import layouts
+from jaxdist.planner.layouts import AXES, layouts
 from jaxdist.planner.machines import Machine
 from jaxdist.planner.workload import Workload
 
@@ -18,6 +18,8 @@ def rank(
     workers: int | None = None,
 ) -> list[Estimate]:
     """Estimates of all layouts with all traffics: those that fit first, by step time, then the others, by memory.
+
+    Of those that take as long, in three digits, the ones with the fewest axes come first, then the smallest.
 
     Args:
         workload: the model and its batch.
@@ -44,13 +46,20 @@ def rank(
             found.append(estimate(workload, machine, layout, between[0]))
             found += [with_traffic(found[-1], workload, machine, other) for other in between[1:]]
     if not found:
+        shards = ', '.join(f'{axis} {size}' for axis, size in workload.limits.items())
         of = f' and {workers} workers' if workers else ''
         raise InputError(
-            f'no layout has {devices} devices{of}: workers x fsdp divide the batch of {workload.batch}, and axes '
-            f'{dict(workload.limits)}; choose another number'
+            f'no layout has {devices} devices{of}: workers x fsdp x expert must divide the batch of {workload.batch}, '
+            f'and axes what they shard: {shards}; choose another number, such as a power of two'
         )
-    inside = sorted((cost for cost in found if fits(cost, machine)), key=lambda cost: cost.step)
+    inside = sorted((cost for cost in found if fits(cost, machine)), key=_order)
     return inside + sorted((cost for cost in found if not fits(cost, machine)), key=lambda cost: cost.total)
+
+
+def _order(cost: Estimate) -> tuple[float, int, float]:
+    """By the time of a step, in three digits; then the fewest axes; then the least memory."""
+    axes = sum(getattr(cost.layout, axis) > 1 for axis in AXES)
+    return float(f'{cost.step:.2e}'), axes, cost.total
 
 
 def fits(cost: Estimate, machine: Machine) -> bool:

@@ -11,6 +11,7 @@ from jaxdist import data as data_sets
 from jaxdist import models
 from jaxdist.core.errors import InputError
 from jaxdist.core.spelling import nearest
+from jaxdist.core.types import Model
 from jaxdist.training.user_code import ScriptError, find_class, source_of
 
 
@@ -52,6 +53,11 @@ def check_settings(name: str, value: Any, method: str, result: str) -> None:
     kind = value.__name__ if isinstance(value, type) else type(value).__name__
     if isinstance(value, type):
         raise ExperimentError(f'{name}={kind} is a class: write {kind}(...), which has values')
+    if isinstance(value, Model):
+        raise ExperimentError(
+            f'{name} is a Model: write a dataclass of settings, whose method {method} returns it, as in '
+            'docs/your_model.md'
+        )
     if not dataclasses.is_dataclass(value) or not callable(getattr(value, method.partition('(')[0], None)):
         raise ExperimentError(
             f'{name}={value!r} must be a dataclass with a method {method} that returns a {result}: put @dataclass('

@@ -53,7 +53,7 @@ def check_sequences(loss: Loss, params: Params, values: Any, batch: Batch, devic
     if own is not None and whole is not None and own * devices != whole:
         raise InputError(
             f"the count that the loss returns is {own:g} on each of the {devices} devices of mesh axis 'context', and "
-            f"{whole:g} of whole sequences: it must be that of a device's positions, {whole / devices:g}"
+            f"{whole:g} of whole sequences: it must be that of a device's positions, {whole / devices:g}; {CURE}"
         )
 
 

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line
 from jaxdist.core import mesh as meshes
+from jaxdist.core.errors import InputError
 from jaxdist.core.objective import Objective
 from jaxdist.core.partition import cast_params
 from jaxdist.core.program import Program
@@ -112,6 +113,11 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
     ()
     """
     batch = data.batch(experiment.seed, 0, experiment.batch, workers.count)
+    if experiment.mesh.model > 1 and not any('model' in dims for _, dims in model.rules):
+        raise InputError(
+            f'mesh.model={experiment.mesh.model}: no rule of the model shards a parameter over it, so its devices '
+            'would all do the same; give the model rules, or take another axis'
+        )
     how = experiment.pipeline
     pipeline = Pipeline(model.parts, how.microbatches, how.schedule) if model.parts else None
     return make_step(

@@ -101,7 +101,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('plan small.py --search --machine cpu --devices 0', ['devices=0 must be 1 or more']),
     (
         'plan small.py --search --machine cpu --devices 7',
-        ['no layout has 7 devices: workers x fsdp divide the batch of 16'],
+        ['no layout has 7 devices: workers x fsdp x expert must divide the batch of 16', 'a power of two'],
     ),
     ('plan small.py --search --machine cpu --line meen()|sgd(0.1)', ["'meen' is neither registered nor in optax"]),
     ('plan small.py --search --machine cpu --keep-workers --devices 6', ['no layout has 6 devices and 4 workers']),

@@ -161,7 +161,10 @@ def test_ranking() -> None:
     outside = costs[len(inside) :]
     assert inside
     assert outside
-    assert [cost.step for cost in inside] == sorted(cost.step for cost in inside)
+    times = [float(f'{cost.step:.2e}') for cost in inside]
+    assert times == sorted(times)
+    axes = [sum(getattr(cost.layout, axis) > 1 for axis in AXES) for cost in inside]
+    assert all(a <= b for (s, a), (t, b) in itertools.pairwise(zip(times, axes, strict=True)) if s == t)
     assert [cost.total for cost in outside] == sorted(cost.total for cost in outside)
     assert min(cost.total for cost in outside) > small.memory
     names = {(cost.layout.workers > 1, cost.traffic.name) for cost in costs}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from jaxdist.planner.search import fits, front
 from jaxdist.report import LayoutPoint, bytes_text, layout_plot, seconds_text
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.layout_search import Search, laid_out, layout_options, search
-from jaxdist.training.tpu_layouts import compile_layout
+from jaxdist.training.tpu_layouts import Compiled, compile_layout
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,25 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     found = search(experiment, machine(chosen.machine), chosen.devices, chosen.line, workers)
     inside = [cost for cost in found.ranked if fits(cost, found.machine)]
     listed = best_of_meshes(inside or found.ranked)[: chosen.top]
+    lines = [experiment.update, *chosen.line]
+    if chosen.plot is not None:
+        _draw(found, lines, chosen.plot)
     if as_json:
-        print(json.dumps(to_json(found, listed), indent=2))
+        print(
+            json.dumps(to_json(found, listed, _compiled(found, listed[: chosen.compile], experiment, chosen)), indent=2)
+        )
         return
     console = Console(highlight=False, soft_wrap=True)
     print_facts(console, found, time.perf_counter() - begin)
-    lines = [experiment.update, *chosen.line]
     for number, line in enumerate(lines, 1):
         console.print(escape(f'line {number}      {line}'))
     console.print(table(found, listed, lines))
     if not inside:
         lacks = bytes_text(listed[0].total - found.machine.memory)
         console.print(f'no layout fits: the smallest needs {lacks} more than a device has')
-    for cost in listed[: chosen.compile]:
-        console.print(escape(_compiled(found, cost, experiment, chosen.machine)))
+    for cost, out in zip(listed, _compiled(found, listed[: chosen.compile], experiment, chosen), strict=False):
+        console.print(escape(f'compiled    {words(cost)}: {compiled_text(found, out)}'))
     if chosen.plot is not None:
-        try:
-            _draw(found, lines, chosen.plot)
-        except OSError as error:
-            raise ExperimentError(f'--plot {chosen.plot}: {error.strerror}') from None
         console.print(f'plot        {chosen.plot}')
     if inside:
         best = listed[0]
@@ -141,16 +142,19 @@ def words(cost: Estimate) -> str:
     return text + (', regather' if at.regather else '')
 
 
-def _compiled(found: Search, cost: Estimate, experiment: Experiment, name: str) -> str:
-    """What the compiler says of a layout."""
-    begin = time.perf_counter()
-    out = compile_layout(laid_out(experiment, cost), found.data, found.model, name)
-    took = seconds_text(time.perf_counter() - begin)
+def _compiled(
+    found: Search, costs: list[Estimate], experiment: Experiment, chosen: SearchOptions
+) -> Iterator[Compiled]:
+    """What the compiler says of layouts, one after the other."""
+    return (compile_layout(laid_out(experiment, cost), found.data, found.model, chosen.machine) for cost in costs)
+
+
+def compiled_text(found: Search, out: Compiled) -> str:
+    """What the compiler says of a layout, in words."""
     if not out.fits:
-        short = bytes_text(out.memory - found.machine.memory)
-        return f'compiled    {words(cost)}: does not fit, by {short} ({took})'
+        return f'does not fit, by {bytes_text(out.memory - found.machine.memory)}'
     sent = ', '.join(f'{axis} {bytes_text(float(bytes))}' for axis, bytes in out.sent.items() if bytes)
-    return f'compiled    {words(cost)}: {bytes_text(out.memory)} of memory, sent {sent or "nothing"} ({took})'
+    return f'{bytes_text(out.memory)} of memory, sent {sent or "nothing"}'
 
 
 def _draw(found: Search, lines: list[str], path: Path) -> None:
@@ -162,11 +166,15 @@ def _draw(found: Search, lines: list[str], path: Path) -> None:
     ]
     title = f'{found.workload.parameters / 1e6:,.1f}M parameters on {found.devices} x {found.machine.name}'
     shown = [f'line {number}: {line}' for number, line in enumerate(lines, 1) if len(lines) > 1]
-    layout_plot(points, found.machine.memory, '\n'.join([title, *shown]), path)
+    try:
+        layout_plot(points, found.machine.memory, '\n'.join([title, *shown]), path)
+    except OSError as error:
+        raise ExperimentError(f'--plot {path}: {error.strerror}') from None
 
 
-def to_json(found: Search, listed: list[Estimate]) -> dict[str, Any]:
-    """What was searched, and the listed layouts, as dicts, lists and numbers."""
+def to_json(found: Search, listed: list[Estimate], compiled: Iterable[Compiled]) -> dict[str, Any]:
+    """What was searched, the listed layouts, and what the compiler says, as dicts, lists and numbers."""
+    best = {id(cost) for cost in front(best_of_meshes(found.ranked))}
     each = [
         {
             'layout': cost.layout._asdict(),
@@ -177,8 +185,11 @@ def to_json(found: Search, listed: list[Estimate]) -> dict[str, Any]:
             'memory': cost.memory,
             'sent': cost.sent,
             'fits': fits(cost, found.machine),
+            'front': id(cost) in best,
             'options': layout_options(cost.layout),
         }
         for cost in listed
     ]
+    for row, out in zip(each, compiled, strict=False):
+        row['compiled'] = {**out._asdict(), 'sent': {axis: float(bytes) for axis, bytes in out.sent.items()}}
     return {'workload': found.workload._asdict(), 'machine': vars(found.machine), 'layouts': each}

@@ -64,7 +64,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     found = search(experiment, machine(chosen.machine), chosen.devices, chosen.line, workers)
     inside = [cost for cost in found.ranked if fits(cost, found.machine)]
     listed = best_of_meshes(inside or found.ranked)[: chosen.top]
-    lines = [experiment.update, *chosen.line]
+    lines, compiled = [experiment.update, *chosen.line], _compiled(found, listed[: chosen.compile], experiment, chosen)
     if chosen.plot is not None:
         _draw(found, lines, chosen.plot)
     if as_json:
@@ -80,7 +80,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     if not inside:
         lacks = bytes_text(listed[0].total - found.machine.memory)
         console.print(f'no layout fits: the smallest needs {lacks} more than a device has')
-    for cost, out in zip(listed, _compiled(found, listed[: chosen.compile], experiment, chosen), strict=False):
+    for cost, out in zip(listed, compiled, strict=False):
         console.print(escape(f'compiled    {words(cost)}: {compiled_text(found, out)}'))
     if chosen.plot is not None:
         console.print(f'plot        {chosen.plot}')

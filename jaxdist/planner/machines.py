@@ -85,7 +85,7 @@ _TPU = (
         link=200e9,  # page v6e: 800 GB/s, 4 ports. The Scaling Book says 180e9 (from memory)
         group=256,  # page v6e: 16 x 16
         slow_link=12.5e9,  # page v6e: 4 x 200 Gbit/s for the 8 chips of a host
-        reached=0.68,  # fitted to MaxText's Llama 3.1 70B, 34.6 s a step on 256 chips; see tests/unit/test_planner_published.py
+        reached=0.68,  # fitted to MaxText's Llama 3.1 70B: tests/unit/test_planner_published.py
         launch=0.1e-3,  # a guess
     ),
 )

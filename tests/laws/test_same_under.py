@@ -49,7 +49,7 @@ def test_parts_of_an_accumulation_are_gathered_once() -> None:
     assert jaxdist.same_under(model, HYBRIDS[:1], batch, accumulate=2)[0].problem == ''
 
 
-SHARED = {'layers': 2, 'width': 16, 'heads': 4}
+SHARED = {'width': 16, 'heads': 4, 'mlp': 1}
 """A transformer for sequences that devices share."""
 
 
@@ -59,7 +59,7 @@ def test_sequences_are_shared_under_every_other_axis(attention: Attention) -> No
     task = Task('tokens', (8,), 64)
     grouped, stacked = (
         Transformer(**SHARED, **more).build(task)
-        for more in ({'key_heads': 2 if attention != 'ulysses' else 4}, {'stacked': True})
+        for more in ({'layers': 1, 'key_heads': 2 if attention != 'ulysses' else 4}, {'layers': 2, 'stacked': True})
     )
     layouts = [{'workers': 2, 'context': 4}, {'workers': 2, 'fsdp': 2, 'context': 2}]
     layouts += [{'workers': 2, 'context': 2, 'model': 2}]
@@ -74,12 +74,12 @@ def test_sequences_are_shared_under_every_other_axis(attention: Attention) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize('capacity', [1.0, 0.0])
 def test_experts_are_divided_under_every_other_axis(capacity: float) -> None:
-    settings = MixtureTransformer(layers=2, width=16, heads=2, mlp=1, experts=4, capacity=capacity)
-    model = settings.build(Task('tokens', (8,), 64))
+    sizes = {'width': 16, 'heads': 2, 'mlp': 1, 'experts': 4, 'capacity': capacity}
+    model, two = (MixtureTransformer(layers=n, **sizes).build(Task('tokens', (8,), 64)) for n in (1, 2))
     layouts = [{'workers': 2, 'expert': 4}, {'workers': 2, 'fsdp': 2, 'expert': 2}]
     layouts.append({'workers': 2, 'expert': 2, 'model' if capacity else 'context': 2})
     results = jaxdist.same_under(model, layouts, TOKENS)
-    results += jaxdist.same_under(model, [{'workers': 2, 'stage': 2, 'expert': 2}], TOKENS, microbatches=2)
+    results += jaxdist.same_under(two, [{'workers': 2, 'stage': 2, 'expert': 2}], TOKENS, microbatches=2)
     results += jaxdist.same_under(model, [{'workers': 2, 'fsdp': 2, 'expert': 2}], TOKENS, regather=True)
     assert [result.problem for result in results] == [''] * 5
 

@@ -68,9 +68,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     if chosen.plot is not None:
         _draw(found, lines, chosen.plot)
     if as_json:
-        print(
-            json.dumps(to_json(found, listed, _compiled(found, listed[: chosen.compile], experiment, chosen)), indent=2)
-        )
+        print(json.dumps(to_json(found, listed, compiled), indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
     print_facts(console, found, time.perf_counter() - begin)

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from run_fixtures import Jaxdist
 
 
+@pytest.mark.slow
 def test_a_search_ranks_layouts_and_draws_them(jaxdist: Jaxdist) -> None:
     line = 'sgd(0.1) | average(every=5)'
     code, out, err = jaxdist('plan', 'small.py', '--search', '--machine', 'cpu', '--line', line, '--plot', 'a.png')
@@ -34,6 +36,7 @@ def test_layouts_are_compiled_for_tpus_alone(jaxdist: Jaxdist) -> None:
     assert 'layouts are compiled for TPUs alone (v5e, trillium, v6e, v5p), not for h100' in err
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_seconds_of_a_machine(jaxdist: Jaxdist) -> None:
     out = jaxdist('plan', 'small.py', '--machine', 'cpu').out
     assert 'on cpu, 50% of the peak reached, without launches: products ' in out

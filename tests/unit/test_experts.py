@@ -59,7 +59,9 @@ def mixed(args: dict[str, Any], choices: int, capacity: float | None) -> Any:
 ROUTES = [(1, 1.0), (1, None), (2, 0.75), (2, 1.25), (2, None), (3, 1.0)]
 
 
-@pytest.mark.parametrize('choices, capacity', ROUTES)
+@pytest.mark.parametrize(
+    'choices, capacity', [pytest.param(*each, marks=[pytest.mark.slow] * (each != (2, 0.75))) for each in ROUTES]
+)
 def test_outputs_are_those_of_the_loops(choices: int, capacity: float | None) -> None:
     with jax.enable_x64(True):
         got = jax.device_get(mixed({name: jnp.asarray(x) for name, x in arrays().items()}, choices, capacity))
@@ -68,6 +70,7 @@ def test_outputs_are_those_of_the_loops(choices: int, capacity: float | None) ->
     assert (np.sum(got.dropped) > 0) == (capacity is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('capacity', [1.0, None])
 def test_gradients_are_those_of_differences(capacity: float | None) -> None:
     """Of a step so small that no token changes its expert."""
@@ -105,6 +108,7 @@ def divided(capacity: float | None, size: int) -> tuple[Any, dict[str, int], Any
     return (compiled(args), jax.grad(whole, has_aux=True)(args)), kinds, args
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('capacity', [1.0, None])
 def test_experts_on_four_devices_are_those_on_one(capacity: float | None) -> None:
     (got, want), kinds, _ = divided(capacity, 4)
@@ -190,6 +194,7 @@ def test_layouts_that_do_not_fit_are_refused(settings: Any, axes: Any, message: 
         step(settings, **axes)
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_has_no_balance() -> None:
     model = SMALL.build(TASK)
     params = model.init(jax.random.key(0))

@@ -114,6 +114,7 @@ def test_a_loss_that_does_not_divide_sequences_has_no_context() -> None:
     assert set(found.limits) == {'fsdp'}
 
 
+@pytest.mark.slow
 def test_lines_are_part_of_the_search() -> None:
     local = 'sgd(0.1) | diloco(every=10, outer=sgd(0.7, momentum=0.9), codec=int8())'
     slow = dataclasses.replace(MACHINES['h100'], slow_link=1e6, group=2)

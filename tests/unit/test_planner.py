@@ -184,6 +184,7 @@ def test_the_front_has_what_nothing_beats() -> None:
     assert front([]) == []
 
 
+@pytest.mark.slow
 def test_thousands_of_devices_are_ranked() -> None:
     model = decoder(80, 8192, 28672, 128256, 8192, batch=2048, heads=64)
     costs = rank(model, MACHINES['v5p'], 4096, between)

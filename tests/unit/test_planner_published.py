@@ -72,6 +72,7 @@ def test_times_that_are_held_out_one_by_one() -> None:
     assert 2.5 < worst(fitted[LAUNCH_BOUND], [LAUNCH_BOUND]) < 2.8
 
 
+@pytest.mark.slow
 def test_five_times_judge_the_other_four() -> None:
     splits = [five for five in itertools.combinations(SECONDS, 5) if LAUNCH_BOUND in five]
     fitted = [(five, fit({at: SECONDS[at] for at in five}, LLAMA, H100)) for five in splits]

@@ -68,7 +68,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     if chosen.plot is not None:
         _draw(found, lines, chosen.plot)
     if as_json:
-        print(json.dumps(to_json(found, listed, compiled), indent=2))
+        print(json.dumps(to_json(found, experiment, listed, compiled), indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
     print_facts(console, found, time.perf_counter() - begin)
@@ -84,8 +84,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
         console.print(f'plot        {chosen.plot}')
     if inside:
         best = listed[0]
-        line = f" --update '{best.traffic.name}'" if best.traffic.name != experiment.update else ''
-        console.print(escape(f'run the best: jaxdist train {config} {layout_options(best.layout)}{line}'))
+        console.print(escape(f'run the best: jaxdist train {config} {layout_options(experiment, best)}'.rstrip()))
 
 
 def print_facts(console: Console, found: Search, seconds: float) -> None:
@@ -170,7 +169,9 @@ def _draw(found: Search, lines: list[str], path: Path) -> None:
         raise ExperimentError(f'--plot {path}: {error.strerror}') from None
 
 
-def to_json(found: Search, listed: list[Estimate], compiled: Iterable[Compiled]) -> dict[str, Any]:
+def to_json(
+    found: Search, experiment: Experiment, listed: list[Estimate], compiled: Iterable[Compiled]
+) -> dict[str, Any]:
     """What was searched, the listed layouts, and what the compiler says, as dicts, lists and numbers."""
     best = {id(cost) for cost in front(best_of_meshes(found.ranked))}
     each = [
@@ -184,7 +185,7 @@ def to_json(found: Search, listed: list[Estimate], compiled: Iterable[Compiled])
             'sent': cost.sent,
             'fits': fits(cost, found.machine),
             'front': id(cost) in best,
-            'options': layout_options(cost.layout),
+            'options': layout_options(experiment, cost),
         }
         for cost in listed
     ]

@@ -36,7 +36,7 @@ def calls(name: str, loss: Loss, params: Params, batch: Batch) -> list[Call]:
 
     >>> from jaxdist.models.attention import attend
     >>> loss = lambda p, b, key: ({'loss': attend(p * b['x'], b['x'], b['x']).sum()}, 4)
-    >>> found = calls('whole', loss, jax.numpy.float32(1), {'x': jax.numpy.ones((1, 4, 2, 8))})
+    >>> found = calls('whole_attention', loss, jax.numpy.float32(1), {'x': jax.numpy.ones((1, 4, 2, 8))})
     >>> [(call.times, call.outputs[0].shape) for call in found]
     [(1, (1, 4, 2, 8))]
     """

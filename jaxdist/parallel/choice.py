@@ -48,7 +48,7 @@ def partitioned(
     if spare and sizes.get('stage', 1) > 1 and max(sizes.get(axis, 1) for axis in ('context', 'expert')) > 1:
         raise InputError('stages with spare blocks need a mesh without the axes context and expert')
     if (shared := sizes.get('context', 1)) > 1:
-        partition = Sequences(partition, specs, shared, attention)
+        partition = Sequences(partition, specs, shared, attention=attention)
     return specs, partition
 
 

@@ -6,43 +6,31 @@ whole, and their gradients are added up.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from jaxdist.core import collectives
-from jaxdist.core.emulated import after
 from jaxdist.core.errors import InputError
-from jaxdist.core.partition import Evaluate, OwnGradient, Partition, cast_params
-from jaxdist.core.protocol import is_spec
+from jaxdist.core.partition import Evaluate, Partition
 from jaxdist.core.types import Batch, Loss, Params
 from jaxdist.models.experts import sends
-from jaxdist.parallel.calls import bytes_of, calls, one_device
-from jaxdist.parallel.fsdp import scalar_bytes, scattered, shards, spec_leaves
+from jaxdist.parallel.around import Around
+from jaxdist.parallel.calls import bytes_of
+from jaxdist.parallel.fsdp import spec_leaves
 from jaxdist.parallel.pipeline import Pipelined
 from jaxdist.parallel.within import on_devices
 
 
-class Experts(NamedTuple):
+@dataclass(frozen=True)
+class Experts(Around):
     """The partition of a worker whose devices have different experts, and that may be divided over other axes as well.
 
-    Attributes:
-        inner: how the worker is divided over other axes.
-        specs: the `PartitionSpec` of each parameter.
-        size: the number of devices E.
-        axis: the mesh axis.
+    See `Around` for its attributes.
     """
 
-    inner: Partition
-    specs: Any
-    size: int
     axis: str = 'expert'
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """See `Partition.axes`."""
-        return (*self.inner.axes, self.axis)
 
     @property
     def batch_axes(self) -> tuple[str, ...]:
@@ -54,56 +42,22 @@ class Experts(NamedTuple):
         """See `Partition.batch_shards`."""
         return self.inner.batch_shards * self.size
 
-    @property
-    def loops(self) -> bool:
-        """See `Partition.loops`: blocks of experts are in a loop."""
-        return True
-
-    @property
-    def repeats(self) -> Fraction:
-        """See `Partition.repeats`."""
-        return self.inner.repeats
-
-    @property
-    def microbatches(self) -> int:
-        """See `Partition.microbatches`."""
-        return self.inner.microbatches
-
-    @property
-    def own_gradient(self) -> OwnGradient | None:
-        """See `Partition.own_gradient`."""
-        return self.inner.own_gradient
-
     def sends(
         self, loss: Loss, params: Params, batch: Batch, sizes: Mapping[str, int],
         compute: jax.typing.DTypeLike | None = None,
     ) -> dict[str, Fraction]:  # fmt: skip
         """See `Partition.sends`."""
-        leaves = zip(jax.tree.leaves(params), spec_leaves(self.specs), strict=True)
-        grads = sum(Fraction(bytes_of(x), shards(spec, sizes)) for x, spec in leaves if self.axis not in spec)
-        added_up = Fraction(2 * (self.size - 1), self.size) * (grads + scalar_bytes(loss, params, batch))
-        part = one_device(batch, sizes['workers'] * self.batch_shards)
-        seen = jax.eval_shape(lambda params: cast_params(params, compute), params)
-        tokens = Fraction(0)
+        tokens, shares = Fraction(0), sizes['workers'] * self.batch_shards
         for name in ('to_rooms', 'as_rows'):
-            for call in calls(name, loss, seen, part):
+            for call in self.calls_of(name, loss, params, batch, shares, compute):
                 there, back, gradient = sends(name, self.size, [bytes_of(x) for x in call.outputs])
                 # What dropless experts return is a sum, which a block that is evaluated again does not need; stages
                 # are evaluated again as a whole (in the traced program: the compiler drops the last one).
                 returns = call.forwards if name == 'to_rooms' or isinstance(self.inner, Pipelined) else 1
                 tokens += call.times * (call.forwards * there + returns * back + gradient)
+        tokens *= self.inner.repeats / sizes.get('context', 1)
         others = self.inner.sends(loss, params, batch, sizes, compute)
-        return {**others, self.axis: added_up + tokens * self.inner.repeats / sizes.get('context', 1)}
-
-    def gather(self, params: Params, compute: jax.typing.DTypeLike | None, key: jax.Array) -> Params:
-        """The parameters as the loss sees them: of each device's experts, and all others."""
-        seen: Params = collectives.pvary(self.inner.gather(params, compute, key), self.axis)
-        return after(seen, seen)
-
-    def scatter(self, grads: Params, key: jax.Array) -> Params:
-        """The shards of the sum of gradients; tokens of all devices have gone to each expert."""
-        total = lambda spec, g: g if self.axis in spec else scattered(g, spec, self.axis)  # noqa: E731
-        return jax.tree.map(total, self.specs, self.inner.scatter(after(grads, grads), key), is_leaf=is_spec)
+        return {**others, self.axis: self.added_up(loss, params, batch, sizes) + tokens}
 
     def run(
         self, evaluate: Evaluate, params: Params, state: Any, batch: Batch, key: jax.Array, graded: bool = True

@@ -1,6 +1,7 @@
 """The search for a layout: every way to divide an experiment over many devices, estimated and ranked."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,17 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxdist import ledger, line
+from jaxdist.core.errors import InputError
 from jaxdist.core.model_state import variables
 from jaxdist.core.program import update_program
 from jaxdist.core.types import Model
 from jaxdist.core.workers import simulated
 from jaxdist.data import Data
 from jaxdist.planner.cost import Estimate, Traffic
-from jaxdist.planner.layouts import AXES, Layout
+from jaxdist.planner.layouts import AXES
 from jaxdist.planner.machines import Machine
 from jaxdist.planner.search import rank
 from jaxdist.planner.workload import Workload
-from jaxdist.training.experiment import Experiment, FsdpSettings, Mesh, PipelineSettings
+from jaxdist.training.experiment import Experiment, Mesh, PipelineSettings, flat
 from jaxdist.training.train import PRECISIONS, shapes
 from jaxdist.training.workload import workload
 
@@ -63,7 +65,8 @@ def search(
         workers: the number of workers; None for any.
 
     Raises:
-        InputError: a line is wrong, or there is no layout over so many devices.
+        InputError: a line is wrong, there is no layout over so many devices, or the experiment has settings that are
+            not estimated.
 
     >>> from jaxdist.data import Digits
     >>> from jaxdist.models import Perceptron
@@ -74,6 +77,7 @@ def search(
     >>> sorted(sizes)
     [(1, 1, 4), (1, 2, 2), (2, 1, 2), (2, 2, 1), (4, 1, 1)]
     """
+    _refuse_what_is_not_estimated(experiment)
     data = experiment.data.load()
     model = experiment.model.build(data.task)
     batch = shapes(data.batch(experiment.seed, 0, experiment.batch, 1))
@@ -81,6 +85,19 @@ def search(
     params = jax.eval_shape(lambda key: variables(model.init(key))[0], jax.random.key(0))
     found = rank(work, machine, devices, _traffics(params, (experiment.update, *others), experiment.steps), workers)
     return Search(data, model, work, machine, devices, found)
+
+
+def _refuse_what_is_not_estimated(experiment: Experiment) -> None:
+    found = {
+        'constraints': experiment.constraints.hold,
+        '--fsdp.gathers and --fsdp.scatters': experiment.fsdp.gathers or experiment.fsdp.scatters,
+        '--context.attention other than ring': experiment.context.attention != 'ring',
+        '--pipeline.schedule other than 1f1b': experiment.pipeline.schedule != '1f1b',
+    }
+    if wrong := [name for name, there in found.items() if there]:
+        raise InputError(
+            f'a search does not estimate {", ".join(wrong)}: search without, and then plan the layout with it'
+        )
 
 
 def _traffics(params: Any, lines: Sequence[str], steps: int) -> Callable[[int], list[Traffic]]:
@@ -119,18 +136,34 @@ def laid_out(experiment: Experiment, cost: Estimate) -> Experiment:
         mesh=Mesh(**{axis: getattr(at, axis) for axis in AXES}),
         pipeline=PipelineSettings(at.microbatches) if at.stage > 1 else experiment.pipeline,
         accumulate=1 if at.stage > 1 else at.microbatches,
-        fsdp=FsdpSettings(at.regather),
+        fsdp=dataclasses.replace(experiment.fsdp, regather=at.regather),
     )
 
 
-def layout_options(layout: Layout) -> str:
-    """The options of a command line that set a layout.
+def layout_options(experiment: Experiment, cost: Estimate) -> str:
+    """The options of a command line that lay the experiment of a config out: all in which the two differ.
 
-    >>> layout_options(Layout(workers=4, fsdp=2, regather=True, microbatches=2))
-    '--mesh.workers 4 --mesh.fsdp 2 --accumulate 2 --fsdp.regather'
+    >>> cost = Estimate(Layout(workers=4, stage=2, microbatches=1), Traffic('sgd(0.1)', 0.0), {}, {}, {})
+    >>> layout_options(Experiment(accumulate=2, mesh=Mesh(workers=4, model=2)), cost)
+    "--update 'sgd(0.1)' --mesh.stage 2 --mesh.model 1 --pipeline.microbatches 1 --accumulate 1"
     """
-    sizes = {axis: getattr(layout, axis) for axis in AXES}
-    parts = [f'--mesh.{axis} {size}' for axis, size in sizes.items() if size > 1 or axis == 'workers']
-    if layout.microbatches > 1:
-        parts.append(f'--{"pipeline.microbatches" if layout.stage > 1 else "accumulate"} {layout.microbatches}')
-    return ' '.join(parts + ['--fsdp.regather'] * layout.regather)
+    before, now = flat(experiment), flat(laid_out(experiment, cost))
+    changed = {name: value for name, value in now.items() if value != before[name] and name not in DEVICES}
+    return ' '.join(
+        f'--{name}'
+        if value is True
+        else f'--{_negated(name)}'
+        if value is False
+        else f'--{name} {shlex.quote(str(value))}'
+        for name, value in changed.items()
+    )
+
+
+def _negated(name: str) -> str:
+    """The option that turns a flag off."""
+    group, _, last = name.rpartition('.')
+    return f'{group}.no-{last}' if group else f'no-{last}'
+
+
+DEVICES = ('mesh.emulate', 'mesh.simulate')
+"""How devices are emulated is not part of a layout."""

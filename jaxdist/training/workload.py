@@ -39,6 +39,9 @@ def workload(
         compute: the dtype in which the loss sees the parameters; None for theirs.
         optimizer_bytes: bytes of optimiser state for each parameter.
 
+    Raises:
+        InputError: blocks are stored in chunks, or with spare ones.
+
     >>> from jaxdist.core.types import Task
     >>> from jaxdist.models import Transformer
     >>> model = Transformer(layers=4, width=64, heads=4, stacked=True).build(Task('tokens', (64,), 256))
@@ -49,12 +52,16 @@ def workload(
     params, values = jax.eval_shape(lambda key: variables(model.init(key)), jax.random.key(0))
     seen = as_seen(jax.eval_shape(lambda params: cast_params(params, compute), params), values)
     one = {name: jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), _dtype(x)) for name, x in batch.items()}
-    dims = _row_dims(model)
-    layers = math.prod(jax.tree.leaves(params['blocks'])[0].shape[:dims]) if dims else 0
+    if model.parts and (model.parts.chunks > 1 or model.parts.spare):
+        raise InputError(
+            'the planner knows blocks in rows: search with --model.chunks 1 and --model.spare 0, and then plan the '
+            'layout with them'
+        )
+    layers = len(jax.tree.leaves(params['blocks'])[0]) if model.parts else 0
     size = _entries(params['blocks'] if layers else params)
-    rules, experts = (_rules(model, params, dims, axis) for axis in ('model', 'expert'))
+    rules, experts = (_rules(model, params, layers, axis) for axis in ('model', 'expert'))
     rooms, tokens = (calls(name, model.loss, seen, one) for name in ('to_rooms', 'as_rows'))
-    attention = calls('whole', model.loss, seen, one)
+    attention = calls('whole_attention', model.loss, seen, one)
     positions = attention[0].inputs[0].shape[1] if attention and _divides_sequences(model, seen, one) else 0
     numbers = [x.dtype for x in jax.tree.leaves(params)] if compute is None else [jnp.dtype(compute)]
     return Workload(
@@ -65,8 +72,8 @@ def workload(
         model_share=rules.sharded / size,
         pairs=rules.pairs,
         limits={
-            'fsdp': _common_dim(params, dims),
-            **({'stage': layers // model.parts.chunks} if model.parts else {}),
+            'fsdp': _common_dim(params, layers),
+            **({'stage': layers} if layers else {}),
             **({'model': rules.divides} if rules.divides else {}),
             **({'expert': experts.divides} if experts.divides else {}),
             **({'context': positions // 2} if positions else {}),
@@ -85,7 +92,7 @@ def _in_parts(model: Model, params: Params, one: Batch) -> dict[str, float]:
     """FLOPs and bytes of one example, of a model in parts."""
     assert model.parts is not None
     first, block, last = model.parts[:3]
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[_row_dims(model) :], x.dtype), params['blocks'])
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params['blocks'])
     x = jax.eval_shape(first, params['edge'], one)
     return {
         'block_flops': flops(block, row, x),
@@ -119,14 +126,14 @@ class _Rules(NamedTuple):
     pairs: int
 
 
-def _rules(model: Model, params: Params, rows: int, axis: str) -> _Rules:
+def _rules(model: Model, params: Params, layers: int, axis: str) -> _Rules:
     found = _Rules(0, 0, 0)
-    for path, x in jax.tree_util.tree_leaves_with_path(params['blocks'] if rows else params):
+    for path, x in jax.tree_util.tree_leaves_with_path(params['blocks'] if layers else params):
         name = path_text(path)
-        name = f'blocks/{name}' if rows else name
+        name = f'blocks/{name}' if layers else name
         dims: tuple[str | None, ...] = next((d for pattern, d in model.rules if re.fullmatch(pattern, name)), ())
         if axis in dims:
-            shape, dims = x.shape[rows:], dims[rows:]
+            shape, dims = (x.shape[1:], dims[1:]) if layers else (x.shape, dims)
             # Where the dim of a matrix's inputs is sharded, its outputs are terms of a sum.
             terms = len(shape) > 1 and next(dim for dim in dims if dim != 'expert') == axis
             pairs = found.pairs + terms
@@ -134,18 +141,13 @@ def _rules(model: Model, params: Params, rows: int, axis: str) -> _Rules:
     return found
 
 
-def _common_dim(params: Params, rows: int) -> int:
+def _common_dim(params: Params, layers: int) -> int:
     """The greatest common divisor of the largest dims of large parameters; rows of blocks are not a dim."""
     least, dims = LARGE * _entries(params), []
     for path, x in jax.tree_util.tree_leaves_with_path(params):
-        shape = x.shape[rows:] if rows and path[0].key == 'blocks' else x.shape
+        shape = x.shape[1:] if layers and path[0].key == 'blocks' else x.shape
         dims += [max(shape)] if shape and x.size >= least else []
     return math.gcd(*dims)
-
-
-def _row_dims(model: Model) -> int:
-    """The dims of blocks that have their rows: 1, or 2 in chunks; 0 for a model without parts."""
-    return 0 if model.parts is None else 1 + (model.parts.chunks > 1)
 
 
 def _divides_sequences(model: Model, params: Params, one: Batch) -> bool:

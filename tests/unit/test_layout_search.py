@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from jaxdist import ledger
+from jaxdist.cli import options
+from jaxdist.cli.plan import PlanOptions
 from jaxdist.core import mesh, workers
 from jaxdist.core.types import Batch, Model, Task
 from jaxdist.data import Text
@@ -19,9 +22,17 @@ from jaxdist.models import ConvNet, MixtureTransformer, Transformer
 from jaxdist.planner.cost import Traffic, estimate
 from jaxdist.planner.layouts import Layout
 from jaxdist.planner.machines import MACHINES, machine
-from jaxdist.training.experiment import Experiment
-from jaxdist.training.layout_search import laid_out, search
-from jaxdist.training.train import make_program
+from jaxdist.training.experiment import (
+    ConstraintSettings,
+    ContextSettings,
+    Experiment,
+    FsdpSettings,
+    Mesh,
+    PipelineSettings,
+)
+from jaxdist.training.layout_search import laid_out, layout_options, search
+from jaxdist.training.plan import traffic
+from jaxdist.training.train import make_program, prepare
 from jaxdist.training.workload import workload
 
 SMALL = Experiment(
@@ -134,3 +145,41 @@ def test_a_machine_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'ours.json'
     path.write_text(json.dumps({'like': 'h100', 'slow_link': 1e9}))
     assert machine(str(path)) == dataclasses.replace(MACHINES['h100'], name='ours', slow_link=1e9)
+
+
+def test_the_options_lay_out_a_config_whatever_its_layout() -> None:
+    """Also a config that has another layout: what the command line gives is the layout that was estimated."""
+    mesh_before = Mesh(workers=2, fsdp=4, emulate=True)
+    before = dataclasses.replace(SMALL, accumulate=4, mesh=mesh_before, fsdp=FsdpSettings(regather=True))
+    for cost in search(before, MACHINES['v5e'], 8).ranked[::7]:
+        words = shlex.split(layout_options(before, cost))
+        parsed = options.parse(PlanOptions(before), words, 'plan').experiment
+        emulated = dataclasses.replace(laid_out(before, cost).mesh, emulate=True)
+        assert parsed == dataclasses.replace(laid_out(before, cost), mesh=emulated)
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'fsdp': FsdpSettings(gathers='int8()')}, 'does not estimate --fsdp.gathers and --fsdp.scatters'),
+        ({'context': ContextSettings('ulysses')}, 'does not estimate --context.attention other than ring'),
+        ({'pipeline': PipelineSettings(4, 'gpipe')}, 'does not estimate --pipeline.schedule other than 1f1b'),
+        ({'constraints': ConstraintSettings(hold=('squared_norm(bound=1.0)',))}, 'does not estimate constraints'),
+        ({'model': dataclasses.replace(SMALL.model, chunks=2)}, r'--model.chunks 1 and --model.spare 0'),
+    ],
+)
+def test_settings_that_are_not_estimated_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(dataclasses.replace(SMALL, **settings), MACHINES['v5e'], 8)
+
+
+@pytest.mark.slow
+def test_the_attention_of_an_experiment_is_that_of_its_program() -> None:
+    kinds = {}
+    for attention in ('ring', 'ulysses', 'gathered'):
+        how = ContextSettings(attention)  # type: ignore[arg-type]
+        training = prepare(dataclasses.replace(SMALL, mesh=Mesh(workers=2, context=4), context=how))
+        kinds[attention] = {row.kind for row in traffic(training) if row.axes == ('context',)}
+    assert kinds['ring'] == {'all_reduce', 'permute'}
+    assert kinds['ulysses'] == {'all_reduce', 'all_to_all'}
+    assert kinds['gathered'] == {'all_reduce', 'all_gather', 'reduce_scatter'}

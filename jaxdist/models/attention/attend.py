@@ -12,7 +12,7 @@ from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
 from jaxdist.models.attention.exchanged import gathered, ulysses
 from jaxdist.models.attention.ring import ring
-from jaxdist.models.attention.whole import whole
+from jaxdist.models.attention.whole import whole_attention
 from jaxdist.models.attention.zigzag import AXIS, devices
 
 Attention = Literal['ring', 'ulysses', 'gathered']
@@ -75,7 +75,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = True) -> jax
             f'have shapes {q.shape}, {k.shape} and {v.shape}'
         )
     if devices() == 1:
-        return whole(q, k, v, jax.numpy.arange(q.shape[1]) if causal else None)
+        return whole_attention(q, k, v, jax.numpy.arange(q.shape[1]) if causal else None)
     if not any(collectives.varies(x, AXIS) for x in (q, k, v)):
         raise InputError(
             f'attention was given whole sequences, which {devices()} devices of mesh axis {AXIS!r} divide: take a '

@@ -13,7 +13,7 @@ from jax import lax
 from jaxdist.core.errors import InputError
 from jaxdist.models.attention.heads import AXIS as HEADS
 from jaxdist.models.attention.heads import head_shards, over_heads
-from jaxdist.models.attention.whole import whole
+from jaxdist.models.attention.whole import whole_attention
 from jaxdist.models.attention.zigzag import AXIS, devices, order, positions
 
 
@@ -36,7 +36,8 @@ def gathered(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Arra
     """
     t = q.shape[1]
     k, v = _gather(k, k.shape[2]), _gather(v, k.shape[2])
-    return whole(q, k, v, positions(t), order(devices(), t)) if causal else whole(q, k, v, None)
+    at, of = (positions(t), order(devices(), t)) if causal else (None, None)
+    return whole_attention(q, k, v, at, of)
 
 
 def ulysses(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
@@ -69,7 +70,7 @@ def ulysses(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array
         )
     lie = order(n, t)
     there = lambda x: jnp.take(_exchange(x, 2, 1, heads), jnp.argsort(lie), axis=1)  # noqa: E731
-    out = whole(there(q), there(k), there(v), jnp.arange(n * t) if causal else None)
+    out = whole_attention(there(q), there(k), there(v), jnp.arange(n * t) if causal else None)
     return _exchange(jnp.take(out, lie, axis=1), 1, 2, heads)
 
 

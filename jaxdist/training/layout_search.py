@@ -124,6 +124,7 @@ def _traffic(params: Any, text: str, workers: int, steps: int) -> Traffic:
 def laid_out(experiment: Experiment, cost: Estimate) -> Experiment:
     """The experiment under a layout, and its update line.
 
+    >>> from jaxdist.planner.layouts import Layout
     >>> cost = Estimate(Layout(workers=2, stage=4, microbatches=8), Traffic('sgd(0.1)', 0.0), {}, {}, {})
     >>> found = laid_out(Experiment(), cost)
     >>> found.update, found.mesh.stage, found.pipeline.microbatches, found.accumulate
@@ -143,26 +144,22 @@ def laid_out(experiment: Experiment, cost: Estimate) -> Experiment:
 def layout_options(experiment: Experiment, cost: Estimate) -> str:
     """The options of a command line that lay the experiment of a config out: all in which the two differ.
 
+    >>> from jaxdist.planner.layouts import Layout
     >>> cost = Estimate(Layout(workers=4, stage=2, microbatches=1), Traffic('sgd(0.1)', 0.0), {}, {}, {})
     >>> layout_options(Experiment(accumulate=2, mesh=Mesh(workers=4, model=2)), cost)
     "--update 'sgd(0.1)' --mesh.stage 2 --mesh.model 1 --pipeline.microbatches 1 --accumulate 1"
     """
     before, now = flat(experiment), flat(laid_out(experiment, cost))
     changed = {name: value for name, value in now.items() if value != before[name] and name not in DEVICES}
-    return ' '.join(
-        f'--{name}'
-        if value is True
-        else f'--{_negated(name)}'
-        if value is False
-        else f'--{name} {shlex.quote(str(value))}'
-        for name, value in changed.items()
-    )
+    return ' '.join(_option(name, value) for name, value in changed.items())
 
 
-def _negated(name: str) -> str:
-    """The option that turns a flag off."""
-    group, _, last = name.rpartition('.')
-    return f'{group}.no-{last}' if group else f'no-{last}'
+def _option(name: str, value: Any) -> str:
+    """The option that sets a field, or turns a flag on or off."""
+    if not isinstance(value, bool):
+        return f'--{name} {shlex.quote(str(value))}'
+    group, dot, last = name.rpartition('.')
+    return f'--{group}{dot}{last if value else f"no-{last}"}'
 
 
 DEVICES = ('mesh.emulate', 'mesh.simulate')

@@ -169,6 +169,11 @@ SCATTERED, RUN, GATHERED = fsdp.scattered, fsdp.FullySharded.run, fsdp.gathered
 MUTANTS: dict[str, tuple[str, Any, str]] = {
     'the gradient of what is whole is not added up': ('scattered', kept, "gradient of 'x' is off"),
     'every device evaluates the whole batch': ('FullySharded.run', repeated, 'count is off'),
+    'a gradient is off in the eleventh digit': (
+        'scattered',
+        lambda g, spec, axis: SCATTERED(g, spec, axis) * (1 + 1e-11),
+        "gradient of 'w' is off",
+    ),
     'a shard is taken for another': (
         'gathered',
         lambda x, spec, axis: jnp.roll(GATHERED(x, spec, axis), 1, 0) if axis in spec else x,

@@ -15,10 +15,10 @@ from jaxdist import ledger
 from jaxdist.cli import options
 from jaxdist.cli.plan import PlanOptions
 from jaxdist.core import mesh, workers
-from jaxdist.core.types import Batch, Model, Task
+from jaxdist.core.types import Batch, Model, Parts, Task
 from jaxdist.data import Text
 from jaxdist.ledger.flops import flops
-from jaxdist.models import ConvNet, MixtureTransformer, Transformer
+from jaxdist.models import ConvNet, MixtureTransformer, Transformer, from_parts
 from jaxdist.planner.cost import Traffic, estimate
 from jaxdist.planner.layouts import Layout
 from jaxdist.planner.machines import MACHINES, machine
@@ -90,6 +90,20 @@ def test_flops_are_those_of_the_products() -> None:
     assert found.edge_flops == 2 * tokens * width * data.task.classes
     assert (found.layers, found.pairs, found.passed) == (4, 2, 4 * tokens * width)
     assert found.keys == 2 * 4 * tokens * width
+
+
+def test_activations_are_what_derivatives_keep() -> None:
+    """Of tanh(x w) the input and the output, and not the matrix; of a sum of squares its root twice over."""
+    parts = Parts(
+        first=lambda edge, batch: batch['x'],
+        block=lambda w, x: jnp.tanh(x @ w),
+        last=lambda edge, x, batch: ({'loss': jnp.sum((x @ edge) ** 2)}, x.shape[0]),
+    )
+    model = from_parts(lambda key: jnp.ones((8, 3)), lambda key: jnp.eye(8), 2, parts)
+    found = workload(model, {'x': np.zeros((4, 8), np.float32)})
+    assert (found.passed, found.kept) == (32, 64)
+    assert found.block_flops == 2 * 8 * 8
+    assert 32 + 12 <= found.head <= 32 + 2 * 12
 
 
 def test_flops_of_loops_branches_and_convolutions() -> None:

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jaxdist.core.errors import InputError
 from jaxdist.report.canvas import COLOURS, FAINT, INK, figure, log_bytes, save, tidy, wrapped
+from jaxdist.report.text import seconds_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 WIDTH = 48
 """Names are wrapped at this number of letters."""
+FAR = 30
+"""The memory of a device is not drawn if it is more times as large as the most that a layout needs."""
 STEP = 1.4
 """A layout of the front is named if it needs so many times less memory than the one named before."""
 
@@ -40,7 +44,7 @@ def layout_plot(points: Sequence[LayoutPoint], memory: float, title: str, path: 
 
     Args:
         points: the layouts.
-        memory: bytes of memory of a device, drawn as a line.
+        memory: bytes of memory of a device, drawn as a line unless it is far more than any layout needs.
         title: the title.
         path: the file to write; its name ends in .png, .svg or .pdf.
 
@@ -65,15 +69,32 @@ def layout_plot(points: Sequence[LayoutPoint], memory: float, title: str, path: 
     axes.scatter([p.memory for p in others], [p.seconds for p in others], s=9, color=FAINT, alpha=0.5, linewidths=0)
     axes.plot([p.memory for p in front], [p.seconds for p in front], 'o-', color=COLOURS[0], markersize=4, linewidth=1)
     sizes = [p.memory for p in points]
-    log_bytes(axes, min(*sizes, memory), max(*sizes, memory))
-    axes.axvline(memory, color=COLOURS[1], linewidth=1)
+    # A device that has far more would leave the picture empty.
+    shown = [memory] if memory < FAR * max(sizes) else []
+    log_bytes(axes, min(sizes + shown), max(sizes + shown))
+    _seconds(axes, [p.seconds for p in points])
     top = axes.get_ylim()[1]
-    axes.text(memory, top, 'memory of a device', color=COLOURS[1], fontsize=9, rotation=90, va='top', ha='right')
+    for at in shown:
+        axes.axvline(at, color=COLOURS[1], linewidth=1)
+        axes.text(at, top, 'memory of a device', color=COLOURS[1], fontsize=9, rotation=90, va='top', ha='right')
     axes.set_xlabel('memory that a device needs, estimated')
-    axes.set_ylabel('seconds of a step, estimated')
+    axes.set_ylabel('time of a step, estimated')
     axes.set_title(title, fontsize=10, loc='left')
     _name(drawing, front)
     return save(drawing, path)
+
+
+def _seconds(axes: 'Axes', times: Sequence[float]) -> None:
+    """The y axis in seconds, of a factor of five at least, so that times that are nearly equal look so."""
+    low, high = min(times), max(times)
+    margin = max((high / low) ** 0.08, (5 * low / high) ** 0.5)
+    low, high = low / margin, high * margin
+    ticks = [lead * 10.0**power for power in range(-8, 8) for lead in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    chosen = inside[:: -(-len(inside) // 10)]
+    axes.set_yticks(chosen, [seconds_text(tick) for tick in chosen])
+    axes.set_ylim(low, high)
+    axes.minorticks_off()
 
 
 def _name(drawing: 'Figure', front: Sequence[LayoutPoint]) -> None:

@@ -1,14 +1,11 @@
 """The program `jaxdist`. Nothing outside this package prints."""
 
 import importlib
-import os
-import signal
 import sys
 
 from rich.console import Console
-from rich.markup import escape
 
-from jaxdist.core.errors import JaxdistError
+from jaxdist.cli.failing import exits, fail
 from jaxdist.core.spelling import nearest
 
 COMMANDS = {  # imported when they are called, so that none waits for what another needs
@@ -25,35 +22,23 @@ COMMANDS = {  # imported when they are called, so that none waits for what anoth
 
 
 def main() -> None:
-    """Runs the program `jaxdist`. Exits with 0, with 1 if a run or a law fails, and with 2 if the call is wrong."""
+    """Runs the program `jaxdist`. Exits with 0, or as in `jaxdist.cluster.exits`."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         _usage()
     elif name not in COMMANDS:
         close = nearest(name, COMMANDS)
         hint = f'; did you mean {close[0]}?' if close else '.'
-        _fail(f'no command {name!r}{hint} There are {", ".join(COMMANDS)}', 2)
+        fail(f'no command {name!r}{hint} There are {", ".join(COMMANDS)}', 2)
     else:
         _call(name, arguments)
 
 
 def _call(name: str, arguments: list[str]) -> None:
-    """Runs a command; errors for the user are printed without a traceback."""
-    try:
-        module, function, _ = COMMANDS[name]
+    """Runs a command."""
+    module, function, _ = COMMANDS[name]
+    with exits():
         getattr(importlib.import_module(f'jaxdist.cli.{module}'), function)(arguments)
-    except JaxdistError as error:
-        _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has ended, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except KeyboardInterrupt:
-        _fail('stopped', 128 + signal.SIGINT)
-
-
-def _fail(text: str, code: int) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f'[red]error:[/] {escape(text)}')
-    sys.exit(code)
 
 
 def _usage() -> None:

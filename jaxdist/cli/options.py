@@ -14,8 +14,9 @@ import jax
 import tyro
 
 from jaxdist import line
-from jaxdist.cluster import processes
-from jaxdist.cluster.processes import Cluster
+from jaxdist.cluster.detect import size
+from jaxdist.cluster.options import Cluster
+from jaxdist.cluster.peers import join
 from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
 from jaxdist.training.user_code import load_code
@@ -133,12 +134,12 @@ def start(*experiments: Experiment, cluster: Cluster = Cluster()) -> None:
     >>> start(Experiment(mesh=Mesh(workers=2, simulate=True)))
     """
     meshes = [experiment.mesh for experiment in experiments if not experiment.mesh.simulate]
-    if processes.size(cluster) > 1 and len(meshes) < len(experiments):
+    if size(cluster) > 1 and len(meshes) < len(experiments):
         raise ExperimentError('simulated workers run in one process: leave out --simulate or the --cluster options')
     emulated = max((mesh.devices for mesh in meshes if mesh.emulate), default=0)
     if emulated:
-        emulate(emulated, processes.size(cluster))
-    processes.join(cluster)
+        emulate(emulated, size(cluster))
+    join(cluster)
     for mesh in meshes:
         if jax.process_count() > 1 and mesh.devices != jax.device_count():
             raise ExperimentError(

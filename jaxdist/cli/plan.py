@@ -13,7 +13,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
 from jaxdist.cli.search import SearchOptions, run
-from jaxdist.cluster.processes import Cluster
+from jaxdist.cluster.options import Cluster
 from jaxdist.planner.machines import machine
 from jaxdist.report import bytes_text, seconds_text
 from jaxdist.training.experiment import Experiment

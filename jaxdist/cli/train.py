@@ -10,7 +10,7 @@ from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.plan import show as show_plan
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
-from jaxdist.cluster.processes import Cluster
+from jaxdist.cluster.options import Cluster
 from jaxdist.report import seconds_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.plan import plan

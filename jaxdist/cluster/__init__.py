@@ -1,5 +1,27 @@
-"""Runs of several processes: joining them, and exchanging plain values between them."""
+"""Runs of several processes: joining and comparing them, exchanging plain values, watching, and leaving together."""
 
-from jaxdist.cluster.processes import Cluster, agree, anyone, gather, join
+from jaxdist.cluster.errors import PeerError, UnlikeError
+from jaxdist.cluster.exits import EXITS, UNLIKE
+from jaxdist.cluster.options import Cluster, Limits
+from jaxdist.cluster.peers import agree, current, end, explained, finish, gather, join, may_begin, pace, same
+from jaxdist.cluster.phases import doing
 
-__all__ = ['Cluster', 'agree', 'anyone', 'gather', 'join']
+__all__ = [
+    'EXITS',
+    'UNLIKE',
+    'Cluster',
+    'Limits',
+    'PeerError',
+    'UnlikeError',
+    'agree',
+    'current',
+    'doing',
+    'end',
+    'explained',
+    'finish',
+    'gather',
+    'join',
+    'may_begin',
+    'pace',
+    'same',
+]

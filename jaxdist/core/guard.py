@@ -31,8 +31,8 @@ class StepGuard(NamedTuple):
     uneven: bool
     axis: str
 
-    def admit(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params]:
-        """Whether this worker applies the step, and its weighted gradient.
+    def admit(self, grads: Params, count: jax.Array, also: Any = ()) -> tuple[jax.Array, Params, jax.Array]:
+        """Whether this worker applies the step, its weighted gradient, and whether that of this worker is finite.
 
         If workers do not diverge, they all-reduce a vote of 4 bytes, and 4 bytes more for the counts if these are
         uneven.
@@ -45,14 +45,15 @@ class StepGuard(NamedTuple):
         finite = is_bounded((grads, also)) if self.active else jnp.bool(True)
         if self.diverge:
             # This step may be a synchronisation round, so no non-finite number may be left to send.
-            return finite, jax.tree.map(lambda g: jnp.where(finite, g, 0), grads) if self.active else grads
+            grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads) if self.active else grads
+            return finite, grads, finite
         votes = {'bad': 1 - finite.astype(count.dtype)} if self.active else {}
         votes |= {'count': count} if self.uneven else {}
         sums = collectives.psum(votes, self.axis) if votes else {}
         if self.uneven:
             share = count * collectives.axis_size(self.axis) * inverse(sums['count'])
             grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
-        return sums['bad'] == 0 if self.active else jnp.bool(True), grads
+        return sums['bad'] == 0 if self.active else finite, grads, finite
 
     def apply(
         self, ok: jax.Array, update: Callable[..., Any], grads: Params, params: Params, opt_state: Any

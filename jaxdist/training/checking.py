@@ -188,7 +188,7 @@ def what_varies(
         values = jax.tree.map(lambda x, v: collectives.pvary(x, workers.axis) if v else x, values, varies)
         out = loss(as_seen(collectives.pvary(params, workers.axis), values), batch, jax.random.key(0))
         _check_form(out, values)
-        twice = sorted({'count', 'skipped', *taken} & set(out[0]))
+        twice = sorted({'count', 'skipped', 'not_finite', *taken} & set(out[0]))
         if twice:
             raise InputError(f"the loss's sums must not be called {twice}: the step's own metrics have these names")
         for name, x in {**out[0], 'count': out[1]}.items():

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdist import ledger, line, report
+from jaxdist.training.diverged import Diverged
 from jaxdist.training.experiment import Experiment, ExperimentError, flat, to_json
 from jaxdist.training.labels import labels
 from jaxdist.training.pictures import draw_pictures
-from jaxdist.training.run import Diverged, Event, Ready, run
+from jaxdist.training.run import Event, Ready, run
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import prepare
 

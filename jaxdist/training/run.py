@@ -1,33 +1,25 @@
 """Runs: training that writes a folder, from which it can be resumed and repeated."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxdist import cluster
-from jaxdist.core.errors import JaxdistError
 from jaxdist.core.workers import abstract
 from jaxdist.training import reading
-from jaxdist.training.checkpoint import Checkpoints, Restored, lock
+from jaxdist.training.alike import check_data, check_processes, check_programs, shared
+from jaxdist.training.checkpoint import Checkpoints, Restored
+from jaxdist.training.diverged import check_held_out, last_finite
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
 from jaxdist.training.metrics import means
 from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.resize import changes, resized, saved_by
-from jaxdist.training.run_folder import Log
+from jaxdist.training.run_folder import Log, read_facts
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, evaluate, first_state, make_program, prepare, train
-
-
-class Diverged(JaxdistError, RuntimeError):  # noqa: N818 (an outcome of training, not a fault of the program)
-    """Training has diverged: the loss is no longer finite."""
-
-    exit_code = 1
 
 
 class Event(NamedTuple):
@@ -106,6 +98,8 @@ def run(
 
     Raises:
         ExperimentError: the folder has a run of another experiment; the message names the fields that differ.
+        UnlikeError: the processes do not have the same experiment, versions, data or program, or see other folders.
+        DataChangedError: the data are not those that the run began with.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
         Diverged: the held-out loss, or the training loss of two records, was not finite.
 
@@ -121,13 +115,17 @@ def run(
     >>> kinds
     ['ready', 'trained', 'held_out', 'saved', 'done']
     """
+    check_processes(experiment, folder)
     training = prepare(experiment)
+    check_programs(training)
     checkpoints = Checkpoints(folder / 'checkpoints', experiment.keep)
     with ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(lock(folder))
-        _refuse_another(training, folder, checkpoints.meta())
+        stack.enter_context(shared(folder))
+        meta = checkpoints.meta()
+        _refuse_another(training, folder, meta)
+        check_data(training, (meta or {}).get('data') or read_facts(folder).get('data', {}))
         stack.enter_context(checkpoints)
+        cluster.doing('restore', 0)
         restored = checkpoints.restore(lambda meta: _saved_shapes(meta, training))
         state = _restored_state(restored, training) if restored else first_state(training)
         begin = restored.step if restored else 0
@@ -148,22 +146,24 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
     training, begin = ready.training, ready.step
     experiment = training.experiment
     monitor = monitor_for(training, log.folder)
-    meta = {'experiment': to_json(experiment)}
+    meta = {'experiment': to_json(experiment), 'data': {'sha256': training.data.facts.get('sha256')}}
     step = finite = begin
     for step, after, metrics in train(training, state):
         last = step == experiment.steps
-        ended = not last and _all_stop(stop, step, experiment)
+        ended = not last and not cluster.may_begin(step + 1, stop())
         if last or step % experiment.log_every == 0:
             cost = {} if ready.sent is None else {'sent': round(_sent_by(step, ready))}
-            record = log.write({'step': step, **means(metrics), **cost})
+            record = log.write({'step': step, **means(metrics), **cost, **cluster.pace(step)})
             yield Event('trained', record)
-            finite = _last_finite(record, finite, experiment)
+            finite = last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
+            cluster.doing('evaluate', step)
             judged = {'judged': monitor.evaluate(step, after)} if monitor else {}
             record = log.write({'step': step, 'held_out': evaluate(training, after), **judged})
             yield Event('held_out', record)
-            _check_held_out(record, finite)
+            check_held_out(record, finite)
         if last or ended or step % experiment.save_every == 0:
+            cluster.doing('save', step)
             here = {'sent': str(_sent_by(step, ready)), **reading.position(training, step)}
             checkpoints.save(step, after, {**meta, **here})
             yield Event('saved', step)
@@ -171,6 +171,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             checkpoints.wait()
             yield Event('stopped', step)
             return
+    cluster.doing('save', step)
     checkpoints.wait()
     verdicts = monitor.verdicts(log.records) if monitor and step > begin else {}
     log.conclude(verdicts)
@@ -181,55 +182,6 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
 def _sent_by(step: int, ready: Ready) -> Fraction:
     """The bytes that a worker has sent by this step."""
     return ready.sent_before + (ready.sent or 0) * (step - ready.step)
-
-
-def _all_stop(stop: Callable[[], bool], step: int, experiment: Experiment) -> bool:
-    """Whether any process asks to stop."""
-    if jax.process_count() == 1:
-        return stop()
-    # Agreeing at every step would make every step wait for the host.
-    return step % experiment.log_every == 0 and cluster.anyone(stop())
-
-
-def _last_finite(record: dict[str, Any], finite: int, experiment: Experiment) -> int:
-    """The last step with a finite loss that no worker skipped.
-
-    Raises:
-        Diverged: two records in a row have none; or one, if the guard is off.
-    """
-    if math.isfinite(record['loss']) and record['skipped'] < 1:
-        return int(record['step'])
-    if experiment.guard and record['step'] - finite < 2 * experiment.log_every:
-        return finite
-    guard = 'the guard skipped these steps, and none since was finite' if experiment.guard else 'the guard is off'
-    raise _diverged(*_not_finite(record), record['step'], finite, guard)
-
-
-def _check_held_out(record: dict[str, Any], finite: int) -> None:
-    """Raises Diverged if the held-out loss is not finite."""
-    # The guard checks gradients only, and parameters that have diverged can still have a finite one.
-    loss = record['held_out']['loss']
-    if not math.isfinite(loss):
-        raise _diverged('held-out loss', loss, record['step'], finite, 'the parameters themselves have diverged')
-
-
-def _not_finite(record: dict[str, Any]) -> tuple[str, float]:
-    """The name and the value of an entry of the record that is not finite; if all are, the gradient was not."""
-    groups = {group: each for group, each in record.items() if isinstance(each, dict)}
-    values = {
-        f'value of {name}, of the {group},': of['value'] for group, each in groups.items() for name, of in each.items()
-    }
-    of = f' of the loss, or of {", ".join(name for each in groups.values() for name in each)}' if values else ''
-    entries = {'loss': record['loss'], **values, f'gradient{of}': math.nan}
-    return next((name, x) for name, x in entries.items() if not math.isfinite(x))
-
-
-def _diverged(name: str, value: float, step: int, finite: int, reason: str) -> Diverged:
-    last = f'the training loss was last finite at step {finite}' if finite else 'it was never finite'
-    return Diverged(
-        f'the {name} is {value} at step {step}; {last}; {reason}. Try a smaller learning rate or '
-        'clip_by_global_norm(1.0) in the line, and check the data'
-    )
 
 
 def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | None) -> None:

@@ -5,12 +5,9 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ from jaxdist import cluster, report
 from jaxdist.core import registry
 from jaxdist.core.errors import FileError
 from jaxdist.core.types import Model
+from jaxdist.training.alike import versions
+from jaxdist.training.commit import commit
 from jaxdist.training.experiment import Experiment, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
@@ -73,7 +72,7 @@ class Log:
         changed = []
         if self.writes:
             path = self.folder / 'run.json'
-            before = json.loads(path.read_text()).get('commands', []) if path.exists() else []
+            before = read_facts(self.folder).get('commands', [])
             facts = describe(training, [*before, command], self.folder)
             _replace(path, json.dumps(facts, indent=2) + '\n')
             _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
@@ -107,6 +106,17 @@ class Log:
         return ''
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a run in its `run.json`; {} if there are none.
+
+    >>> read_facts(Path('nowhere'))
+    {}
+    """
+    path = folder / 'run.json'
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return facts
+
+
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; none if there is no such file. An incomplete last line is ignored.
 
@@ -137,13 +147,12 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
     'jaxdist train runs/x'
     """
     code = code_of(training.experiment)
-    packages = ('jaxdist', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'commands': commands,
         'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}',
         'resume': f'jaxdist train {shlex.quote(str(folder))}',
-        'versions': {'python': platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        'commit': _commit(),
+        'versions': versions(),
+        'commit': commit(),
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
         'data': training.data.facts,
@@ -234,14 +243,3 @@ def _copy(file: Path, to: Path) -> bool:
         os.replace(to, to.with_name(f'{to.name}.{taken + 1}'))
     _replace(to, text)
     return former is not None
-
-
-def _commit() -> str | None:
-    """The commit of jaxdist's sources, with `+changes` where they differ from it; None if they are not in git."""
-    git = ['git', '-C', str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, 'status', '--porcelain'], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ('+changes' if changes.strip() else '')

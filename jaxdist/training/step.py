@@ -184,7 +184,7 @@ def make_step(
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
         value = extras.value(worker_loss, out, state.params)
         opt_state = _behind(state.opt_state, out.grads) if partition.loops else state.opt_state
-        ok, grads = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
+        ok, grads, finite = guard.admit(out.grads, out.examples, (out.check, value, out.model_state))
         grads = _behind(grads, out.sums) if inner_specs is not None else grads
         extra = extras.arguments(worker_loss, value, grads, ok, state.params, batch, draw)
         moved, params, opt_state = guard.apply(ok, functools.partial(apply, **extra), grads, state.params, opt_state)
@@ -192,8 +192,9 @@ def make_step(
         objective = guard.commit(ok, ahead, state.objective)
         model = sync.after(state.model, out.model_state, ok)
         new = state._replace(params=params, opt_state=opt_state, objective=objective, model=model)
-        skipped = 1 - ok.astype(jnp.int32)
-        metrics = {**out.sums, 'count': out.examples, 'skipped': skipped.astype(jnp.float32), **out.metrics}
+        skipped, bad = (1 - flag.astype(jnp.int32) for flag in (ok, finite))
+        flags = {'skipped': skipped.astype(jnp.float32), 'not_finite': bad.astype(jnp.float32)}
+        metrics = {**out.sums, 'count': out.examples, **flags, **out.metrics}
         return new._replace(step=state.step + 1, skipped=state.skipped + skipped), metrics
 
     bare = StepGuard((), False, False, False, workers.axis)

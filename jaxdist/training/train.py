@@ -9,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdist import line
+from jaxdist.cluster.phases import doing
 from jaxdist.core import mesh as meshes
 from jaxdist.core.errors import InputError
 from jaxdist.core.objective import Objective
@@ -192,8 +193,11 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
     experiment = training.experiment
     # Emulated devices share a few threads, so two programs in flight at once can deadlock in their collectives.
     one_at_a_time = jax.default_backend() == 'cpu'
-    for step in range(int(state.step), experiment.steps):
+    begin = int(state.step)
+    for step in range(begin, experiment.steps):
+        doing('data', step + 1)
         batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.workers.count))
+        doing('step' if step > begin else 'compile', step + 1)
         with jax.transfer_guard('disallow'):  # an implicit transfer would make every step wait for the host
             state, metrics = training.program.step(state, batch)
         if one_at_a_time:

@@ -18,8 +18,8 @@ from jaxdist.core import registry
 from jaxdist.line import LineError
 from jaxdist.training.checkpoint import Checkpoints
 from jaxdist.training.constraint_monitor import ConstraintMonitor
+from jaxdist.training.diverged import Diverged
 from jaxdist.training.experiment import ConstraintSettings, Experiment, ExperimentError, Mesh, from_json, to_json
-from jaxdist.training.run import Diverged
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.train import first_state, prepare
 

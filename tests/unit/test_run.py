@@ -11,8 +11,9 @@ import pytest
 from run_fixtures import SMALL, Poisoned, finish, kinds, losses, saved, small, train_until
 
 from jaxdist.training.checkpoint import CheckpointError, InUseError, lock
+from jaxdist.training.diverged import Diverged
 from jaxdist.training.experiment import ExperimentError, load, to_json
-from jaxdist.training.run import Diverged, Done, run
+from jaxdist.training.run import Done, run
 from jaxdist.training.run_folder import Log, new_folder, read_records
 
 COMPRESSED = "mean(codec=int8(rounding='stochastic'), feedback=True) | delay(steps=2) | adamw(1e-2)"

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from jaxdist import cluster
 
 _GOLDEN = 0x9E3779B9
 _CHUNK = 1 << 15
@@ -46,10 +47,10 @@ def digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
             for x in leaves.values()
         ]
         parts = [[job.result() for job in each] for each in jobs]
-    totals = np.array([sum(part, np.zeros(2, np.uint32)) for part in parts], np.uint32).reshape(-1, 2)
-    if jax.process_count() > 1:
-        totals = multihost_utils.process_allgather(totals).sum(axis=0, dtype=np.uint32)
-    return {name: f'{a:08x}{b:08x}' for name, (a, b) in zip(leaves, totals.tolist(), strict=True)}
+    here = np.array([sum(part, np.zeros(2, np.uint32)) for part in parts], np.uint32).reshape(-1, 2)
+    totals = np.array(cluster.gather(here.tolist(), 'digests'), np.uint32)
+    sums = totals.sum(axis=0, dtype=np.uint32).reshape(-1, 2).tolist()
+    return {name: f'{a:08x}{b:08x}' for name, (a, b) in zip(leaves, sums, strict=True)}
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

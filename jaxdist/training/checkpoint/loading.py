@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from jaxdist import cluster
 from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import manifest
 from jaxdist.training.checkpoint.digests import digests
@@ -65,15 +64,6 @@ def checked(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return leaves
 
 
-def from_first(value: int) -> int:
-    """Returns process 0's `value`, on every process.
-
-    >>> from_first(7)
-    7
-    """
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def _on_all_processes(read: Callable[[], _T]) -> _T:
     """Returns what `read` returns; damage in one process is raised in all of them."""
     problem = None
@@ -81,10 +71,9 @@ def _on_all_processes(read: Callable[[], _T]) -> _T:
         result = read()
     except DamageError as damage:
         problem = damage
-    if jax.process_count() > 1:
-        fine = multihost_utils.process_allgather(np.array(problem is None))
-        if problem is None and not fine.all():
-            problem = DamageError(f'process {int(np.argmin(fine))} could not read it')
+    fine = cluster.gather(problem is None, 'read')
+    if problem is None and not all(fine):
+        problem = DamageError(f'process {fine.index(False)} could not read it')
     if problem is not None:
         raise problem
     return result

@@ -2,21 +2,30 @@
 
 import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jaxdist.training.checkpoint.errors import CheckpointError, InUseError, reason
 
+JOBS = ('SLURM_JOB_ID', 'JOB_NAME', 'PBS_JOBID', 'LSB_JOBID')
+"""Variables in which launchers give the name of the job."""
+
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, token: str = '') -> Iterator[None]:
     """Locks `folder`, created if missing, until the block ends or the process does, killed or not.
 
-    In a run of several processes only process 0 locks.
+    The file `lock` has the process, its machine and its job, of which a process id alone says nothing elsewhere. In a
+    run of several processes only process 0 locks.
+
+    Args:
+        folder: the folder.
+        token: text that is written too, by which other processes see that they share the folder.
 
     Raises:
-        InUseError: another process has locked it; the message has its process id.
+        InUseError: another process has locked it; the message names it.
         CheckpointError: the folder cannot be written.
 
     >>> import tempfile
@@ -39,8 +48,27 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise InUseError(f'{folder} is in use by process {file.read() or "(unknown)"}') from None
+            who = file.readline().strip() or 'process (unknown)'
+            raise InUseError(f'{folder} is in use by {who}') from None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f'{_owner()}\n{token}\n')
         file.flush()
+        os.fsync(file.fileno())
         yield
+
+
+def read_lock(folder: Path) -> str:
+    """The text of a folder's lock; empty if it cannot be read.
+
+    >>> read_lock(Path('nowhere'))
+    ''
+    """
+    try:
+        return (Path(folder) / 'lock').read_text()
+    except OSError:
+        return ''
+
+
+def _owner() -> str:
+    job = next((f', job {os.environ[name]}' for name in JOBS if name in os.environ), '')
+    return f'process {os.getpid()} on {platform.node()}{job}'

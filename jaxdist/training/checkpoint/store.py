@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 
+from jaxdist import cluster
 from jaxdist.core.errors import InputError
 from jaxdist.training.checkpoint import loading, manifest
 from jaxdist.training.checkpoint.errors import CheckpointError, DamageError, reason
@@ -159,7 +160,7 @@ class Checkpoints:
         if not callable(target):
             loading.checked(target)  # an impossible target must not set checkpoints aside
         damaged: list[tuple[Path, str]] = []
-        while (step := loading.from_first(max(self.steps(), default=-1))) >= 0:
+        while (step := cluster.agree(max(self.steps(), default=-1))) >= 0:
             try:
                 folder = self.folder / str(step)
                 shapes = target(manifest.read(folder, step).meta) if callable(target) else target
@@ -203,7 +204,7 @@ class Checkpoints:
         n = 0
         while (self.folder / f'damaged-{step}-{n}').exists():
             n += 1
-        aside = self.folder / f'damaged-{step}-{loading.from_first(n)}'
+        aside = self.folder / f'damaged-{step}-{cluster.agree(n)}'
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(aside)
         return aside

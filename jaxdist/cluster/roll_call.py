@@ -1,0 +1,122 @@
+"""The roll call: all processes of a run come to process 0 before JAX starts, which itself would not say who is missing.
+
+Process 0 listens on the coordinator's port. Each process sends one line, its index and the number of processes that it
+expects, and gets one line: nothing if all have come, else what is wrong.
+"""
+
+import contextlib
+import json
+import socket
+import time
+
+from jaxdist.cluster.errors import PeerError, UnlikeError
+from jaxdist.core.errors import InputError
+
+GREETING = 'jaxdist roll call'
+PAUSE = 0.2
+"""Seconds between two tries to reach process 0."""
+
+
+def call_roll(bind: str, processes: int, seconds: float) -> None:
+    """Process 0: waits until all others have come; frees the port.
+
+    Args:
+        bind: `host:port` to listen on.
+        processes: the number of processes.
+        seconds: how long to wait.
+
+    Raises:
+        InputError: the port is taken, or the address is not of this machine.
+        PeerError: some have not come in time; the message names them.
+        UnlikeError: two have the same index, or expect another number of processes.
+
+    >>> call_roll('127.0.0.1:0', 1, 1.0)
+    """
+    host, _, port = bind.rpartition(':')
+    try:
+        server = socket.create_server((host.strip('[]'), int(port)))
+    except OSError as error:
+        raise InputError(
+            f'process 0 cannot listen on {bind}: {error.strerror}. Take another port in --cluster.coordinator, or give '
+            'an address of its machine with --cluster.bind'
+        ) from error
+    come: set[int] = set()
+    with server, contextlib.ExitStack() as stack:
+        answer, peers = ['', ''], []
+        end = time.monotonic() + seconds
+        try:
+            while len(come) < processes - 1:
+                server.settimeout(max(end - time.monotonic(), 0.01))
+                peers.append(stack.enter_context(server.accept()[0]))
+                _greet(peers[-1], come, processes)
+        except TimeoutError:
+            missing = [str(k) for k in range(1, processes) if k not in come]
+            words = f'of {processes} processes, {", ".join(missing)} did not join within {seconds:g} s'
+            answer = ['PeerError', words]
+        except UnlikeError as error:
+            answer = ['UnlikeError', str(error)]
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                peer.sendall((json.dumps(answer) + '\n').encode())
+    _obey(answer)
+
+
+def answer_roll(address: str, processes: int, process: int, seconds: float) -> None:
+    """Another process: comes to process 0, and waits for the rest.
+
+    Args:
+        address: of process 0, `host:port`.
+        processes: the number of processes.
+        process: the index of this one.
+        seconds: how long to try.
+
+    Raises:
+        PeerError: process 0 is not there, or others did not come.
+        UnlikeError: see `call_roll`.
+
+    >>> answer_roll('127.0.0.1:9', 2, 1, 0.1)
+    Traceback (most recent call last):
+    jaxdist.cluster.errors.PeerError: process 0 cannot be reached at 127.0.0.1:9 for 0.1 s: Connection refused
+    """
+    host, _, port = address.rpartition(':')
+    end, reason = time.monotonic() + seconds, 'no answer'
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host.strip('[]'), int(port)), timeout=PAUSE * 10) as peer:
+                # Process 0 waits `seconds` from its own start, which may be later than this one's.
+                peer.settimeout(seconds + 5)
+                peer.sendall((json.dumps([GREETING, processes, process]) + '\n').encode())
+                with peer.makefile() as lines:
+                    answer = lines.readline()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(PAUSE)
+            continue
+        if answer:
+            _obey(json.loads(answer))
+            return
+        time.sleep(PAUSE)
+    raise PeerError(f'process 0 cannot be reached at {address} for {seconds:g} s: {reason}')
+
+
+def _greet(peer: socket.socket, come: set[int], processes: int) -> None:
+    """Reads a process's line; what else connects to the port is not counted."""
+    peer.settimeout(5)
+    try:
+        with peer.makefile() as lines:
+            greeting, expected, process = json.loads(lines.readline(1000))
+    except (OSError, ValueError):
+        return
+    if greeting != GREETING:
+        return
+    if expected != processes or not 0 < process < processes:
+        raise UnlikeError(f'process {process} expects {expected} processes, and process 0 {processes}')
+    if process in come:
+        raise UnlikeError(f'two processes have the index {process}: give each another --cluster.process')
+    come.add(process)
+
+
+def _obey(answer: list[str]) -> None:
+    kind, words = answer
+    if kind:
+        raise (UnlikeError if kind == 'UnlikeError' else PeerError)(words)

@@ -11,6 +11,7 @@ from jaxdist.cli.plan import show as show_plan
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.cluster.options import Cluster
+from jaxdist.cluster.peers import current
 from jaxdist.report import seconds_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.plan import plan
@@ -81,6 +82,8 @@ def _ending(done: Done, folder: Path, resume: str) -> str:
     if done.verdicts:
         saved = f'step {done.best}, in {folder}/best'
         words += f'best feasible state: {"none was evaluated" if done.best is None else saved}\n'
+    if done.goodput.starts > 1 or current() is not None:
+        words += f'{done.goodput.words}\n'
     plots = 'loss.png, constraints.png, verdict.json' if done.verdicts else 'loss.png'
     files = f'no loss.png ({done.problem})' if done.problem else plots
     return f'{words}done in {seconds_text(done.seconds)}; in {folder}: metrics.jsonl, {files}, checkpoints. {longer}'

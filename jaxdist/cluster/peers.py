@@ -12,7 +12,7 @@ from jaxdist.cluster.detect import Place, place
 from jaxdist.cluster.errors import PeerError, UnlikeError
 from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.pace import Pace
-from jaxdist.cluster.roll_call import answer_roll, call_roll
+from jaxdist.cluster.roll_call import Lines, answer_roll, call_roll
 from jaxdist.cluster.stop_agreement import StopAgreement
 from jaxdist.cluster.watch import Watch
 
@@ -27,15 +27,16 @@ class Peers:
 
     Args:
         coordination: joins them.
+        lines: end when they do.
         options: the limits.
         leaves: whether this process ends when another is stuck or gone.
     """
 
-    def __init__(self, coordination: Coordination, options: Cluster, *, leaves: bool) -> None:
+    def __init__(self, coordination: Coordination, lines: Lines, options: Cluster, *, leaves: bool) -> None:
         self.coordination = coordination
         self.longest = max(dataclasses.astuple(options.limits))
         self.agreement = StopAgreement(coordination, self.longest)
-        self.watch = Watch(coordination, options, self.agreement, leaves=leaves)
+        self.watch = Watch(coordination, lines, options, self.agreement, leaves=leaves)
         self.pace = Pace(self.watch)
         self.watch.start()
 
@@ -60,16 +61,15 @@ def join(cluster: Cluster) -> None:
     if here is None or _HERE:
         return
     bind = f'{cluster.bind}:{here.coordinator.rpartition(":")[2]}' if cluster.bind else here.coordinator
-    _call_roll(here, bind, cluster.join_seconds)
+    lines = _call_roll(here, bind, cluster.join_seconds)
     joined = coordination.start(*here, bind, cluster.join_seconds, cluster.heartbeat_seconds)
-    _HERE.append(Peers(joined, cluster, leaves=True))
+    _HERE.append(Peers(joined, lines, cluster, leaves=True))
 
 
-def _call_roll(here: Place, bind: str, seconds: float) -> None:
+def _call_roll(here: Place, bind: str, seconds: float) -> Lines:
     if here.process == 0:
-        call_roll(bind, here.processes, seconds)
-    else:
-        answer_roll(here.coordinator, here.processes, here.process, seconds)
+        return call_roll(bind, here.processes, seconds)
+    return answer_roll(here.coordinator, here.processes, here.process, seconds)
 
 
 def current() -> Peers | None:
@@ -79,7 +79,7 @@ def current() -> Peers | None:
     True
     """
     if not _HERE and (joined := coordination.joined()) is not None:
-        _HERE.append(Peers(joined, Cluster(), leaves=False))
+        _HERE.append(Peers(joined, Lines({}), Cluster(), leaves=False))
     return _HERE[0] if _HERE else None
 
 
@@ -180,31 +180,19 @@ def explained(error: BaseException) -> BaseException:
     lost = isinstance(error, PeerError) or (isinstance(error, RuntimeError) and LOST.search(str(error)))
     if peers is None or not lost:
         return error
-    watch, before = peers.watch, dict(_counts(peers))
-    end = time.monotonic() + 2.2 * watch.period
+    end = time.monotonic() + 2.5 * peers.watch.period
     while time.monotonic() < end:
         try:
-            reason = watch.reason()
+            reason = peers.watch.reason()
         except PeerError as gone:
             return gone
         if reason is not None:
             who, code, words, _ = reason
-            found = PeerError(f'process {who} left: {words}')
+            found = PeerError(f'process {who} left: {words}' if who else words)
             found.exit_code = code
             return found
         time.sleep(0.1)
-    silent = [k for k, count in _counts(peers).items() if count == before.get(k)]
-    if silent:
-        return PeerError(f'process{"es" if len(silent) > 1 else ""} {", ".join(silent)} {"are" if len(silent) > 1 else "is"} gone: {_first_line(error)}')
     return error if isinstance(error, PeerError) else PeerError(f'another process is gone: {_first_line(error)}')
-
-
-def _counts(peers: Peers) -> dict[str, int]:
-    here = str(peers.coordination.process)
-    try:
-        return {k: report[0] for k, report in peers.coordination.all('at').items() if k != here}
-    except PeerError:
-        return {}
 
 
 def _first_line(error: BaseException) -> str:
@@ -235,5 +223,6 @@ def finish() -> None:
     """
     peers = current()
     if peers is not None:
+        peers.watch.lines.farewell()
         peers.coordination.barrier('finish', peers.longest)
         peers.watch.stop()

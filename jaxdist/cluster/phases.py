@@ -27,10 +27,13 @@ class Phases:
 
     def enter(self, phase: str, step: int) -> None:
         """Begins a phase."""
-        now = time.monotonic()
-        before = self.here
-        self.seconds[before.phase] = self.seconds.get(before.phase, 0.0) + now - before.since
-        self.here = Here(phase, step, now)
+        self.seconds[self.here.phase] = self.total(self.here.phase)
+        self.here = Here(phase, step, time.monotonic())
+
+    def total(self, phase: str) -> float:
+        """The seconds of a phase, with the present one's until now."""
+        present = time.monotonic() - self.here.since if phase == self.here.phase else 0.0
+        return self.seconds.get(phase, 0.0) + present
 
 
 PHASES = Phases()

@@ -1,11 +1,13 @@
 """The roll call: all processes of a run come to process 0 before JAX starts, which itself would not say who is missing.
 
 Process 0 listens on the coordinator's port. Each process sends one line, its index and the number of processes that it
-expects, and gets one line: nothing if all have come, else what is wrong.
+expects, and gets one line: nothing if all have come, else what is wrong. The connections stay open, since the system
+closes those of a process that dies, at once: see `Lines`.
 """
 
 import contextlib
 import json
+import os
 import socket
 import time
 
@@ -13,12 +15,13 @@ from jaxdist.cluster.errors import PeerError, UnlikeError
 from jaxdist.core.errors import InputError
 
 GREETING = 'jaxdist roll call'
+FAREWELL = b'.'
 PAUSE = 0.2
 """Seconds between two tries to reach process 0."""
 
 
-def call_roll(bind: str, processes: int, seconds: float) -> None:
-    """Process 0: waits until all others have come; frees the port.
+def call_roll(bind: str, processes: int, seconds: float) -> 'Lines':
+    """Process 0: waits until all others have come; frees the port. Returns the connections to them.
 
     Args:
         bind: `host:port` to listen on.
@@ -30,17 +33,19 @@ def call_roll(bind: str, processes: int, seconds: float) -> None:
         PeerError: some have not come in time; the message names them.
         UnlikeError: two have the same index, or expect another number of processes.
 
-    >>> call_roll('127.0.0.1:0', 1, 1.0)
+    >>> call_roll('127.0.0.1:0', 1, 1.0).dead()
+    []
     """
     host, _, port = bind.rpartition(':')
     try:
         server = socket.create_server((host.strip('[]'), int(port)))
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(
-            f'process 0 cannot listen on {bind}: {error.strerror}. Take another port in --cluster.coordinator, or give '
+            f'process 0 cannot listen on {bind}: {reason}. Take another port in --cluster.coordinator, or give '
             'an address of its machine with --cluster.bind'
         ) from error
-    come: set[int] = set()
+    come: dict[int, socket.socket] = {}
     with server, contextlib.ExitStack() as stack:
         answer, peers = ['', ''], []
         end = time.monotonic() + seconds
@@ -58,11 +63,15 @@ def call_roll(bind: str, processes: int, seconds: float) -> None:
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall((json.dumps(answer) + '\n').encode())
-    _obey(answer)
+        _obey(answer)
+        for peer in set(peers) - set(come.values()):
+            peer.close()
+        stack.pop_all()
+    return Lines(come)
 
 
-def answer_roll(address: str, processes: int, process: int, seconds: float) -> None:
-    """Another process: comes to process 0, and waits for the rest.
+def answer_roll(address: str, processes: int, process: int, seconds: float) -> 'Lines':
+    """Another process: comes to process 0, and waits for the rest. Returns the connection to it.
 
     Args:
         address: of process 0, `host:port`.
@@ -82,24 +91,69 @@ def answer_roll(address: str, processes: int, process: int, seconds: float) -> N
     end, reason = time.monotonic() + seconds, 'no answer'
     while time.monotonic() < end:
         try:
-            with socket.create_connection((host.strip('[]'), int(port)), timeout=PAUSE * 10) as peer:
-                # Process 0 waits `seconds` from its own start, which may be later than this one's.
-                peer.settimeout(seconds + 5)
-                peer.sendall((json.dumps([GREETING, processes, process]) + '\n').encode())
-                with peer.makefile() as lines:
-                    answer = lines.readline()
+            peer = socket.create_connection((host.strip('[]'), int(port)), timeout=PAUSE * 10)
+            # Process 0 waits `seconds` from its start, which may be later than this one's.
+            peer.settimeout(seconds + 5)
+            peer.sendall((json.dumps([GREETING, processes, process]) + '\n').encode())
+            with peer.makefile() as lines:
+                answer = lines.readline()
         except OSError as error:
             reason = error.strerror or str(error)
             time.sleep(PAUSE)
             continue
         if answer:
-            _obey(json.loads(answer))
-            return
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(peer)
+                _obey(json.loads(answer))
+                stack.pop_all()
+            return Lines({0: peer})
+        peer.close()
         time.sleep(PAUSE)
     raise PeerError(f'process 0 cannot be reached at {address} for {seconds:g} s: {reason}')
 
 
-def _greet(peer: socket.socket, come: set[int], processes: int) -> None:
+class Lines:
+    """Open connections to other processes, which end when these do.
+
+    Args:
+        peers: a connection for each process.
+    """
+
+    def __init__(self, peers: dict[int, socket.socket]) -> None:
+        self.peers = peers
+        for peer in peers.values():
+            peer.setblocking(False)
+
+    def farewell(self) -> None:
+        """Says that this process ends well."""
+        for peer in self.peers.values():
+            with contextlib.suppress(OSError):
+                peer.sendall(FAREWELL)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for peer in self.peers.values():
+            peer.close()
+        self.peers.clear()
+
+    def dead(self) -> list[int]:
+        """The processes whose connection has ended without a farewell, each once."""
+        ended = []
+        for process, peer in list(self.peers.items()):
+            try:
+                words = peer.recv(1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                words = b''
+            del self.peers[process]
+            peer.close()
+            if words != FAREWELL:
+                ended.append(process)
+        return ended
+
+
+def _greet(peer: socket.socket, come: dict[int, socket.socket], processes: int) -> None:
     """Reads a process's line; what else connects to the port is not counted."""
     peer.settimeout(5)
     try:
@@ -113,7 +167,7 @@ def _greet(peer: socket.socket, come: set[int], processes: int) -> None:
         raise UnlikeError(f'process {process} expects {expected} processes, and process 0 {processes}')
     if process in come:
         raise UnlikeError(f'two processes have the index {process}: give each another --cluster.process')
-    come.add(process)
+    come[process] = peer
 
 
 def _obey(answer: list[str]) -> None:

@@ -11,6 +11,7 @@ from jaxdist.cluster.exits import PEER
 from jaxdist.cluster.leaving import leave
 from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.phases import PHASES
+from jaxdist.cluster.roll_call import Lines
 from jaxdist.cluster.stop_agreement import StopAgreement
 from jaxdist.cluster.stragglers import Cost
 from jaxdist.cluster.verdict import Report, judge
@@ -24,15 +25,23 @@ class Watch:
 
     Args:
         coordination: joins the processes.
+        lines: end when other processes do.
         options: the limits.
         agreement: is asked every second whether processes stop.
         leaves: whether the process ends when another is stuck or gone.
     """
 
     def __init__(
-        self, coordination: Coordination, options: Cluster, agreement: StopAgreement, *, leaves: bool = True
+        self,
+        coordination: Coordination,
+        lines: Lines,
+        options: Cluster,
+        agreement: StopAgreement,
+        *,
+        leaves: bool = True,
     ) -> None:
-        self.coordination, self.options, self.agreement, self.leaves = coordination, options, agreement, leaves
+        self.coordination, self.lines, self.options = coordination, lines, options
+        self.agreement, self.leaves = agreement, leaves
         self.period = min(PERIOD, options.heartbeat_seconds / 4)
         self.reported: dict[int, tuple[list[Any], float]] = {}
         self.costs: dict[int, Cost] = {}
@@ -77,6 +86,7 @@ class Watch:
                 self.answered = time.monotonic()
                 self.answer_seconds = self.answered - begin
                 self.agreement.poll()
+                dead = self.lines.dead()  # before the reasons: who leaves gives it before its connection ends
                 reason = self.reason()
                 if self.coordination.process == 0:
                     self._read_reports()
@@ -86,6 +96,8 @@ class Watch:
             if reason is not None:
                 who, code, words, culprits = reason
                 self._leave(code, words if who == 0 else f'process {who} left: {words}', culprits)
+            elif dead:
+                self._leave(PEER, f'process{"es" * (len(dead) > 1)} {", ".join(map(str, dead))} gone', [])
             elif self.coordination.process == 0:
                 self._judge()
 

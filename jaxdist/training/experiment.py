@@ -76,6 +76,8 @@ class Experiment:
     """Steps between two checkpoints."""
     keep: int = 3
     """Number of newest checkpoints to keep."""
+    check_replicas: bool = False
+    """Compare the copies of the state that devices have, before each save: it finds a bit that has flipped."""
 
     def __post_init__(self) -> None:
         check_settings('model', self.model, 'build(task)', 'Model')
@@ -110,6 +112,7 @@ FREE = (
     'evaluate_every',
     'save_every',
     'keep',
+    'check_replicas',
     'constraints.tolerance',
 )
 """Fields that may change when a run is resumed."""

@@ -13,9 +13,11 @@ from jaxdist.training.alike import check_data, check_processes, check_programs, 
 from jaxdist.training.checkpoint import Checkpoints, Restored
 from jaxdist.training.diverged import check_held_out, last_finite
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
+from jaxdist.training.goodput import Account, Goodput
 from jaxdist.training.metrics import means
 from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
+from jaxdist.training.replicas import check_replicas
 from jaxdist.training.resize import changes, resized, saved_by
 from jaxdist.training.run_folder import Log, read_facts
 from jaxdist.training.step import State
@@ -67,6 +69,7 @@ class Done(NamedTuple):
         seconds: seconds of training since the run's first start.
         problem: the reason why `loss.png` was not drawn; empty if it was.
         verdicts: the outcome of what the objective monitors, by name: NamedTuples with `words`.
+        goodput: what became of the run's time, over all its starts.
         best: the step of the best state by the objective's monitor, saved in the folder's `best`; None without one.
     """
 
@@ -76,6 +79,7 @@ class Done(NamedTuple):
     problem: str
     verdicts: Mapping[str, Any]
     best: int | None
+    goodput: Goodput
 
 
 def run(
@@ -146,6 +150,7 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
     training, begin = ready.training, ready.step
     experiment = training.experiment
     monitor = monitor_for(training, log.folder)
+    account = Account(log.folder, begin, log.seen, log.writes)
     meta = {'experiment': to_json(experiment), 'data': {'sha256': training.data.facts.get('sha256')}}
     step = finite = begin
     for step, after, metrics in train(training, state):
@@ -164,8 +169,11 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
             check_held_out(record, finite)
         if last or ended or step % experiment.save_every == 0:
             cluster.doing('save', step)
+            if experiment.check_replicas:
+                check_replicas(after)
             here = {'sent': str(_sent_by(step, ready)), **reading.position(training, step)}
             checkpoints.save(step, after, {**meta, **here})
+            account.saved(step)
             yield Event('saved', step)
         if ended:
             checkpoints.wait()
@@ -176,7 +184,10 @@ def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop:
     verdicts = monitor.verdicts(log.records) if monitor and step > begin else {}
     log.conclude(verdicts)
     plot = log.plot(training, monitor) if step > begin else ''
-    yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, monitor.best if monitor else None))
+    if step > begin:
+        account.saved(step)
+    best = monitor.best if monitor else None
+    yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, best, account.goodput()))
 
 
 def _sent_by(step: int, ready: Ready) -> Fraction:

@@ -45,6 +45,7 @@ class Log:
         self.folder, self.path = folder, folder / 'metrics.jsonl'
         self.records = [r for r in read_records(folder) if r['step'] <= begin]
         self.writes = jax.process_index() == 0
+        self.seen = self.path.stat().st_mtime if self.path.exists() else None
         self.started = time.monotonic() - max((r['seconds'] for r in self.records), default=0.0)
         if self.writes:
             _replace(self.path, ''.join(_line(r) for r in self.records))

@@ -3,26 +3,13 @@
 import dataclasses
 import json
 import signal
-import socket
-import subprocess
 from pathlib import Path
 
 import pytest
-from run_fixtures import CONFIG, finish, losses
-from subprogram import PATIENCE, start, wait_for
+from cluster_fixtures import Processes
+from run_fixtures import finish, losses
 
 from jaxdist.training.experiment import Experiment, load
-
-CLUSTER = CONFIG.replace('Mesh(workers=4)', 'Mesh(workers=4, emulate=True)')
-
-
-def start_two(folder: Path, *words: str, config: str = CLUSTER) -> list[subprocess.Popen[str]]:
-    """The two processes of one run."""
-    with socket.create_server(('localhost', 0)) as server:
-        address = f'localhost:{server.getsockname()[1]}'
-    cluster = ['--cluster.coordinator', address, '--cluster.processes', '2', '--cluster.process']
-    return [start(folder, 'train', 'small.py', *words, *cluster, str(k), config=config) for k in range(2)]
-
 
 READ_IN_PARTS = """
 from dataclasses import dataclass
@@ -73,18 +60,6 @@ def experiment():
 """
 
 
-def outputs(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str], str]]:
-    """The exit status, the output without Gloo's messages, and the errors of each process."""
-    try:
-        texts = [process.communicate(timeout=PATIENCE) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    # Gloo writes from several threads: on a busy machine a message can lack its head, `[Gloo] Rank`.
-    lines = [[x for x in out.splitlines() if 'connected peer ranks' not in x and '[Gloo]' not in x] for out, _ in texts]
-    return [(p.returncode, out, err) for p, out, (_, err) in zip(processes, lines, texts, strict=True)]
-
-
 def in_one_process(folder: Path) -> Experiment:
     """Trains the same experiment in this process, on its devices, in the folder `single`."""
     experiment = load(folder / 'runs' / 'small-1' / 'experiment.json')
@@ -95,10 +70,12 @@ def in_one_process(folder: Path) -> Experiment:
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     constraints = 'small: squared_norm(bound=1.0)', 'easy: squared_norm(bound=1e4)'
-    first, second = outputs(start_two(tmp_path, '--constraints.hold', *constraints))
-    assert (first[0], second[0]) == (0, 0), (first, second)
-    assert first[1][0] == 'runs/small-1: mean() | sgd(0.1)'
-    assert second[1] == []
+    with Processes(tmp_path, '--constraints.hold', *constraints) as run:
+        first, second = (run.wait()[k] for k in range(2))
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert first.out[0] == 'runs/small-1: mean() | sgd(0.1)'
+    assert any(line.startswith('goodput ') and ' in 1 start; the rest: ' in line for line in first.out)
+    assert second.out == []
     assert [path.name for path in (tmp_path / 'runs').iterdir()] == ['small-1']
     folder = tmp_path / 'runs' / 'small-1'
     facts = json.loads((folder / 'run.json').read_text())
@@ -119,23 +96,21 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_saves(tmp_path: Path) -> None:
-    processes = start_two(tmp_path, '--steps', '1000000', '--evaluate-every', '1000000')
-    try:
-        wait_for(lambda: bool(losses(tmp_path / 'runs' / 'small-1')), processes[0])
-        processes[1].send_signal(signal.SIGTERM)
-    finally:
-        (code, out, _), (other, _, _) = outputs(processes)
-    assert (code, other) == (128 + signal.SIGTERM,) * 2
-    step = int(out[-2].split()[2])
-    assert step >= max(losses(tmp_path / 'runs' / 'small-1'))
-    assert out[-2:] == [f'stopped; step {step} is saved. Resume with:', '  jaxdist train runs/small-1']
+    with Processes(tmp_path, '--steps', '1000000', '--evaluate-every', '1000000', '--log-every', '50') as run:
+        run.wait_for_records()
+        run.signal(1, signal.SIGTERM)
+        first, second = (run.wait()[k] for k in range(2))
+    assert (first.code, second.code) == (128 + signal.SIGTERM,) * 2, (first, second)
+    step = int(first.out[-2].split()[2].rstrip(';'))
+    assert step > max(losses(run.run))  # it is agreed by time, and not by records
+    assert first.out[-2:] == [f'stopped; step {step} is saved. Resume with:', '  jaxdist train runs/small-1']
     assert (tmp_path / 'runs' / 'small-1' / 'checkpoints' / str(step) / 'manifest.json').is_file()
 
 
 @pytest.mark.slow
 def test_processes_that_each_read_a_part_train_as_one_and_resume_as_many(tmp_path: Path) -> None:
-    results = outputs(start_two(tmp_path, config=READ_IN_PARTS))
-    assert [code for code, _, _ in results] == [0, 0], results
+    with Processes(tmp_path, config=READ_IN_PARTS) as run:
+        assert [run.wait()[k].code for k in range(2)] == [0, 0], run.ended
     folder = tmp_path / 'runs' / 'small-1'
     experiment = load(tmp_path / 'small.py')
     finish(experiment, tmp_path / 'single')
@@ -143,8 +118,8 @@ def test_processes_that_each_read_a_part_train_as_one_and_resume_as_many(tmp_pat
     longer = dataclasses.replace(experiment, steps=6)
     with pytest.raises(ValueError, match=r'saved by 2 processes that each read their part of the data, .* there are 1'):
         finish(longer, folder)
-    results = outputs(start_two(tmp_path, '--steps', '6', '--run', 'runs/small-1', config=READ_IN_PARTS))
-    assert [code for code, _, _ in results] == [0, 0], results
+    with Processes(tmp_path, '--steps', '6', '--run', 'runs/small-1', config=READ_IN_PARTS) as run:
+        assert [run.wait()[k].code for k in range(2)] == [0, 0], run.ended
     finish(longer, tmp_path / 'single')
     assert list(losses(folder)) == [2, 4, 6]
     assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)

@@ -37,6 +37,7 @@ def test_the_folder_has_everything_to_reproduce_the_run(trained: Path) -> None:
         'loss.png',
         'metrics.jsonl',
         'run.json',
+        'starts.json',
     }
     assert load(trained / 'experiment.json') == SMALL
     assert sorted(path.name for path in (trained / 'checkpoints').iterdir()) == ['4', '6', '7']

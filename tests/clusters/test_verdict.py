@@ -1,0 +1,74 @@
+"""Who is silent, and who holds up the others: decided from reports alone."""
+
+import pytest
+
+from jaxdist.cluster.exits import PEER, STUCK
+from jaxdist.cluster.options import Limits
+from jaxdist.cluster.stragglers import Cost, straggler
+from jaxdist.cluster.verdict import Report, judge
+
+LIMITS = Limits(data=20.0, step=20.0, compile=100.0, save=50.0)
+
+
+def report(phase: str = 'step', step: int = 9, seconds: float = 1.0, silent: float = 0.5) -> Report:
+    return Report(phase, step, seconds, silent)
+
+
+def test_all_is_well_within_the_limits() -> None:
+    assert judge({0: report(), 1: report('data', seconds=19.0)}, LIMITS, 10.0) is None
+
+
+def test_a_silent_process_is_named_with_its_phase() -> None:
+    verdict = judge({0: report(), 1: report('data', silent=11.0)}, LIMITS, 10.0)
+    assert verdict == (PEER, "process 1 has not answered for 11 s: it was in 'data' of step 9", [1])
+
+
+def test_the_one_that_others_wait_for_is_named_whoever_exceeds_first() -> None:
+    waits = {k: report('step', 9, 40.0) for k in (0, 2)}
+    verdict = judge({**waits, 1: report('data', 9, 40.0)}, LIMITS, 10.0)
+    assert verdict is not None
+    assert (verdict.code, verdict.culprits) == (STUCK, [1])
+    # Others that wait longer than their own limit do not end a run whose last process is within its limit.
+    assert judge({**waits, 1: report('compile', 9, 40.0)}, LIMITS, 10.0) is None
+    assert judge({**waits, 1: report('save', 8, 40.0)}, LIMITS, 10.0) is None
+    late = judge({**waits, 1: report('compile', 9, 101.0)}, LIMITS, 10.0)
+    assert late is not None
+    assert late.culprits == [1]
+
+
+def test_a_process_that_is_a_step_behind_is_the_one_though_it_is_in_a_step() -> None:
+    verdict = judge({0: report('step', 10, 30.0), 1: report('step', 9, 30.0)}, LIMITS, 10.0)
+    assert verdict is not None
+    assert verdict.culprits == [1]
+
+
+def test_a_collective_that_does_not_end_has_no_culprit_among_them() -> None:
+    verdict = judge({0: report('step', 9, 21.0), 1: report('step', 9, 22.0)}, LIMITS, 10.0)
+    assert verdict is not None
+    assert verdict.words.startswith("all 2 processes have been in 'step' of step 9 for 21 s; the limit is 20 s")
+
+
+def test_a_phase_without_a_limit_is_not_judged() -> None:
+    assert judge({0: report('end', 9, 1e6), 1: report('end', 9, 1e6)}, LIMITS, 10.0) is None
+
+
+EVEN = Cost(data=0.01, step=0.10, compute=0.002, answer=0.001)
+
+
+@pytest.mark.parametrize(
+    'cause, change', [('data', {'data': 0.05}), ('compute', {'compute': 0.004}), ('communication', {'answer': 0.02})]
+)
+@pytest.mark.parametrize('count', [2, 5])
+def test_the_cause_of_a_straggler_is_what_it_measures(cause: str, change: dict[str, float], count: int) -> None:
+    costs = dict.fromkeys(range(count), EVEN)
+    assert straggler(costs) is None
+    found = straggler({**costs, 1: EVEN._replace(**change)})
+    assert found is not None
+    assert (found.process, found.cause) == (1, cause)
+
+
+def test_differences_within_the_noise_are_no_straggler() -> None:
+    others = {0: EVEN, 1: EVEN._replace(data=0.025), 2: EVEN._replace(compute=0.0025), 3: EVEN._replace(answer=0.004)}
+    assert straggler(others) is None
+    assert straggler({0: EVEN}) is None
+    assert straggler({0: EVEN, 1: EVEN._replace(step=0.0)}) is None

@@ -16,6 +16,7 @@ from jaxdist.cli.compare import Compare, end_if_stopped, parse, show_table, show
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
+from jaxdist.core import files
 from jaxdist.training.compare import Variant, compare, write_report
 from jaxdist.training.experiment import space
 from jaxdist.training.search_space import Field, applies, check_fields, read_field
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
         return
     best, command = best_variants(compared, chosen.trial_seeds, folder), options.command_line()
     shown(lambda stop: compare(best, chosen.seeds, folder, command=command, stop=stop), '')
-    (folder / 'trials.csv').write_text(trials_csv(compared, folder))
+    files.write(folder / 'trials.csv', trials_csv(compared, folder))
     title = chosen.title or f'{name}: each variant at its best of {chosen.trials} trials'
     show_table(write_report(best, chosen.seeds, folder, title, command, chosen.formats), folder)
 

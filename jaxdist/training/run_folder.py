@@ -14,8 +14,7 @@ from typing import Any
 import jax
 
 from jaxdist import cluster, report
-from jaxdist.core import registry
-from jaxdist.core.errors import FileError
+from jaxdist.core import files, registry
 from jaxdist.core.types import Model
 from jaxdist.training.alike import versions
 from jaxdist.training.commit import commit
@@ -25,6 +24,12 @@ from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
 from jaxdist.training.user_code import UserCode, user_code
 
+FILES = (
+    *('experiment.json', 'run.json', 'metrics.jsonl', 'verdict.json', 'result.json', 'code'),
+    *('loss.png', 'constraints.png'),
+)
+"""What runs write in their folder, other than the lock and checkpoints."""
+
 
 class Log:
     """The files of a run other than checkpoints; only process 0 writes.
@@ -32,6 +37,9 @@ class Log:
     Args:
         folder: the run's folder, which must exist.
         begin: the step that the run resumes from; records of later steps are dropped, to be recorded again.
+
+    Raises:
+        FileError: a file that a run writes is a symbolic link, or no regular file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +50,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, begin: int) -> None:
+        _refuse_links(folder)
         self.folder, self.path = folder, folder / 'metrics.jsonl'
         self.records = [r for r in read_records(folder) if r['step'] <= begin]
         self.writes = jax.process_index() == 0
@@ -59,7 +68,7 @@ class Log:
         record = {**record, 'seconds': self.seconds}
         self.records.append(record)
         if self.writes:
-            _append(self.path, _line(record))
+            files.write(self.path, _line(record), append=True)
         return record
 
     def describe(self, training: Training, command: str) -> list[str]:
@@ -216,19 +225,21 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _append(path: Path, text: str) -> None:
-    try:
-        with path.open('a') as file:
-            file.write(text)
-    except OSError as error:  # the error of a full disk does not name the file
-        raise FileError(error.errno, error.strerror, str(path)) from error
+def _refuse_links(folder: Path) -> None:
+    """Refuses links where a run writes, at its start: a folder that came from a stranger may have some."""
+    for name in FILES:
+        files.refuse_link(folder / name)
+        files.refuse_link(folder / f'{name}.new')
+    for at, folders, names in os.walk(folder / 'code'):
+        for name in [*folders, *names]:
+            files.refuse_link(Path(at, name))
 
 
 def _replace(path: Path, text: str) -> None:
     """Replaces the file atomically: a concurrent reader, or one after a crash, gets the old text or the new one."""
     new = path.with_name(f'{path.name}.new')
     new.unlink(missing_ok=True)
-    _append(new, text)
+    files.write(new, text)
     os.replace(new, path)
 
 

@@ -44,6 +44,7 @@ class Compare:
     """An update line to compare; repeat the option for every line. Without it, the config's sweep() is run."""
     label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
     """A label for each --update, in their order, such as 'DiLoCo, H = 30'. By default what differs between them."""
+    script: options.Scripts = ()
     seeds: int = 1
     """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
@@ -58,7 +59,7 @@ class Compare:
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'compare')
-    chosen = parse(Compare, path, rest, options.load_config(path))
+    chosen = parse(Compare, path, rest, options.load_config(path, options.scripts(rest), 'compare'))
     compared = variants_of(chosen, path, rest)
     options.start(*(experiment for _, experiment in compared))
     kept = keep_programs(chosen.compilation_cache)

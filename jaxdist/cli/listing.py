@@ -1,6 +1,7 @@
 """`jaxdist algorithms`, `codecs` and `constraints`: list the calls of lines, and the bytes that they send."""
 
 import inspect
+import shlex
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +35,7 @@ class Algorithms:
     """List the bytes that one of so many workers sends per step."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
     """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
+    script: options.Scripts = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Codecs:
     """List the bytes that one of so many workers sends for a mean."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
     """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
+    script: options.Scripts = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
     if chosen.config and chosen.workers is None:
         raise InputError('--config counts bytes for a model, which also needs the number of --workers: give both')
     selected = entries.chosen(chosen.names, known)
-    params = _params(chosen.config) if chosen.workers else None
+    params = _params(chosen) if chosen.workers else None
     console = Console(highlight=False)
     for entry in selected:
         _head(console, entry)
@@ -109,11 +112,12 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
         console.print()
 
 
-def _params(config: Path | None) -> Any:
+def _params(chosen: Algorithms | Codecs) -> Any:
     """The shapes and dtypes of the parameters of a config's model."""
-    if config is None:
+    if chosen.config is None:
         return MATRIX
-    experiment = options.load_config(config)
+    command = shlex.join([type(chosen).__name__.lower(), *chosen.names, '--workers', str(chosen.workers), '--config'])
+    experiment = options.load_config(chosen.config, chosen.script, command)
     model = experiment.model.build(experiment.data.load().task)
     return jax.eval_shape(model.init, jax.random.key(0))
 

@@ -1,6 +1,7 @@
 """`jaxdist plan`: shows the bytes that an experiment sends and stores, before it runs."""
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -31,6 +32,7 @@ class PlanOptions:
     experiment: options.ExperimentFields = field(default_factory=Experiment)
     set: options.Settings = ()
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
+    script: options.Scripts = ()
     json: options.Flag = False
     """Print the plan as JSON."""
     layouts: Annotated[SearchOptions, tyro.conf.arg(name='')] = field(default_factory=SearchOptions)
@@ -41,11 +43,12 @@ class PlanOptions:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     path, rest = options.config_path(arguments, 'plan')
-    default = PlanOptions(options.load_config(path))
+    default = PlanOptions(options.load_config(path, options.scripts(rest), 'plan'))
     chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
     if chosen.layouts.search:
-        run(chosen.layouts, experiment, str(path), chosen.json)
+        words = [str(path), *(word for script in chosen.script for word in ('--script', script))]
+        run(chosen.layouts, experiment, shlex.join(words), chosen.json)
         return
     options.start(experiment, cluster=chosen.cluster)
     kept = keep_programs(chosen.compilation_cache)

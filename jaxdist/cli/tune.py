@@ -48,7 +48,7 @@ class Tune(Compare):
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'tune')
-    chosen = parse(Tune, path, rest, options.load_config(path))
+    chosen = parse(Tune, path, rest, options.load_config(path, options.scripts(rest), 'tune'))
     compared = variants_of(chosen, path, rest)
     fields = [read_field(text) for text in chosen.over or space(path or Path())]
     check_fields(fields, [experiment for _, experiment in compared])

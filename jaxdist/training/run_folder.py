@@ -22,7 +22,7 @@ from jaxdist.training.experiment import Experiment, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
-from jaxdist.training.user_code import UserCode, user_code
+from jaxdist.training.user_code import UserCode, script_options, user_code
 
 FILES = (
     *('experiment.json', 'run.json', 'metrics.jsonl', 'verdict.json', 'result.json', 'code'),
@@ -156,18 +156,18 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
     'jaxdist train runs/x'
     """
     code = code_of(training.experiment)
+    scripts = script_options(code)
     return {
         'commands': commands,
-        'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}',
-        'resume': f'jaxdist train {shlex.quote(str(folder))}',
+        'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}{scripts}',
+        'resume': f'jaxdist train {shlex.quote(str(folder))}{scripts}',
         'versions': versions(),
         'commit': commit(),
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
         'data': training.data.facts,
         'baseline': {training.data.baseline_name: training.data.baseline},
-        'scripts': code.scripts,
-        'modules': code.modules,
+        **{name: getattr(code, name) for name in ('scripts', 'modules', 'imports', 'installed')},
     }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import Stop, asked_to_stop
+from jaxdist.cli.terminal import Terminal
 from jaxdist.training.compare import Variant, compare, variants, write_report
 from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
@@ -134,7 +134,7 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
 
 def show_table(summaries: list[report.Summary], folder: Path) -> None:
     """Prints the table of a comparison, its notes, and the files in its folder."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     header, rows = report.cells(summaries)
     table = Table()
     for head in header:

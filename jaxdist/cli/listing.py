@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import jax
 import optax
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
 from jaxdist import line
 from jaxdist.cli import entries, options
+from jaxdist.cli.terminal import Terminal
 from jaxdist.core import registry
 from jaxdist.core.errors import InputError
 from jaxdist.line.calls import FILLED
@@ -73,7 +73,7 @@ def codecs(arguments: list[str]) -> None:
 
 def constraints(arguments: list[str]) -> None:
     """Runs `jaxdist constraints`."""
-    console = Console(highlight=False)
+    console = Terminal(soft_wrap=False)
     for entry in entries.chosen(options.parse(Constraints(), arguments, 'constraints').names, entries.constraints()):
         _head(console, entry, _field(entry))
         console.print(Padding(escape(f'example: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
@@ -88,7 +88,7 @@ def _field(entry: registry.Entry) -> str:
     return 'constraints.dual' if transforms else 'constraints.penalty'
 
 
-def _head(console: Console, entry: registry.Entry, field: str = '') -> None:
+def _head(console: Terminal, entry: registry.Entry, field: str = '') -> None:
     """Prints an entry's call, summary and paper."""
     console.print(Padding(f'[bold]{escape(_call(entry))}[/]{f"  ({field})" if field else ""}', (0, 0, 0, 2)))
     for text in (entry.summary, entry.paper if entry.paper != 'none' else ''):
@@ -103,7 +103,7 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
         raise InputError('--config counts bytes for a model, which also needs the number of --workers: give both')
     selected = entries.chosen(chosen.names, known)
     params = _params(chosen) if chosen.workers else None
-    console = Console(highlight=False)
+    console = Terminal(soft_wrap=False)
     for entry in selected:
         _head(console, entry)
         console.print(Padding(escape(f'claims: {", ".join(_claims(entry))}'), (0, 0, 0, 6)))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
 from jaxdist.cli.search import SearchOptions, run
+from jaxdist.cli.terminal import Terminal
 from jaxdist.cluster.options import Cluster
 from jaxdist.planner.machines import machine
 from jaxdist.report import bytes_text, seconds_text
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
 def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     """Prints a plan, and the line on the compilation cache."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     print_line = lambda text: console.print(escape(text))  # noqa: E731
     print_line(f'update      {cost.update}')
     print_line(f'devices     {mesh_text(experiment.mesh)}')

@@ -36,8 +36,8 @@ class Terminal(Console):
     def __init__(self, *, soft_wrap: bool = True, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(highlight=False, soft_wrap=soft_wrap, stderr=stderr, quiet=quiet)
 
-    @property
-    def file(self) -> IO[str]:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def file(self) -> IO[str]:
         """The stream itself: what shows control characters would show rich's, and may be below rich's proxy."""
         stream = super().file
         while hasattr(stream, 'rich_proxied_file'):

@@ -98,7 +98,7 @@ def run_code(folder: Path, named: Sequence[str], commands: Commands) -> None:
     roots = {path.resolve().parents[len(Path(name).parts) - 1]: None for name, path in paths.items()}
     _check_unchanged(folder, code, list(roots), _config(words, commands))
     for module in modules:
-        _import(module, folder)
+        _import(module, folder, _config(words, commands))
     for name, path in paths.items():
         if name in code.scripts:
             load_script(path)
@@ -160,7 +160,7 @@ def _config(words: Sequence[str], commands: Commands) -> str:
     return commands.config.replace('CONFIG.py', shlex.quote(config))
 
 
-def _import(module: str, folder: Path) -> None:
+def _import(module: str, folder: Path, config: str) -> None:
     """Imports an installed module that the user names."""
     try:
         spec = importlib.util.find_spec(module.partition('.')[0])
@@ -171,8 +171,10 @@ def _import(module: str, folder: Path) -> None:
     except ScriptError:
         raise
     except Exception as error:  # a module may raise anything
-        hint = '; the name of a file ends in .py' if '/' in module or Path(module).exists() else ''
-        raise ScriptError(f'--script {module} cannot be imported: {type(error).__name__}: {error}{hint}') from error
+        hint = 'the name of a file ends in .py' if '/' in module or Path(module).exists() else 'give the config'
+        raise ScriptError(
+            f'--script {module} cannot be imported: {type(error).__name__}: {error}; {hint}, as in:\n  {config}'
+        ) from error
 
 
 def _ends(path: Path, name: Path) -> bool:

@@ -201,14 +201,18 @@ def import_file(root: Path, name: str) -> None:
     jaxdist.training.user_code.ScriptError: nowhere/no_such_file.py: ModuleNotFoundError: No module named 'no_such_file'
     >>> _ = ROOTS.pop()
     """
-    path = root / name
+    path, parts = root / name, Path(name).with_suffix('').parts
     add_root(root)
     try:
-        module = importlib.import_module('.'.join(Path(name).with_suffix('').parts))
+        spec = importlib.util.find_spec(parts[0])
+        places = [place for place in (spec.origin, *(spec.submodule_search_locations or [])) if place] if spec else []
+        if places and not any(Path(place).resolve().is_relative_to(root) for place in places):
+            raise ScriptError(f'{path} cannot be imported, for {places[0]} has the same name: rename it')
+        importlib.import_module('.'.join(parts))
+    except ScriptError:
+        raise
     except Exception as error:
         raise ScriptError(blame(path, error)) from error
-    if _file(module) != path.resolve():
-        raise ScriptError(f'{path} cannot be imported, for {module.__file__} has the same name: rename it')
 
 
 def add_root(folder: Path) -> None:

@@ -189,7 +189,7 @@ def changed(model: Any) -> dict[str, Any]:
         ('Evil', 'evil.py', 'no such file was run or imported'),
         ('Evil', '../evil.py', 'no such file was run or imported'),
         ('Popen', 'subprocess', "is no dataclass of settings of a user's"),
-        ('subprocess.Popen', 'jaxdist.training.run_folder', "is no dataclass of settings of a user's"),
+        ('np.ndarray', 'run_fixtures', "is no dataclass of settings of a user's"),
         ('Mode', 'pprint', 'there is no class Mode in pprint'),
         ('FrameSummary', 'traceback', "is no dataclass of settings of a user's"),
         ('load.__globals__', 'jaxdist.training.experiment', 'is no dataclass|no class'),
@@ -267,8 +267,21 @@ def test_a_module_alone_is_named_and_imported(forgetful: Jaxdist) -> None:
     assert (code, 'has already taken its 4 steps' in out) == (0, True), err
 
 
+def test_a_file_of_the_same_name_is_not_imported_in_its_place(
+    forgetful: Jaxdist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(to_json(SMALL), {'modules': {'own_same.py': digest('1')}})
+    for name, text in (('first', EVIL), ('mine', '1')):
+        Path(name).mkdir()
+        Path(name, 'own_same.py').write_text(text)
+    monkeypatch.syspath_prepend('first')
+    with pytest.raises(ScriptError, match=r'cannot be imported, for .*own_same\.py has the same name: rename it'):
+        run_code(folder, ['mine/own_same.py'], Commands('', ''))
+    assert not Path('ran').exists()
+
+
 def test_a_script_that_fails_is_blamed(forgetful: Jaxdist) -> None:
-    folder = folder_of(to_json(SMALL), {'modules': {'own.py': digest('1 / 0')}})
-    Path('own.py').write_text('1 / 0')
+    folder = folder_of(to_json(SMALL), {'modules': {'own_fails.py': digest('1 / 0')}})
+    Path('own_fails.py').write_text('1 / 0')
     with pytest.raises(ScriptError, match='line 1: ZeroDivisionError'):
-        run_code(folder, ['own.py'], Commands('', ''))
+        run_code(folder, ['own_fails.py'], Commands('', ''))

@@ -12,7 +12,8 @@ from run_fixtures import CONFIG, SMALL, Jaxdist
 
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import Stop
-from jaxdist.cli.terminal import Terminal, Visible, visible, visible_output
+from jaxdist.cli.terminal import Terminal, Visible, visible_output
+from jaxdist.core.control_characters import visible
 from jaxdist.training.experiment import to_json
 
 TITLE = 'a\x1b]0;title\x07b'

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import Stop, asked_to_stop
+from jaxdist.cli.terminal import Terminal
 from jaxdist.training.compare import Variant, compare, variants, write_report
 from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
@@ -44,6 +44,7 @@ class Compare:
     """An update line to compare; repeat the option for every line. Without it, the config's sweep() is run."""
     label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
     """A label for each --update, in their order, such as 'DiLoCo, H = 30'. By default what differs between them."""
+    script: options.Scripts = ()
     seeds: int = 1
     """Runs of each variant, with consecutive seeds from the experiment's on."""
     out: options.Folder = None
@@ -58,7 +59,7 @@ class Compare:
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'compare')
-    chosen = parse(Compare, path, rest, options.load_config(path))
+    chosen = parse(Compare, path, rest, options.load_config(path, options.scripts(rest), 'compare'))
     compared = variants_of(chosen, path, rest)
     options.start(*(experiment for _, experiment in compared))
     kept = keep_programs(chosen.compilation_cache)
@@ -133,7 +134,7 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
 
 def show_table(summaries: list[report.Summary], folder: Path) -> None:
     """Prints the table of a comparison, its notes, and the files in its folder."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     header, rows = report.cells(summaries)
     table = Table()
     for head in header:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.markup import escape
 
+from jaxdist.cli.terminal import Terminal
 from jaxdist.core.errors import JaxdistError
 
 
@@ -44,7 +44,7 @@ def exits() -> Iterator[None]:
 
 def fail(text: str, code: int) -> NoReturn:
     """Prints an error, and ends the program, with other processes following."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f'[red]error:[/] {escape(text)}')
+    Terminal(stderr=True).print(f'[red]error:[/] {escape(text)}')
     _end(code, text)
 
 

@@ -3,8 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
-
+from jaxdist.cli.terminal import Terminal
 from jaxdist.core.errors import InputError
 
 FILES = ('experiment.py', 'algorithm.py', 'test_algorithm.py')
@@ -15,7 +14,7 @@ USAGE = (
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if arguments in (['-h'], ['--help']):
         console.print(USAGE)
         return

@@ -3,11 +3,11 @@
 import sys
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.markup import escape
 
 from jaxdist.cli import entries, options
 from jaxdist.cli.compilation_cache import keep_programs
+from jaxdist.cli.terminal import Terminal
 from jaxdist.laws import LawResult, check_entry
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command; ends with 1 if a law is broken."""
     chosen = options.parse(Laws(), arguments, 'laws')
     options.emulate(chosen.workers)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if kept := keep_programs(chosen.compilation_cache):
         console.print(escape(kept))
     broken = 0

@@ -1,6 +1,7 @@
 """`jaxdist algorithms`, `codecs` and `constraints`: list the calls of lines, and the bytes that they send."""
 
 import inspect
+import shlex
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Annotated, Any
 import jax
 import optax
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
 from jaxdist import line
 from jaxdist.cli import entries, options
+from jaxdist.cli.terminal import Terminal
 from jaxdist.core import registry
 from jaxdist.core.errors import InputError
 from jaxdist.line.calls import FILLED
@@ -34,6 +35,7 @@ class Algorithms:
     """List the bytes that one of so many workers sends per step."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
     """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
+    script: options.Scripts = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Codecs:
     """List the bytes that one of so many workers sends for a mean."""
     config: Annotated[Path | None, tyro.conf.arg(metavar='CONFIG', help_behavior_hint='')] = None
     """Count them for this config's model; without it, for one matrix of 1000 x 1000 numbers."""
+    script: options.Scripts = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def codecs(arguments: list[str]) -> None:
 
 def constraints(arguments: list[str]) -> None:
     """Runs `jaxdist constraints`."""
-    console = Console(highlight=False)
+    console = Terminal(soft_wrap=False)
     for entry in entries.chosen(options.parse(Constraints(), arguments, 'constraints').names, entries.constraints()):
         _head(console, entry, _field(entry))
         console.print(Padding(escape(f'example: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
@@ -85,7 +88,7 @@ def _field(entry: registry.Entry) -> str:
     return 'constraints.dual' if transforms else 'constraints.penalty'
 
 
-def _head(console: Console, entry: registry.Entry, field: str = '') -> None:
+def _head(console: Terminal, entry: registry.Entry, field: str = '') -> None:
     """Prints an entry's call, summary and paper."""
     console.print(Padding(f'[bold]{escape(_call(entry))}[/]{f"  ({field})" if field else ""}', (0, 0, 0, 2)))
     for text in (entry.summary, entry.paper if entry.paper != 'none' else ''):
@@ -99,8 +102,8 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
     if chosen.config and chosen.workers is None:
         raise InputError('--config counts bytes for a model, which also needs the number of --workers: give both')
     selected = entries.chosen(chosen.names, known)
-    params = _params(chosen.config) if chosen.workers else None
-    console = Console(highlight=False)
+    params = _params(chosen) if chosen.workers else None
+    console = Terminal(soft_wrap=False)
     for entry in selected:
         _head(console, entry)
         console.print(Padding(escape(f'claims: {", ".join(_claims(entry))}'), (0, 0, 0, 6)))
@@ -109,11 +112,12 @@ def _show(chosen: Algorithms | Codecs, known: dict[str, registry.Entry]) -> None
         console.print()
 
 
-def _params(config: Path | None) -> Any:
+def _params(chosen: Algorithms | Codecs) -> Any:
     """The shapes and dtypes of the parameters of a config's model."""
-    if config is None:
+    if chosen.config is None:
         return MATRIX
-    experiment = options.load_config(config)
+    command = shlex.join([type(chosen).__name__.lower(), *chosen.names, '--workers', str(chosen.workers), '--config'])
+    experiment = options.load_config(chosen.config, chosen.script, command)
     model = experiment.model.build(experiment.data.load().task)
     return jax.eval_shape(model.init, jax.random.key(0))
 

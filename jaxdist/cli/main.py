@@ -3,9 +3,8 @@
 import importlib
 import sys
 
-from rich.console import Console
-
 from jaxdist.cli.failing import exits, fail
+from jaxdist.cli.terminal import Terminal, visible_output
 from jaxdist.core.spelling import nearest
 
 COMMANDS = {  # imported when they are called, so that none waits for what another needs
@@ -23,7 +22,11 @@ COMMANDS = {  # imported when they are called, so that none waits for what anoth
 
 def main() -> None:
     """Runs the program `jaxdist`. Exits with 0, or as in `jaxdist.cluster.exits`."""
-    name, *arguments = sys.argv[1:] or ['--help']
+    with visible_output():
+        _main(*(sys.argv[1:] or ['--help']))
+
+
+def _main(name: str, *arguments: str) -> None:
     if name in ('-h', '--help'):
         _usage()
     elif name not in COMMANDS:
@@ -31,7 +34,7 @@ def main() -> None:
         hint = f'; did you mean {close[0]}?' if close else '.'
         fail(f'no command {name!r}{hint} There are {", ".join(COMMANDS)}', 2)
     else:
-        _call(name, arguments)
+        _call(name, list(arguments))
 
 
 def _call(name: str, arguments: list[str]) -> None:
@@ -42,7 +45,7 @@ def _call(name: str, arguments: list[str]) -> None:
 
 
 def _usage() -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     console.print('usage: jaxdist COMMAND ...\n\nResearch on distributed optimisation, in JAX.\n')
     for name, (_, _, about) in COMMANDS.items():
         console.print(f'  {name:<12}{about}')

@@ -1,12 +1,13 @@
 """Common to all commands: reads a config and its overrides, and sets up the devices."""
 
 import dataclasses
-import json
+import itertools
 import os
 import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -19,7 +20,7 @@ from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.peers import join
 from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
-from jaxdist.training.user_code import load_code
+from jaxdist.training.run_code import Commands, run_code
 
 Options = TypeVar('Options')
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='CALL.KEYWORD=VALUE')]
@@ -31,6 +32,15 @@ CompilationCache = Annotated[
         metavar='FOLDER|none',
         help_behavior_hint='',
         help="The folder in which compiled programs are kept for later runs. By default in the user's cache folder.",
+    ),
+]
+Scripts = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar='FILE.py|MODULE',
+        help="Your own file, outside of the run's folder, or installed module that a run needs. A run's folder runs "
+        'none by itself, and a file only if it is unchanged; may be given more than once.',
     ),
 ]
 ExperimentFields = Annotated[Experiment, tyro.conf.arg(name='')]
@@ -52,33 +62,44 @@ def config_path(arguments: list[str], command: str) -> tuple[Path | None, list[s
     raise ExperimentError(f'which config? As in: jaxdist {command} configs/quickstart.py (options come after it)')
 
 
-def load_config(path: Path | None) -> Experiment:
+def scripts(arguments: Sequence[str]) -> list[str]:
+    """The values of `--script`, which are run before the options are parsed: the options are those of their classes.
+
+    >>> scripts(['--steps', '5', '--script', 'a.py', '--script=b.py'])
+    ['a.py', 'b.py']
+    """
+    after = [value for name, value in itertools.pairwise(arguments) if name == '--script']
+    return after + [name.removeprefix('--script=') for name in arguments if name.startswith('--script=')]
+
+
+def load_config(path: Path | None, named: Sequence[str] = (), command: str = 'train') -> Experiment:
     """The experiment of a config, of a run's folder or of its experiment.json; all defaults for no path at all.
+
+    Args:
+        path: the config, the folder or the file.
+        named: the user's code that the run of a folder needs; see `jaxdist.training.run_code`.
+        command: the command and the words before the path, for messages.
 
     Raises:
         ExperimentError: there is no experiment.
-        ScriptError: a Python file is missing or cannot be run.
+        ScriptError: a Python file is missing, is not named, has changed or cannot be run.
 
     >>> load_config(None).batch
     64
     """
     if path is None:
         return Experiment()
-    if not path.is_dir():
-        if path.name == 'experiment.json':
-            _load_code(path.parent)
+    if not path.is_dir() and path.suffix != '.json':
+        if named:
+            raise ExperimentError(f'--script goes with the folder of a run: {path} imports what it needs')
         return load(path)
-    if not (path / 'experiment.json').is_file():
+    file = path / 'experiment.json' if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
         raise ExperimentError(f'the folder {path} contains no run: there is no experiment.json in it')
-    _load_code(path)
-    return load(path / 'experiment.json')
-
-
-def _load_code(folder: Path) -> None:
-    """Runs the user's code that a run needs, of which its folder has a copy."""
-    path = folder / 'run.json'
-    facts = json.loads(path.read_text()) if path.is_file() else {}
-    load_code(folder / 'code', facts.get('scripts', []), facts.get('modules', []))
+    given = shlex.quote(str(path))
+    resumed = f' --run {given}' if command == 'train' and path.is_dir() else ''
+    run_code(file.parent, named, Commands(f'jaxdist {command} {given}', f'jaxdist {command} CONFIG.py{resumed}'))
+    return load(file)
 
 
 def parse(default: Options, arguments: list[str], command: str) -> Options:

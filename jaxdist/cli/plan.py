@@ -1,11 +1,11 @@
 """`jaxdist plan`: shows the bytes that an experiment sends and stores, before it runs."""
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +13,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import facts_text, mesh_text
 from jaxdist.cli.search import SearchOptions, run
+from jaxdist.cli.terminal import Terminal
 from jaxdist.cluster.options import Cluster
 from jaxdist.planner.machines import machine
 from jaxdist.report import bytes_text, seconds_text
@@ -31,6 +32,7 @@ class PlanOptions:
     experiment: options.ExperimentFields = field(default_factory=Experiment)
     set: options.Settings = ()
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
+    script: options.Scripts = ()
     json: options.Flag = False
     """Print the plan as JSON."""
     layouts: Annotated[SearchOptions, tyro.conf.arg(name='')] = field(default_factory=SearchOptions)
@@ -41,11 +43,12 @@ class PlanOptions:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     path, rest = options.config_path(arguments, 'plan')
-    default = PlanOptions(options.load_config(path))
+    default = PlanOptions(options.load_config(path, options.scripts(rest), 'plan'))
     chosen = options.parse(default, rest, f'plan {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
     if chosen.layouts.search:
-        run(chosen.layouts, experiment, str(path), chosen.json)
+        words = [str(path), *(word for script in chosen.script for word in ('--script', script))]
+        run(chosen.layouts, experiment, shlex.join(words), chosen.json)
         return
     options.start(experiment, cluster=chosen.cluster)
     kept = keep_programs(chosen.compilation_cache)
@@ -64,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
 def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     """Prints a plan, and the line on the compilation cache."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     print_line = lambda text: console.print(escape(text))  # noqa: E731
     print_line(f'update      {cost.update}')
     print_line(f'devices     {mesh_text(experiment.mesh)}')

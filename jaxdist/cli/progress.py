@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
 from jaxdist.cli.stopping import Stop
+from jaxdist.cli.terminal import Terminal
 from jaxdist.core.mesh import axis_text
 from jaxdist.report import ARROWS, bytes_text, seconds_text
 from jaxdist.training.experiment import Mesh
@@ -25,11 +25,11 @@ BAR = 12
 """Columns that are reserved for the progress bar."""
 
 
-class Screen(Console):
+class Screen(Terminal):
     """Standard output of process 0; after a broken pipe it is quiet, and the run is asked to stop and save."""
 
     def __init__(self, stop: Stop) -> None:
-        super().__init__(quiet=jax.process_index() != 0, highlight=False, soft_wrap=True)
+        super().__init__(quiet=jax.process_index() != 0)
         self.stop = stop
 
     def on_broken_pipe(self) -> None:

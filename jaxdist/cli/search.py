@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jaxdist.cli import options
+from jaxdist.cli.terminal import Terminal
 from jaxdist.planner.cost import Estimate
 from jaxdist.planner.layouts import AXES
 from jaxdist.planner.machines import machine
@@ -70,7 +70,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
     if as_json:
         print(json.dumps(to_json(found, experiment, listed, compiled), indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     print_facts(console, found, time.perf_counter() - begin)
     for number, line in enumerate(lines, 1):
         console.print(escape(f'line {number}      {line}'))
@@ -87,7 +87,7 @@ def run(chosen: SearchOptions, experiment: Experiment, config: str, as_json: boo
         console.print(escape(f'run the best: jaxdist train {config} {layout_options(experiment, best)}'.rstrip()))
 
 
-def print_facts(console: Console, found: Search, seconds: float) -> None:
+def print_facts(console: Terminal, found: Search, seconds: float) -> None:
     """Prints what was searched."""
     work, of = found.workload, found.machine
     blocks = f' in {work.layers} blocks' if work.layers else ', without parts'

@@ -16,8 +16,9 @@ from jaxdist.report import seconds_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.plan import plan
 from jaxdist.training.run import Done, run
-from jaxdist.training.run_folder import new_folder
+from jaxdist.training.run_folder import code_of, new_folder
 from jaxdist.training.train import prepare
+from jaxdist.training.user_code import script_options
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Train:
     experiment: options.ExperimentFields = field(default_factory=Experiment)
     set: options.Settings = ()
     """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
+    script: options.Scripts = ()
     run: options.Folder = None
     """The run's folder; a run of this experiment in it is resumed. By default a new folder below runs/."""
     dry_run: options.Flag = False
@@ -42,7 +44,8 @@ class Train:
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'train')
-    default = Train(options.load_config(path), run=path if path is not None and path.is_dir() else None)
+    folder = path if path is not None and path.is_dir() else None
+    default = Train(options.load_config(path, options.scripts(rest)), run=folder)
     chosen = options.parse(default, rest, f'train {path or "CONFIG"}')
     experiment = options.settled(chosen.experiment, chosen.set)
     options.start(experiment, cluster=chosen.cluster)
@@ -68,8 +71,9 @@ def _train(experiment: Experiment, folder: Path, kept: str) -> None:
             kept = ''
             progress.show(event, str(folder))
             if event.kind == 'done':
-                progress.print_line(_ending(event.value, folder, resume))
+                progress.print_line(_ending(event.value, folder, resume + script_options(code_of(experiment))))
             elif event.kind == 'stopped':
+                resume += script_options(code_of(experiment))
                 progress.print_line(f'stopped; step {event.value} is saved. Resume with:\n  {resume}')
                 sys.exit(stop.code)
 

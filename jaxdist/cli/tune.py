@@ -16,6 +16,7 @@ from jaxdist.cli.compare import Compare, end_if_stopped, parse, show_table, show
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress
 from jaxdist.cli.stopping import asked_to_stop
+from jaxdist.core import files
 from jaxdist.training.compare import Variant, compare, write_report
 from jaxdist.training.experiment import space
 from jaxdist.training.search_space import Field, applies, check_fields, read_field
@@ -47,7 +48,7 @@ class Tune(Compare):
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'tune')
-    chosen = parse(Tune, path, rest, options.load_config(path))
+    chosen = parse(Tune, path, rest, options.load_config(path, options.scripts(rest), 'tune'))
     compared = variants_of(chosen, path, rest)
     fields = [read_field(text) for text in chosen.over or space(path or Path())]
     check_fields(fields, [experiment for _, experiment in compared])
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
         return
     best, command = best_variants(compared, chosen.trial_seeds, folder), options.command_line()
     shown(lambda stop: compare(best, chosen.seeds, folder, command=command, stop=stop), '')
-    (folder / 'trials.csv').write_text(trials_csv(compared, folder))
+    files.write(folder / 'trials.csv', trials_csv(compared, folder))
     title = chosen.title or f'{name}: each variant at its best of {chosen.trials} trials'
     show_table(write_report(best, chosen.seeds, folder, title, command, chosen.formats), folder)
 

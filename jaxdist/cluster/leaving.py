@@ -7,6 +7,8 @@ import sys
 import time
 from typing import NoReturn
 
+from jaxdist.core.control_characters import visible
+
 LINGER = 2.0
 """Seconds by which process 0 leaves last: when it goes, JAX aborts the others, over their own messages."""
 
@@ -28,7 +30,7 @@ def leave(code: int, words: str, *, last: bool = False, stacks: bool = False) ->
     clear = b'\r\x1b[K\x1b[?25h' if os.isatty(2) else b''  # over the live line, which hides the cursor
     try:
         if words:
-            os.write(2, clear + f'error: {words}\n'.encode())
+            os.write(2, clear + f'error: {visible(words)}\n'.encode())
         if stacks:
             faulthandler.dump_traceback(2, all_threads=True)
     except OSError:  # nobody reads it any more

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxdist.core.errors import InputError, MissingExtraError
+from jaxdist.core.files import refuse_link
 from jaxdist.report.text import bytes_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def save(drawing: 'Figure', path: Path) -> 'Figure':
 
     Raises:
         InputError: if the suffix is another one.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written, or is a symbolic link.
 
     >>> save(figure(4, 3), Path('plot.bmp'))
     Traceback (most recent call last):
@@ -50,6 +51,7 @@ def save(drawing: 'Figure', path: Path) -> 'Figure':
     """
     if path.suffix not in ('.png', '.svg', '.pdf'):
         raise InputError(f'a plot is written as .png, .svg or .pdf, not as {path.name!r}')
+    refuse_link(path)
     drawing.savefig(path)
     return drawing
 

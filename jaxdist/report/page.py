@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdist.core import files
 from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Summary, best
 from jaxdist.report.tables import cells, notes
@@ -100,7 +101,7 @@ def page(
     body += map(_image, pictures)
     body += ['<h2>Reproduce</h2>', f'<pre>{escape(details["command"])}</pre>']
     body += [_detail(key, value) for key, value in details.items() if key != 'command']
-    path.write_text(_document(title, body), encoding='utf-8')
+    files.write(path, _document(title, body), encoding='utf-8')
     return path
 
 

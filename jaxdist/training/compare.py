@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdist import ledger, line, report
+from jaxdist.core import files
 from jaxdist.training.diverged import Diverged
 from jaxdist.training.experiment import Experiment, ExperimentError, flat, to_json
 from jaxdist.training.labels import labels
@@ -106,6 +107,7 @@ def compare(
             path = run_folder(folder, experiment)
             if (path / 'result.json').exists():
                 continue
+            files.refuse_link(path, below=folder)
             yield from ((name, experiment.seed, event) for event in run_one(name, experiment, path, command, stop))
             if stop():
                 return
@@ -152,7 +154,7 @@ def run_one(name: str, experiment: Experiment, path: Path, command: str, stop: C
     for cost in ('sent', 'seconds'):
         row[cost] = max(r.get(cost, 0) for r in read_records(path))
     if jax.process_index() == 0:
-        (path / 'result.json').write_text(json.dumps(row, allow_nan=False) + '\n')
+        files.write(path / 'result.json', json.dumps(row, allow_nan=False) + '\n')
 
 
 def _memory(name: str, ready: Ready) -> int:
@@ -215,7 +217,7 @@ def write_report(
     ended, results = _ended(compared, seeds, folder), rows(compared, seeds, folder)
     if not results:
         raise ExperimentError(f'no run in {folder} has ended yet')
-    (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in results))
+    files.write(folder / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in results))
     names = {key_of(experiment): name for name, experiment in compared}
     results = [{**row, 'name': names[row['update']]} for row in results]
     facts = json.loads((run_folder(folder, ended[0]) / 'run.json').read_text())
@@ -254,10 +256,10 @@ def draw_report(
     1
     """
     summaries = report.summarise(results)
-    (folder / 'table.md').write_text(report.markdown_table(summaries))
-    (folder / 'table.tex').write_text(report.latex_table(summaries))
-    (folder / 'table.csv').write_text(report.csv_table(summaries))
-    (folder / 'runs.csv').write_text(report.csv_runs(results))
+    files.write(folder / 'table.md', report.markdown_table(summaries))
+    files.write(folder / 'table.tex', report.latex_table(summaries))
+    files.write(folder / 'table.csv', report.csv_table(summaries))
+    files.write(folder / 'runs.csv', report.csv_runs(results))
     (baseline,) = details['baseline'].items()
     seeds = max(summary.runs for summary in summaries)
     report.page(

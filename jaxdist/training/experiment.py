@@ -179,7 +179,9 @@ def differences(given: Experiment, saved: Experiment) -> list[str]:
 
 
 def load(path: Path) -> Experiment:
-    """The experiment of a config: a Python file with a function `experiment()`, or a JSON file.
+    """The experiment of a config: a Python file with a function `experiment()`, or a JSON file, which runs no code.
+
+    A class that a JSON file names must be imported already; `jaxdist.training.run_code` runs the code of a run.
 
     Raises:
         ExperimentError: there is no such file, or it defines no experiment.

@@ -88,7 +88,7 @@ def decode(hint: Any, value: Any, where: str, known: tuple[type, ...] = ()) -> A
         hint: the type; for `Any`, lists become tuples.
         value: the JSON data.
         where: the name of the place, for error messages.
-        known: a user's classes.
+        known: a user's classes. Another class must be a dataclass of a file or a module that is imported already.
 
     Raises:
         ExperimentError: the data are of another type, or of an unknown class.
@@ -100,8 +100,10 @@ def decode(hint: Any, value: Any, where: str, known: tuple[type, ...] = ()) -> A
     if origin is Annotated:
         return decode(arguments[0], value, where, known)
     if isinstance(value, dict) and ('from' in value or (hint is Any and 'kind' in value)):
-        kind = value['kind']
-        return _decode_dataclass({kind: _class_of(kind, value.get('from'), where, known)}, value, where, known)
+        kind, source = value.get('kind'), value.get('from')
+        if not isinstance(kind, str) or not isinstance(source, str | None):
+            raise ExperimentError(f'{where}: a kind and its place must be texts, not {kind!r} and {source!r}')
+        return _decode_dataclass({kind: _class_of(kind, source, where, known)}, value, where, known)
     if origin is tuple and isinstance(value, list):
         return tuple(decode(arguments[0], entry, f'{where}[{i}]', known) for i, entry in enumerate(value))
     if origin is Literal and value in arguments:

@@ -14,8 +14,7 @@ from typing import Any
 import jax
 
 from jaxdist import cluster, report
-from jaxdist.core import registry
-from jaxdist.core.errors import FileError
+from jaxdist.core import files, registry
 from jaxdist.core.types import Model
 from jaxdist.training.alike import versions
 from jaxdist.training.commit import commit
@@ -23,7 +22,13 @@ from jaxdist.training.experiment import Experiment, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
-from jaxdist.training.user_code import UserCode, user_code
+from jaxdist.training.user_code import UserCode, script_options, user_code
+
+FILES = (
+    *('experiment.json', 'run.json', 'metrics.jsonl', 'verdict.json', 'result.json', 'code'),
+    *('loss.png', 'constraints.png'),
+)
+"""What runs write in their folder, other than the lock and checkpoints."""
 
 
 class Log:
@@ -32,6 +37,9 @@ class Log:
     Args:
         folder: the run's folder, which must exist.
         begin: the step that the run resumes from; records of later steps are dropped, to be recorded again.
+
+    Raises:
+        FileError: a file that a run writes is a symbolic link, or no regular file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +50,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, begin: int) -> None:
+        _refuse_links(folder)
         self.folder, self.path = folder, folder / 'metrics.jsonl'
         self.records = [r for r in read_records(folder) if r['step'] <= begin]
         self.writes = jax.process_index() == 0
@@ -60,7 +69,7 @@ class Log:
         record = {**record, 'seconds': self.seconds}
         self.records.append(record)
         if self.writes:
-            _append(self.path, _line(record))
+            files.write(self.path, _line(record), append=True)
         return record
 
     def describe(self, training: Training, command: str) -> list[str]:
@@ -148,18 +157,18 @@ def describe(training: Training, commands: list[str], folder: Path) -> dict[str,
     'jaxdist train runs/x'
     """
     code = code_of(training.experiment)
+    scripts = script_options(code)
     return {
         'commands': commands,
-        'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}',
-        'resume': f'jaxdist train {shlex.quote(str(folder))}',
+        'repeat': f'jaxdist train {shlex.quote(str(folder / "experiment.json"))}{scripts}',
+        'resume': f'jaxdist train {shlex.quote(str(folder))}{scripts}',
         'versions': versions(),
         'commit': commit(),
         'devices': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
         'data': training.data.facts,
         'baseline': {training.data.baseline_name: training.data.baseline},
-        'scripts': code.scripts,
-        'modules': code.modules,
+        **{name: getattr(code, name) for name in ('scripts', 'modules', 'imports', 'installed')},
     }
 
 
@@ -217,19 +226,21 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _append(path: Path, text: str) -> None:
-    try:
-        with path.open('a') as file:
-            file.write(text)
-    except OSError as error:  # the error of a full disk does not name the file
-        raise FileError(error.errno, error.strerror, str(path)) from error
+def _refuse_links(folder: Path) -> None:
+    """Refuses links where a run writes, at its start: a folder that came from a stranger may have some."""
+    for name in FILES:
+        files.refuse_link(folder / name)
+        files.refuse_link(folder / f'{name}.new')
+    for at, folders, names in os.walk(folder / 'code'):
+        for name in [*folders, *names]:
+            files.refuse_link(Path(at, name))
 
 
 def _replace(path: Path, text: str) -> None:
     """Replaces the file atomically: a concurrent reader, or one after a crash, gets the old text or the new one."""
     new = path.with_name(f'{path.name}.new')
     new.unlink(missing_ok=True)
-    _append(new, text)
+    files.write(new, text)
     os.replace(new, path)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdist import report
+from jaxdist.core import files
 from jaxdist.core.errors import InputError, MissingExtraError
 from jaxdist.training.compare import Variant, key_of, rows, run_folder, run_one
 from jaxdist.training.experiment import Experiment, ExperimentError
@@ -208,6 +209,7 @@ def _runs(
         one = dataclasses.replace(experiment, seed=seed)
         path = run_folder(folder, one)
         if not (path / 'result.json').exists():
+            files.refuse_link(path, below=folder)
             yield from ((label, seed, event) for event in run_one(label, one, path, command, stop))
         if stop():
             return
@@ -233,9 +235,9 @@ def _check_same(folder: Path, name: str, fields: Sequence[Field], done: Sequence
 
 def _append(folder: Path, experiment: Experiment, trial: Trial) -> None:
     path = _path(folder, experiment)
+    files.refuse_link(path, below=folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a') as file:
-        file.write(json.dumps(trial._asdict()) + '\n')
+    files.write(path, json.dumps(trial._asdict()) + '\n', append=True)
 
 
 def _path(folder: Path, experiment: Experiment) -> Path:

@@ -38,6 +38,8 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'codecs': ['--workers', '--config'],
         'constraints': [],
     }
+    if command in ('train', 'plan', 'compare', 'tune', 'algorithms', 'codecs'):  # they take a config
+        options[command].append('--script')
     for option in options[command]:
         assert f' {option}' in out
     lines = [line.strip('│ ') for line in out.splitlines()]
@@ -62,6 +64,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
     ('train --steps 3 small.py', ['which config?', 'options come after it']),
     ('train nowhere.py', ["there is no config 'nowhere.py'"]),
+    ('train small.py --script own.py', ['--script goes with the folder of a run: small.py imports what it needs']),
     ('train .', ['the folder . contains no run: there is no experiment.json in it']),
     ('train small.py --stpes 5', ['Unrecognized options: --stpes', '--steps']),
     ('train small.py --steps many', ["--steps: invalid literal for int() with base 10: 'many'"]),

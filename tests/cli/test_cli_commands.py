@@ -116,10 +116,8 @@ def test_a_user_defined_algorithm(jaxdist: Jaxdist) -> None:
         jaxdist('train', 'small.py')
         assert jaxdist('train', 'own.py', '--steps', '2').code == 0
     with mock.patch.dict('jaxdist.core.registry._ENTRIES'):  # as in a new process, where it is not registered
-        assert jaxdist('train', 'runs/own-1', '--steps', '4').code == 0
-    Path('own.py').unlink()
-    Path('runs/own-1/code/own.py').unlink()
-    missing = 'own.py, which defines a part of the run, is missing in runs/own-1/code'
+        assert jaxdist('train', 'runs/own-1', '--steps', '4', '--script', 'own.py').code == 0
+    missing = 'runs/own-1 needs own.py, and nothing in a folder is run by itself'
     assert missing in jaxdist('train', 'runs/own-1').err
     assert list(losses(Path('runs/own-1')).values()) == pytest.approx(list(losses(Path('runs/small-1')).values()))
 

@@ -139,11 +139,12 @@ def test_every_line_of_the_page_on_models_of_ones_own_can_be_built() -> None:
 @pytest.mark.slow
 def test_the_config_of_the_page_trains(jaxdist: Jaxdist) -> None:
     options = ['--run', 'runs/a', '--model.width', '16', '--update', 'adamw(1e-2) | average(every=10)', '--steps', '60']
-    code, out, err = jaxdist('train', str(DOCS / 'examples' / 'own_net.py'), *options)
+    file = str(DOCS / 'examples' / 'own_net.py')
+    code, out, err = jaxdist('train', file, *options)
     assert code == 0, err
     assert 'held-out: accuracy 0.' in out
     assert Path('runs/a/code/own_net.py').exists()
-    assert 'model state' in jaxdist('plan', 'runs/a').out
+    assert 'model state' in jaxdist('plan', 'runs/a', '--script', file).out
 
 
 @pytest.mark.slow

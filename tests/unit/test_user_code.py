@@ -1,6 +1,7 @@
 """A user's own model and data in a config: on the command line, in a run's folder, and what is wrong with others."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -115,15 +116,20 @@ def test_a_run_is_resumed_repeated_and_planned_from_its_folder(own: Jaxdist) -> 
     assert (saved['data']['kind'], saved['data']['from'], saved['data']['scale']) == ('OwnDigits', 'own.py', 0.5)
     assert saved['data']['division'] == {'kind': 'Interleaved', 'from': 'own.py', 'shift': 3}
     assert sorted(path.name for path in Path('runs/a/code').iterdir()) == ['own.py', 'own_nets.py']
-    Path('mine').rename('gone')
+    facts = json.loads(Path('runs/a/run.json').read_text())
+    assert facts['scripts'] == {'own.py': hashlib.sha256(CONFIG.encode()).hexdigest()}
+    assert facts['modules'] == {'own_nets.py': hashlib.sha256(NETS.encode()).hexdigest()}
     for name in [name for name in sys.modules if name == 'own_nets' or name.startswith('script.own')]:
         del sys.modules[name]
-    code, out, err = own('train', 'runs/a', '--steps', '6')
+    assert facts['resume'] == 'jaxdist train runs/a --script mine/own.py'
+    code, out, err = own(*facts['resume'].split()[1:], '--steps', '6')
     assert (code, 'resuming from step 4' in out) == (0, True), err
-    assert Path(sys.modules['own_nets'].__file__ or '') == Path('runs/a/code/own_nets.py').resolve()
-    code, _, err = own('plan', 'runs/a')
+    assert out.endswith('Train longer with:\n  jaxdist train runs/a --script mine/own.py --steps 12\n')
+    assert Path(sys.modules['own_nets'].__file__ or '') == Path('mine/own_nets.py').resolve()
+    code, _, err = own('plan', 'runs/a', '--script=mine/own.py')
     assert code == 0, err
-    code, _, err = own('train', 'runs/a/experiment.json', '--run', 'runs/b')
+    assert facts['repeat'] == 'jaxdist train runs/a/experiment.json --script mine/own.py'
+    code, _, err = own(*facts['repeat'].split()[1:], '--run', 'runs/b')
     assert code == 0, err
 
 
@@ -160,21 +166,15 @@ def test_code_that_has_changed_is_named_and_kept(own: Jaxdist) -> None:
 
 
 @pytest.mark.slow
-def test_missing_code_is_named(own: Jaxdist) -> None:
-    own('train', 'mine/own.py', '--run', 'runs/a')
-    Path('runs/a/code/own_nets.py').unlink()
-    code, _, err = own('train', 'runs/a', '--steps', '6')
-    assert (code, 'own_nets.py, which defines a part of the run, is missing in runs/a/code' in err) == (2, True)
-
-
-@pytest.mark.slow
 def test_another_process_in_another_folder_goes_on(own: Jaxdist, tmp_path: Path) -> None:
-    """As on another machine, where there is the run's folder alone."""
+    """As on another machine, where there is the run's folder alone: its code is read, and moved out."""
     own('train', 'mine/own.py', '--run', 'runs/a')
     shutil.rmtree('mine')
     (tmp_path / 'else').mkdir()
     shutil.move('runs/a', tmp_path / 'else' / 'b')
-    command = [sys.executable, '-m', 'jaxdist', 'train', 'b', '--steps', '6', '--compilation-cache', 'none']
+    shutil.move(tmp_path / 'else' / 'b' / 'code', tmp_path / 'else' / 'c')
+    words = ['train', 'b', '--script', 'c/own.py', '--steps', '6', '--compilation-cache', 'none']
+    command = [sys.executable, '-m', 'jaxdist', *words]
     environment = {**os.environ, 'PYTHONWARNINGS': 'error'}
     ended = subprocess.run(command, cwd=tmp_path / 'else', capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
@@ -226,8 +226,8 @@ def test_a_field_of_another_type_is_named(hint: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     'source, problem',
     [
-        ('no_such_module', 'is defined in the module no_such_module, which cannot be imported'),
-        ('no_such_file.py', 'is defined in no_such_file.py, and no such file is below'),
+        ('no_such_module', 'is defined in the module no_such_module, which is not imported'),
+        ('no_such_file.py', 'is defined in no_such_file.py, and no such file was run or imported'),
         ('__main__', 'was defined in a notebook or at a prompt'),
         ('fractions', 'there is no class Own in fractions'),
     ],

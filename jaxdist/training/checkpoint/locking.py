@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxdist.training.checkpoint.errors import CheckpointError, InUseError, reas
 
 JOBS = ('SLURM_JOB_ID', 'JOB_NAME', 'PBS_JOBID', 'LSB_JOBID')
 """Variables in which launchers give the name of the job."""
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def lock(folder: Path, token: str = '') -> Iterator[None]:
 
     Raises:
         InUseError: another process has locked it; the message names it.
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or its `lock` is no regular file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, lock(Path(folder)):
@@ -40,7 +42,8 @@ def lock(folder: Path, token: str = '') -> Iterator[None]:
     path = Path(folder) / 'lock'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open('a+')
+        _refuse_others(path)
+        file = os.fdopen(os.open(path, FLAGS, 0o666), 'a+')
     except OSError as error:
         raise CheckpointError(f'cannot write in the folder {folder}: {reason(error)}') from error
     with file:
@@ -72,3 +75,10 @@ def read_lock(folder: Path) -> str:
 def _owner() -> str:
     job = next((f', job {os.environ[name]}' for name in JOBS if name in os.environ), '')
     return f'process {os.getpid()} on {platform.node()}{job}'
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises CheckpointError for a link, FIFO or folder: the file is truncated, and the folder may be a stranger's."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        kind = 'a symbolic link' if path.is_symlink() else 'no regular file'
+        raise CheckpointError(f'{path} is {kind}, and a run must write in it: remove it')

@@ -167,6 +167,19 @@ def read(folder: Path, step: int) -> Manifest:
     return Manifest(body['meta'], kinds, {n: leaf['digest'] for n, leaf in leaves.items()}, body['files'])
 
 
+def is_of(folder: Path, step: int) -> bool:
+    """Whether `folder` has the manifest of a checkpoint of this step.
+
+    >>> is_of(Path('nowhere'), 3)
+    False
+    """
+    try:
+        read(folder, step)
+    except CheckpointError:
+        return False
+    return True
+
+
 def check_files(folder: Path, files: Mapping[str, str]) -> None:
     """Checks the files of the arrays in `folder` against their sha256.
 

@@ -1,5 +1,7 @@
 """The checkpoints of one folder: saved in the background, verified on loading; damaged ones are set aside."""
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 TEMPORARY = '.orbax-checkpoint-tmp'
 """Part of the name of a folder that is not complete; Orbax's."""
+STEP = re.compile('0|[1-9][0-9]*')
+"""The names of complete checkpoints."""
+INCOMPLETE = re.compile(rf'\d+{re.escape(TEMPORARY)}.*')
+"""The names of such folders."""
 
 
 class Restored(NamedTuple):
@@ -40,13 +46,15 @@ class Checkpoints:
     """The checkpoints in one folder, as a context manager: leaving it waits for the last save.
 
     Entering creates the folder and removes incomplete saves of killed processes, so the caller must have `lock`ed the
-    folder. Reading (`steps`, `meta`, `restore`) works without entering. In a run of several processes every process
-    makes the same calls, on a shared folder; only process 0 renames and removes.
+    folder. Reading (`steps`, `meta`, `restore`) works without entering. A folder, or a checkpoint in it, that is a
+    symbolic link is refused: the target would be changed, and who made the folder chooses the target. In a run of
+    several processes every process makes the same calls, on a shared folder; only process 0 renames and removes.
 
     Args:
         folder: the folder of the checkpoints, which has one folder per step.
-        keep: how many of the newest checkpoints are kept; older ones are removed after a successful save. With 1 there
-            is no earlier checkpoint to restore if that one is damaged.
+        keep: how many of the newest checkpoints are kept; older ones are removed after a successful save, if they have
+            their manifest: other folders are never removed. With 1 there is no earlier checkpoint to restore if that
+            one is damaged.
 
     >>> import tempfile
     >>> state = {'w': jax.numpy.arange(3.0)}
@@ -69,6 +77,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         from jaxdist.training.checkpoint.backend import Saver
 
+        refuse_link(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -122,10 +131,20 @@ class Checkpoints:
             self._prune()
 
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints, ascending; one that is being written does not count."""
+        """Returns the steps of the complete checkpoints, ascending; one that is being written does not count.
+
+        A folder without a manifest counts as a damaged one.
+
+        Raises:
+            CheckpointError: the folder or one of the checkpoints is a symbolic link.
+        """
+        refuse_link(self.folder)
         if not self.folder.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdecimal())
+        entries = [entry for entry in self.folder.iterdir() if STEP.fullmatch(entry.name)]
+        for entry in entries:
+            refuse_link(entry)
+        return sorted(int(entry.name) for entry in entries)
 
     def meta(self, step: int | None = None) -> dict[str, Any] | None:
         """Returns the meta of `step`, or of the newest readable checkpoint; None if there are no checkpoints.
@@ -190,7 +209,9 @@ class Checkpoints:
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
-            for step in self.steps()[: -self.keep]:
+            # A folder that happens to be named by digits is not ours to remove.
+            ours = [step for step in self.steps() if manifest.is_of(self.folder / str(step), step)]
+            for step in ours[: -self.keep]:
                 # Renamed first: an interrupted removal must not look like a checkpoint.
                 old = (self.folder / str(step)).rename(self.folder / f'{step}{TEMPORARY}')
                 shutil.rmtree(old, ignore_errors=True)
@@ -198,11 +219,13 @@ class Checkpoints:
     def _clean(self) -> None:
         if jax.process_index() == 0:
             for incomplete in self.folder.glob(f'*{TEMPORARY}*'):
-                shutil.rmtree(incomplete, ignore_errors=True)
+                refuse_link(incomplete)  # Orbax would write in its target
+                if INCOMPLETE.fullmatch(incomplete.name):
+                    shutil.rmtree(incomplete, ignore_errors=True)
 
     def _set_aside(self, step: int) -> Path:
         n = 0
-        while (self.folder / f'damaged-{step}-{n}').exists():
+        while os.path.lexists(self.folder / f'damaged-{step}-{n}'):
             n += 1
         aside = self.folder / f'damaged-{step}-{cluster.agree(n)}'
         if jax.process_index() == 0:
@@ -217,3 +240,18 @@ class Checkpoints:
             raise CheckpointError(
                 f'every checkpoint in {self.folder} is damaged ({each}); to start from step 0, remove them'
             )
+
+
+def refuse_link(path: Path) -> None:
+    """Refuses a symbolic link, whose target would be changed.
+
+    Raises:
+        CheckpointError: it is one.
+
+    >>> refuse_link(Path('nowhere'))
+    """
+    if path.is_symlink():
+        raise CheckpointError(
+            f'{path} is a symbolic link, and checkpoints are written and removed in a folder of the run alone: '
+            'put the folder in its place'
+        )

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,18 @@ SCRIPT = Path(__file__).parents[2] / 'scripts' / 'slurm' / 'train.sbatch'
 RETRY = (70, 71, 134, 143)
 NO_RETRY = (1, 2, 65)
 
-# Two processes, each in a group that gets the signals of the step; the status is the largest one, as that of srun is.
+# As srun does, it ends with the largest status of its two processes, and kills them when it gets SIGTERM. SIGUSR2 is
+# SLURM's SIGTERM to the processes, which reaches all of the group of each.
 SRUN = """#!/usr/bin/env bash
 set -m
 options=
 while [ "$1" != bash ]; do options="$options $1"; shift; done
 echo "srun$options" >>calls
 for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@" & tasks[SLURM_PROCID]=$!; done
-trap 'for task in "${tasks[@]}"; do kill -TERM -- "-$task"; done' TERM
+each() { for task in "${tasks[@]}"; do kill "$1" -- "-$task"; done; }
+trap 'each -TERM' USR2
+trap 'each -KILL' TERM
+echo $$ >step
 largest=0
 for task in "${tasks[@]}"; do
     while wait "$task"; code=$?; kill -0 "$task" 2>/dev/null; do :; done  # a signal interrupts `wait`
@@ -43,6 +48,10 @@ fi
 codes=($CODES)
 exit "${codes[SLURM_PROCID]}"
 """
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >>calls
+kill -USR2 "$(cat step)"
+"""
 SLEEP = """#!/usr/bin/env bash
 if [ "$1" = 60 ]; then echo "sleep 60" >>calls; else exec /bin/sleep "$1"; fi
 """
@@ -52,7 +61,13 @@ def start(folder: Path, *words: str, codes: str = '0 0', **env: str) -> subproce
     """Runs the batch script as SLURM does, in a folder with the stand-ins."""
     programs = folder / '.venv' / 'bin'  # the script finds jaxdist here
     programs.mkdir(parents=True, exist_ok=True)
-    for name, text in {'srun': SRUN, 'scontrol': SCONTROL, 'jaxdist': JAXDIST, 'sleep': SLEEP}.items():
+    for name, text in {
+        'srun': SRUN,
+        'scontrol': SCONTROL,
+        'scancel': SCANCEL,
+        'jaxdist': JAXDIST,
+        'sleep': SLEEP,
+    }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     job = {'SLURM_JOB_ID': '17', 'CODES': codes, 'STATE': 'RUNNING', 'UNTIL_TERM': '', **env}
@@ -69,7 +84,7 @@ def finish(process: subprocess.Popen[str], folder: Path) -> tuple[int, list[str]
     finally:
         process.kill()
     calls = (folder / 'calls').read_text().splitlines() if (folder / 'calls').exists() else []
-    short = [call if call.startswith(('sleep', 'scontrol', 'saved')) else call.split()[0] for call in calls]
+    short = [call if call.startswith(('sleep', 'scontrol', 'scancel', 'saved')) else call.split()[0] for call in calls]
     return process.returncode, short, errors
 
 
@@ -120,19 +135,33 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     assert (status, calls) == (143, [*START, ASK])
 
 
-@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_the_processes_which_save_before_the_job_is_requeued(
-    tmp_path: Path, number: signal.Signals
-) -> None:
-    process = start(tmp_path, 'small.py', UNTIL_TERM='yes')
-    ready = tmp_path / 'ready'
+def start_and_wait(folder: Path) -> subprocess.Popen[str]:
+    """Starts two processes that train until they get SIGTERM, and then save for a while."""
+    process = start(folder, 'small.py', UNTIL_TERM='yes')
+    ready = folder / 'ready'
     wait_for(lambda: ready.exists() and ready.read_text().count('ready') == 2, process)
-    process.send_signal(number)
+    return process
+
+
+def test_a_notice_reaches_the_processes_which_save_before_the_job_is_requeued(tmp_path: Path) -> None:
+    process = start_and_wait(tmp_path)
+    process.send_signal(signal.SIGUSR1)
     status, calls, errors = finish(process, tmp_path)
-    assert status == 143
-    assert calls[:2] == START
-    assert sorted(calls[2:4]) == ['saved by 0', 'saved by 1'], calls
-    assert calls[4:] == [ASK, *REQUEUE], errors
+    assert (status, calls[:3]) == (143, [*START, 'scancel --signal=TERM 17']), errors
+    assert sorted(calls[3:5]) == ['saved by 0', 'saved by 1']
+    assert calls[5:] == [ASK, *REQUEUE]
+
+
+def test_the_script_outlives_sigterm_which_slurm_sends_to_the_processes_too(tmp_path: Path) -> None:
+    """A second SIGTERM would have the processes leave at once: it is not passed on."""
+    process = start_and_wait(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    os.kill(int((tmp_path / 'step').read_text()), signal.SIGUSR2)
+    status, calls, errors = finish(process, tmp_path)
+    assert (status, calls[:2]) == (143, START), errors
+    assert sorted(calls[2:4]) == ['saved by 0', 'saved by 1']
+    assert calls[4:] == [ASK, *REQUEUE]
 
 
 def test_the_run_is_named_by_config_and_job_and_options_are_passed_on(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import tyro
 import yaml
 
 from jaxdist.cli.train import Train
+from jaxdist.cluster.exits import EXITS
 
 FILE = Path(__file__).parents[2] / 'scripts' / 'kubernetes' / 'jobset.yaml'
-RETRY = (70, 71, 134, 143)
-NO_RETRY = (1, 2, 65)
+RETRY = tuple(code for code, exit in EXITS.items() if exit.retry)
+NO_RETRY = tuple(code for code, exit in EXITS.items() if code and not exit.retry)
 
 # The fields that the file may have, as in the API of JobSet v1alpha2, and of Kubernetes' batch/v1 and core/v1: a server
 # ignores one that is misspelt. `[...]` is a list, `dict` any mapping.

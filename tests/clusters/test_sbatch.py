@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from subprogram import wait_for
 
+from jaxdist.cluster.exits import EXITS
+
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'slurm' / 'train.sbatch'
-RETRY = (70, 71, 134, 143)
-NO_RETRY = (1, 2, 65)
+RETRY = tuple(code for code, exit in EXITS.items() if exit.retry)
+NO_RETRY = tuple(code for code, exit in EXITS.items() if code and not exit.retry)
 
 # As srun does, it ends with the largest status of its two processes, and kills them when it gets SIGTERM. SIGUSR2 is
 # SLURM's SIGTERM to the processes, which reaches all of the group of each.

@@ -43,7 +43,7 @@ AREAS = {
     'core': ['jaxdist/core', 'jaxdist/line', 'jaxdist/__init__.py', 'docs/design.md', 'README.md', 'docs/examples'],
     'laws': ['jaxdist/laws', 'tests/laws', 'tests/fixtures'],
     'ledger': ['jaxdist/ledger'],
-    'training': ['jaxdist/training', 'jaxdist/cluster', 'docs/runs.md', 'configs', 'scripts'],
+    'training': ['jaxdist/training', 'jaxdist/cluster', 'docs/runs.md', 'docs/clusters.md', 'configs', 'scripts'],
     'rest': ['jaxdist/cli', 'jaxdist/report', 'jaxdist/data', 'jaxdist/models', 'CONTRIBUTING.md', 'docs/index.md'],
     'experiments': ['experiments'],
     'tests': ['tests'],

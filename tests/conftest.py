@@ -1,12 +1,21 @@
-"""The fixture for tests of the command line."""
+"""The fixture for tests of the command line, and what the tests on a real SLURM need."""
 
 import sys
 from pathlib import Path
 
 import pytest
 from run_fixtures import CONFIG, Ended, Jaxdist
+from slurm_cluster import NEEDS, missing
 
 from jaxdist.cli import main as cli
+
+MISSING = missing()
+collect_ignore = ['clusters/test_slurm.py'] if MISSING else []
+
+
+def pytest_report_header() -> list[str]:
+    """Why the tests on a real SLURM are not collected."""
+    return [f'not collected: tests/clusters/test_slurm.py, which needs {NEEDS}; {MISSING}'] if MISSING else []
 
 
 @pytest.fixture

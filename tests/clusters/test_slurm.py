@@ -1,0 +1,110 @@
+"""The batch script under a real SLURM of two nodes on this machine; collected where SLURM is installed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from run_fixtures import CONFIG, finish, losses
+from slurm_cluster import Slurm, slurm
+from subprogram import PLAIN, PROGRAM
+
+from jaxdist.training.experiment import load
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'scripts' / 'slurm' / 'train.sbatch'
+ENV = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), **PLAIN}
+SMALL = CONFIG.replace('Mesh(workers=4)', 'Mesh(workers=4, emulate=True)')
+LONG = SMALL.replace('steps=4', 'steps=600').replace('_every=2', '_every=20').replace('_every=4', '_every=300')
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(tmp_path_factory.mktemp('slurm') / 'cluster') as started:
+        yield started
+
+
+def submit(cluster: Slurm, folder: Path, config: str, *words: str) -> 'Job':
+    """Submits a job, in a folder with a config `small.py` and an environment that has jaxdist."""
+    (folder / 'small.py').write_text(config)
+    program = folder / '.venv' / 'bin' / 'jaxdist'
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{PROGRAM}' \"$@\"\n")
+    program.chmod(0o755)
+    number = cluster.call('sbatch', '--parsable', str(SCRIPT), 'small.py', *words, cwd=folder, **ENV)
+    return Job(cluster, folder, number.strip())
+
+
+class Job:
+    """A job of the batch script."""
+
+    def __init__(self, cluster: Slurm, folder: Path, number: str) -> None:
+        self.cluster, self.number = cluster, number
+        self.run = folder / 'runs' / f'small-{number}'
+        self.log = folder / f'train.sbatch-{number}.log'
+
+    def fact(self, name: str) -> str:
+        return self.cluster.job(self.number)[name]
+
+    def wait(self, *states: str) -> str:
+        """Waits until the job's state is one of these, and returns it."""
+        self.until(lambda: self.fact('JobState') in states)
+        return self.fact('JobState')
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        try:
+            self.cluster.wait(ready)
+        except AssertionError as error:
+            raise AssertionError(f'{self.text()}\n{error}') from None
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ''
+
+
+ENDS = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
+
+
+def test_a_job_trains_on_two_nodes(cluster: Slurm, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, SMALL)
+    assert job.wait(*ENDS) == 'COMPLETED', job.text()
+    assert list(losses(job.run)) == [2, 4]
+    assert '"processes": 2' in (job.run / 'run.json').read_text()
+    assert job.fact('Restarts') == '0'
+
+
+def test_a_preempted_job_saves_goes_back_into_the_queue_and_completes(cluster: Slurm, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, LONG)
+    job.until(lambda: bool(losses(job.run)))
+    urgent = '--partition=urgent', '--nodes=2', '--exclusive', '--output=/dev/null', '--wrap=true'
+    cluster.call('sbatch', *urgent, cwd=tmp_path)
+    assert job.wait(*ENDS) == 'COMPLETED', job.text()
+    assert job.fact('Restarts') == '1'
+    step, resumed = (job.text().split(words)[1].split()[0] for words in ('stopped; step ', 'resuming from step '))
+    assert step == resumed
+    assert 20 <= int(step) < 600
+    assert 'exit status 143: requeued (restart 1 of at most 20)' in job.text()
+    assert list(losses(job.run)) == [*range(20, 601, 20)]
+    finish(load(job.run / 'experiment.json'), tmp_path / 'single')
+    assert losses(job.run) == pytest.approx(losses(tmp_path / 'single'), rel=1e-5)
+
+
+def test_a_notice_before_the_time_is_over_saves_and_a_cancelled_job_does_not_return(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    job = submit(cluster, tmp_path, LONG.replace('600', '10**6'))
+    job.until(lambda: bool(losses(job.run)))
+    cluster.call('scancel', '--batch', '--signal=USR1', job.number)  # as --signal=B:USR1 does
+    job.until(lambda: job.fact('Restarts') == '1' and 'resuming from step' in job.text())
+    cluster.call('scancel', job.number)
+    assert job.wait(*ENDS, 'PENDING') == 'CANCELLED', job.text()
+    assert job.text().count('stopped; step ') == 2
+    assert job.fact('Restarts') == '1'
+
+
+def test_a_mistake_is_not_tried_again(cluster: Slurm, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, SMALL, '--batch', '3')
+    assert job.wait(*ENDS) == 'FAILED'
+    assert 'another start would end in the same way: not requeued' in job.text()
+    assert (job.fact('Restarts'), job.fact('ExitCode')) == ('0', '2:0')

@@ -5,7 +5,7 @@ It works while a collective hangs. This is the only file that uses JAX's private
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 from jax._src import clusters, distributed
@@ -15,6 +15,22 @@ from jaxdist.cluster.errors import PeerError
 MARGIN = 20
 """Seconds by which JAX's own limit of silence is longer than ours, so that ours, which names the process, comes first.
 """
+
+
+class Place(NamedTuple):
+    """A process's place in a run.
+
+    Attributes:
+        coordinator: the address of process 0, `host:port`.
+        processes: the number of processes.
+        process: the index of this one.
+        devices: the numbers of its GPUs; None for all that it sees.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+    devices: tuple[int, ...] | None
 
 
 def detected(seconds: int) -> tuple[str | None, int | None, int | None]:
@@ -28,37 +44,6 @@ def detected(seconds: int) -> tuple[str | None, int | None, int | None]:
     """
     find = clusters.ClusterEnv.auto_detect_unset_distributed_params
     return find(None, None, None, [], None, seconds)[:3]
-
-
-def start(
-    address: str, processes: int, process: int, devices: tuple[int, ...] | None, bind: str, join: float, silence: float
-) -> 'Coordination':
-    """Joins JAX's coordination service; process 0 runs it.
-
-    Args:
-        address: of process 0, `host:port`.
-        processes: number of processes.
-        process: index of this one.
-        devices: numbers of its GPUs; None for all.
-        bind: `host:port` on which process 0 listens.
-        join: seconds to wait for the others.
-        silence: seconds after which a silent process counts as gone.
-
-    >>> start('127.0.0.1:9911', 2, 0, None, '127.0.0.1:9911', 900.0, 30.0)  # doctest: +SKIP
-    """
-    # SIGTERM is ours: JAX's own handler would hide it from the agents that send it.
-    jax.config.update('jax_enable_preemption_service', False)
-    jax.distributed.initialize(
-        address,
-        processes,
-        process,
-        local_device_ids=devices,
-        cluster_detection_method='deactivate',
-        coordinator_bind_address=bind,
-        initialization_timeout=int(join) + MARGIN,
-        heartbeat_timeout_seconds=int(silence) + MARGIN,
-    )
-    return Coordination(distributed.global_state.client, process, processes)
 
 
 def joined() -> 'Coordination | None':
@@ -83,6 +68,30 @@ class Coordination:
     def __init__(self, client: Any, process: int, processes: int) -> None:
         self.client, self.process, self.processes = client, process, processes
         self.uses: dict[str, int] = {}
+
+    @classmethod
+    def start(cls, place: Place, bind: str, join: float, silence: float) -> Self:
+        """Joins JAX's coordination service; process 0 runs it.
+
+        Args:
+            place: the place of this process.
+            bind: `host:port` on which process 0 listens.
+            join: seconds to wait for the others.
+            silence: seconds after which a silent process counts as gone.
+        """
+        # SIGTERM is ours: JAX's own handler would hide it from the agents that send it.
+        jax.config.update('jax_enable_preemption_service', False)
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            local_device_ids=place.devices,
+            cluster_detection_method='deactivate',
+            coordinator_bind_address=bind,
+            initialization_timeout=int(join) + MARGIN,
+            heartbeat_timeout_seconds=int(silence) + MARGIN,
+        )
+        return cls(distributed.global_state.client, place.process, place.processes)
 
     def put(self, key: str, value: Any) -> None:
         """Stores JSON data under a name, `group/key`, for all to read; replaces what was there.

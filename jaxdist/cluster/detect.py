@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from jaxdist.cluster.coordination import detected
+from jaxdist.cluster.coordination import Place, detected
 from jaxdist.cluster.options import Cluster
 from jaxdist.core.errors import InputError
 
@@ -16,22 +15,6 @@ LOCAL = (
     ('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_LOCAL_SIZE'),
 )
 """Variables in which they give a process's index on its node, and the number of processes there."""
-
-
-class Place(NamedTuple):
-    """A process's place in a run.
-
-    Attributes:
-        coordinator: the address of process 0, `host:port`.
-        processes: the number of processes.
-        process: the index of this one.
-        devices: the numbers of its GPUs; None for all that it sees.
-    """
-
-    coordinator: str
-    processes: int
-    process: int
-    devices: tuple[int, ...] | None
 
 
 def size(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> int:

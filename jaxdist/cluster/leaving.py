@@ -9,20 +9,20 @@ from typing import NoReturn
 
 from jaxdist.core.control_characters import visible
 
-LINGER = 2.0
-"""Seconds by which process 0 leaves last: when it goes, JAX aborts the others, over their own messages."""
 
-
-def leave(code: int, words: str, *, last: bool = False, stacks: bool = False) -> NoReturn:
+def leave(code: int, words: str, *, linger: float = 0.0, stacks: bool = False) -> NoReturn:
     """Ends this process at once, after a line on standard error.
 
     Args:
         code: the exit code.
         words: the line; none if empty.
-        last: whether it lingers, as process 0.
+        linger: seconds to wait before. Process 0 leaves last: when it goes, JAX aborts the others, over their messages.
         stacks: whether the stacks of all threads are shown: this process is stuck.
 
-    >>> leave(65, '')  # doctest: +SKIP
+    >>> import subprocess
+    >>> program = 'from jaxdist.cluster.leaving import leave; leave(65, "another seed")'
+    >>> subprocess.run([sys.executable, '-c', program], capture_output=True)
+    CompletedProcess(args=..., returncode=65, stdout=b'', stderr=b'error: another seed\\n')
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -35,6 +35,5 @@ def leave(code: int, words: str, *, last: bool = False, stacks: bool = False) ->
             faulthandler.dump_traceback(2, all_threads=True)
     except OSError:  # nobody reads it any more
         pass
-    if last:
-        time.sleep(LINGER)
+    time.sleep(linger)
     os._exit(code)

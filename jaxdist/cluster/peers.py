@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdist.cluster import coordination
-from jaxdist.cluster.coordination import Coordination
-from jaxdist.cluster.detect import Place, place
+from jaxdist.cluster.coordination import Coordination, Place
+from jaxdist.cluster.detect import place
 from jaxdist.cluster.errors import PeerError, UnlikeError
 from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.pace import Pace
@@ -62,7 +62,7 @@ def join(cluster: Cluster) -> None:
         return
     bind = f'{cluster.bind}:{here.coordinator.rpartition(":")[2]}' if cluster.bind else here.coordinator
     lines = _call_roll(here, bind, cluster.join_seconds)
-    joined = coordination.start(*here, bind, cluster.join_seconds, cluster.heartbeat_seconds)
+    joined = Coordination.start(here, bind, cluster.join_seconds, cluster.heartbeat_seconds)
     _HERE.append(Peers(joined, lines, cluster, leaves=True))
 
 
@@ -180,7 +180,7 @@ def explained(error: BaseException) -> BaseException:
     lost = isinstance(error, PeerError) or (isinstance(error, RuntimeError) and LOST.search(str(error)))
     if peers is None or not lost:
         return error
-    end = time.monotonic() + 2.5 * peers.watch.period
+    end = time.monotonic() + 3 * peers.watch.period
     while time.monotonic() < end:
         try:
             reason = peers.watch.reason()

@@ -16,6 +16,8 @@ from jaxdist.core.errors import InputError
 
 GREETING = 'jaxdist roll call'
 FAREWELL = b'.'
+LATER = 3.0
+"""Seconds in which others still learn that two do not belong together."""
 PAUSE = 0.2
 """Seconds between two tries to reach process 0."""
 
@@ -53,13 +55,16 @@ def call_roll(bind: str, processes: int, seconds: float) -> 'Lines':
             while len(come) < processes - 1:
                 server.settimeout(max(end - time.monotonic(), 0.01))
                 peers.append(stack.enter_context(server.accept()[0]))
-                _greet(peers[-1], come, processes)
+                try:
+                    _greet(peers[-1], come, processes)
+                except UnlikeError as error:
+                    # Those that come a little later learn it too, and do not look for process 0 until their limit.
+                    end = min(end, time.monotonic() + LATER) if not answer[0] else end
+                    answer = ['UnlikeError', str(error)]
         except TimeoutError:
             missing = [str(k) for k in range(1, processes) if k not in come]
             words = f'of {processes} processes, {", ".join(missing)} did not join within {seconds:g} s'
-            answer = ['PeerError', words]
-        except UnlikeError as error:
-            answer = ['UnlikeError', str(error)]
+            answer = answer if answer[0] else ['PeerError', words]
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall((json.dumps(answer) + '\n').encode())

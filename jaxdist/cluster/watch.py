@@ -16,8 +16,10 @@ from jaxdist.cluster.stop_agreement import StopAgreement
 from jaxdist.cluster.stragglers import Cost
 from jaxdist.cluster.verdict import Report, judge
 
-PERIOD = 1.0
-"""Seconds between two reports, or a quarter of the heartbeat if that is less."""
+PERIOD = 0.5
+"""Seconds between two reports."""
+MOST = 512
+"""Reports a second that process 0 gets; of more processes each reports less often."""
 
 
 class Watch:
@@ -42,7 +44,7 @@ class Watch:
     ) -> None:
         self.coordination, self.lines, self.options = coordination, lines, options
         self.agreement, self.leaves = agreement, leaves
-        self.period = min(PERIOD, options.heartbeat_seconds / 4)
+        self.period = max(PERIOD, coordination.processes / MOST)
         self.reported: dict[int, tuple[list[Any], float]] = {}
         self.costs: dict[int, Cost] = {}
         self.cost = Cost(0.0, 0.0, 0.0, 0.0)
@@ -67,7 +69,7 @@ class Watch:
         here = self.coordination.process
         with contextlib.suppress(PeerError):
             self.coordination.put(f'ends/{here}', [code, words, culprits])
-        leave(code, words if show else '', last=here == 0, stacks=here in culprits)
+        leave(code, words if show else '', linger=2.5 * self.period if here == 0 else 0.0, stacks=here in culprits)
 
     def reason(self) -> tuple[int, int, str, list[int]] | None:
         """Which process left first, of those that left word: its index, code, words and culprits."""

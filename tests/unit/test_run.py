@@ -1,5 +1,6 @@
 """Runs: the content of the folder, resuming, and the end of a run."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_fixtures import SMALL, Poisoned, finish, kinds, losses, saved, small, train_until
+from run_fixtures import SMALL, Poisoned, PoisonedRows, finish, kinds, losses, saved, small, train_until
 
+from jaxdist.data import Text
+from jaxdist.models import Transformer
+from jaxdist.training.alike import DataChangedError
 from jaxdist.training.checkpoint import CheckpointError, InUseError, lock
 from jaxdist.training.diverged import Diverged
 from jaxdist.training.experiment import ExperimentError, load, to_json
@@ -244,3 +248,24 @@ def test_events_are_in_order(tmp_path: Path) -> None:
     each = ['trained', 'held_out', 'saved']
     assert kinds(events) == ['ready', *each, *each, 'done']
     assert [event.value for event in events if event.kind == 'saved'] == [2, 3]
+
+
+def test_data_that_changed_between_two_starts_are_refused_with_both_digests(tmp_path: Path) -> None:
+    text = tmp_path / 'text.txt'
+    text.write_text('one two three ' * 60)
+    model = Transformer(layers=1, width=8, heads=1)
+    experiment = small(SMALL.update, 2, True, data=Text(path=str(text), context=8), model=model, batch=4, steps=2)
+    finish(experiment, tmp_path / 'run')
+    facts = (tmp_path / 'run' / 'run.json').read_text()
+    text.write_text('one two threE ' * 60)
+    with pytest.raises(DataChangedError, match=r'their sha256 was [0-9a-f]{12} and is [0-9a-f]{12}. Give the run its'):
+        finish(dataclasses.replace(experiment, steps=4), tmp_path / 'run')
+    assert (tmp_path / 'run' / 'run.json').read_text() == facts
+
+
+def test_a_record_lists_the_workers_whose_gradient_is_not_finite(tmp_path: Path) -> None:
+    finish(small(SMALL.update, data=PoisonedRows(steps=(3,), rows=(4, 13))), tmp_path)
+    records = {record['step']: record for record in read_records(tmp_path) if 'loss' in record}
+    assert records[3]['not_finite'] == [1, 3]
+    assert records[3]['skipped'] == 1
+    assert not any('not_finite' in record for step, record in records.items() if step != 3)

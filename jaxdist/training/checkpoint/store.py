@@ -89,6 +89,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # a save ends when all processes have written, and the others may not come: this one must leave
         try:
             self.wait()
         except CheckpointError as failure:

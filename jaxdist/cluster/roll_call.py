@@ -125,7 +125,7 @@ class Lines:
     """
 
     def __init__(self, peers: dict[int, socket.socket]) -> None:
-        self.peers = peers
+        self.peers, self.finished = peers, set[int]()
         for peer in peers.values():
             peer.setblocking(False)
 
@@ -145,16 +145,20 @@ class Lines:
         """The processes whose connection has ended without a farewell, each once."""
         ended = []
         for process, peer in list(self.peers.items()):
+            if process in self.finished:
+                continue
             try:
                 words = peer.recv(1)
             except BlockingIOError:
                 continue
             except OSError:
                 words = b''
+            if words == FAREWELL:  # kept open: the other waits for the farewell of this process
+                self.finished.add(process)
+                continue
             del self.peers[process]
             peer.close()
-            if words != FAREWELL:
-                ended.append(process)
+            ended.append(process)
         return ended
 
 

@@ -35,8 +35,9 @@ def test_all_come_and_the_port_is_free_again() -> None:
         assert [first.dead(), *(each.dead() for each in ends)] == [[], [], []]
         ends[0].close()  # as the system does when a process dies
         ends[1].farewell()
-        ends[1].close()
         assert first.dead() == [1]
+        assert ends[1].dead() == []  # its connection stays, though it has ended first
+        ends[1].close()
         assert first.dead() == []
         first.close()
 
@@ -95,7 +96,7 @@ def test_the_order_of_detection() -> None:
     given = Cluster('10.0.0.1:9911', 2, 1)
     assert place(given, TORCHRUN) == ('10.0.0.1:9911', 2, 1, None)
     both = {**TORCHRUN, 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3', 'TORCHELASTIC_RESTART_COUNT': '2'}
-    assert place(Cluster(), both) == ('n1:29503', 4, 1, None)
+    assert place(Cluster(), both) == ('n1:29501', 4, 1, None)
 
 
 def test_several_tasks_without_a_coordinator_are_an_error() -> None:

@@ -68,8 +68,9 @@ def place(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> Plac
             f'got {address}, {processes} and {process}'
         )
     elif {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= set(environment):
-        # The port of torchrun is that of its store, and a port that a killed process used may not be free again.
-        port = int(environment['MASTER_PORT']) + 1 + int(environment.get('TORCHELASTIC_RESTART_COUNT', '0'))
+        # The port of torchrun is that of its store. TORCHELASTIC_RESTART_COUNT may not be added, for a port that no
+        # earlier start used: only the agent whose process failed counts the restart, and the others keep their number.
+        port = int(environment['MASTER_PORT']) + 1
         found = (f'{environment["MASTER_ADDR"]}:{port}', int(environment['WORLD_SIZE']), int(environment['RANK']))
     elif cluster.auto or size(cluster, environment) > 1:
         found = _detected(cluster)

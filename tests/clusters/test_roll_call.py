@@ -95,8 +95,14 @@ def test_the_order_of_detection() -> None:
     assert place(Cluster(), {}) is None
     given = Cluster('10.0.0.1:9911', 2, 1)
     assert place(given, TORCHRUN) == ('10.0.0.1:9911', 2, 1, None)
-    both = {**TORCHRUN, 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3', 'TORCHELASTIC_RESTART_COUNT': '2'}
+    both = {**TORCHRUN, 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3'}
     assert place(Cluster(), both) == ('n1:29501', 4, 1, None)
+
+
+def test_processes_whose_agents_count_restarts_differently_have_the_same_coordinator() -> None:
+    """After a failure on one node, only that node's torchrun counts a restart."""
+    places = [place(Cluster(), {**TORCHRUN, 'TORCHELASTIC_RESTART_COUNT': count}) for count in '01']
+    assert places[0] == places[1]
 
 
 def test_several_tasks_without_a_coordinator_are_an_error() -> None:

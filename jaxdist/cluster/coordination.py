@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import jax
 from jax._src import clusters, distributed
 
-from jaxdist.cluster.errors import PeerError
+from jaxdist.cluster.errors import PeerError, listed
 
 MARGIN = 20
 """Seconds by which JAX's own limit of silence is longer than ours, so that ours, which names the process, comes first.
@@ -125,7 +125,7 @@ class Coordination:
             if not missing:
                 raise PeerError(f'the processes could not wait for each other ({name}): {_line(error)}') from error
             names = sorted(int(text.rpartition(':')[2].rpartition('/')[2]) for text in missing[1].split())
-            raise PeerError(f'{_processes(names)} did not come to {name!r} within {seconds:g} s') from error
+            raise PeerError(f'{listed(names)} did not come to {name!r} within {seconds:g} s') from error
 
     def gather(self, name: str, value: Any, seconds: float) -> list[Any]:
         """The JSON data of every process, in their order; the same on every process.
@@ -147,10 +147,6 @@ class Coordination:
             return function()
         except Exception as error:
             raise PeerError(f'process 0 does not answer: {_line(error)}') from error
-
-
-def _processes(names: list[int]) -> str:
-    return f'process {names[0]}' if len(names) == 1 else f'processes {", ".join(map(str, names))}'
 
 
 def _line(error: Exception) -> str:

@@ -22,7 +22,7 @@ EXITS = {
     FAILED: Exit('the run failed: it diverged, a file cannot be written, or a mistake of ours', False),
     USAGE: Exit('the command, the config or the data are wrong', False),
     UNLIKE: Exit('the processes do not run the same experiment, or the data have changed', False),
-    STUCK: Exit('a process does not go on', True),
+    STUCK: Exit('a process does not go on, or its copy of the state differs', True),
     PEER: Exit('another process is gone, or did not join', True),
     ABORTED: Exit('JAX ended the process, as when process 0 is gone', True),
     PREEMPTED: Exit('stopped by SIGTERM, and saved', True),

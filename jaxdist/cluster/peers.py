@@ -9,7 +9,7 @@ from typing import Any
 from jaxdist.cluster import coordination
 from jaxdist.cluster.coordination import Coordination, Place
 from jaxdist.cluster.detect import place
-from jaxdist.cluster.errors import PeerError, UnlikeError
+from jaxdist.cluster.errors import PeerError, UnlikeError, listed
 from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.pace import Pace
 from jaxdist.cluster.roll_call import Lines, answer_roll, call_roll
@@ -131,13 +131,10 @@ def _differ(values: list[Any]) -> bool:
 
 def _by_process(values: list[Any]) -> str:
     """`0 on process 0, 1 on processes 1, 2`."""
-    owners: dict[str, list[str]] = {}
+    owners: dict[str, list[int]] = {}
     for k, value in enumerate(values):
-        owners.setdefault('nothing' if value is None else repr(value), []).append(str(k))
-    return ', '.join(
-        f'{value} on process{"es" if len(where) > 1 else ""} {", ".join(where[:4])}{", ..." if len(where) > 4 else ""}'
-        for value, where in owners.items()
-    )
+        owners.setdefault('nothing' if value is None else repr(value), []).append(k)
+    return ', '.join(f'{value} on {listed(where[:4])}{", ..." * (len(where) > 4)}' for value, where in owners.items())
 
 
 def may_begin(step: int, stop: bool) -> bool:

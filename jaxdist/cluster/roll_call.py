@@ -16,7 +16,7 @@ from jaxdist.core.errors import InputError
 
 GREETING = 'jaxdist roll call'
 FAREWELL = b'.'
-LATER = 3.0
+LATER = 2.0
 """Seconds in which others still learn that two do not belong together."""
 PAUSE = 0.2
 """Seconds between two tries to reach process 0."""
@@ -95,24 +95,21 @@ def answer_roll(address: str, processes: int, process: int, seconds: float) -> '
     host, _, port = address.rpartition(':')
     end, reason = time.monotonic() + seconds, 'no answer'
     while time.monotonic() < end:
-        try:
-            peer = socket.create_connection((host.strip('[]'), int(port)), timeout=PAUSE * 10)
-            # Process 0 waits `seconds` from its start, which may be later than this one's.
-            peer.settimeout(seconds + 5)
-            peer.sendall((json.dumps([GREETING, processes, process]) + '\n').encode())
-            with peer.makefile() as lines:
-                answer = lines.readline()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(PAUSE)
-            continue
-        if answer:
-            with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            try:
+                peer = socket.create_connection((host.strip('[]'), int(port)), timeout=PAUSE * 10)
                 stack.enter_context(peer)
+                # Process 0 waits `seconds` from its start, which may be later than this one's.
+                peer.settimeout(seconds + 5)
+                peer.sendall((json.dumps([GREETING, processes, process]) + '\n').encode())
+                with peer.makefile() as lines:
+                    answer = lines.readline()
+            except OSError as error:
+                answer, reason = '', error.strerror or str(error)
+            if answer:
                 _obey(json.loads(answer))
                 stack.pop_all()
-            return Lines({0: peer})
-        peer.close()
+                return Lines({0: peer})
         time.sleep(PAUSE)
     raise PeerError(f'process 0 cannot be reached at {address} for {seconds:g} s: {reason}')
 
@@ -167,11 +164,12 @@ def _greet(peer: socket.socket, come: dict[int, socket.socket], processes: int) 
     peer.settimeout(5)
     try:
         with peer.makefile() as lines:
-            greeting, expected, process = json.loads(lines.readline(1000))
+            words = json.loads(lines.readline(1000))
     except (OSError, ValueError):
         return
-    if greeting != GREETING:
+    if not isinstance(words, list) or [*map(type, words)] != [str, int, int] or words[0] != GREETING:
         return
+    _, expected, process = words
     if expected != processes or not 0 < process < processes:
         raise UnlikeError(f'process {process} expects {expected} processes, and process 0 {processes}')
     if process in come:

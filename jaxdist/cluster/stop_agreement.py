@@ -35,7 +35,7 @@ class StopAgreement:
             self.coordination.put('stop/asked', True)
 
     def poll(self) -> None:
-        """Called every second by the thread that watches."""
+        """Called by the thread that watches, with each report."""
         if self.published is None and self.coordination.all('stop'):
             with self.lock:
                 self.published = self.begun

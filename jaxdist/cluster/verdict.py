@@ -1,4 +1,4 @@
-"""Which process holds up a run, and why: decided by process 0 from what all report each second."""
+"""Which process holds up a run, and why: decided by process 0 from what all report."""
 
 import dataclasses
 from collections.abc import Mapping

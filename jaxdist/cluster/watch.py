@@ -1,4 +1,4 @@
-"""Watches a run of several processes: each reports every second, and process 0 decides when one is stuck or gone."""
+"""Watches a run of several processes: each reports twice a second, and process 0 decides when one is stuck or gone."""
 
 import contextlib
 import threading
@@ -6,7 +6,7 @@ import time
 from typing import Any, NoReturn
 
 from jaxdist.cluster.coordination import Coordination
-from jaxdist.cluster.errors import PeerError
+from jaxdist.cluster.errors import PeerError, listed
 from jaxdist.cluster.exits import PEER
 from jaxdist.cluster.leaving import leave
 from jaxdist.cluster.options import Cluster
@@ -29,7 +29,7 @@ class Watch:
         coordination: joins the processes.
         lines: end when other processes do.
         options: the limits.
-        agreement: is asked every second whether processes stop.
+        agreement: is asked with each report whether processes stop.
         leaves: whether the process ends when another is stuck or gone.
     """
 
@@ -45,7 +45,11 @@ class Watch:
         self.coordination, self.lines, self.options = coordination, lines, options
         self.agreement, self.leaves = agreement, leaves
         self.period = max(PERIOD, coordination.processes / MOST)
-        self.reported: dict[int, tuple[list[Any], float]] = {}
+        # One that stops before its first report counts as silent from here on.
+        first = [0, 'start', 0, 0.0, *Cost(0.0, 0.0, 0.0, 0.0)]
+        self.reported: dict[int, tuple[list[Any], float]] = {
+            k: (first, time.monotonic()) for k in range(coordination.processes)
+        }
         self.costs: dict[int, Cost] = {}
         self.cost = Cost(0.0, 0.0, 0.0, 0.0)
         self.answered = time.monotonic()
@@ -99,14 +103,14 @@ class Watch:
                 who, code, words, culprits = reason
                 self._leave(code, words if who == 0 else f'process {who} left: {words}', culprits)
             elif dead:
-                self._leave(PEER, f'process{"es" * (len(dead) > 1)} {", ".join(map(str, dead))} gone', [])
+                self._leave(PEER, f'{listed(dead)} gone', [])
             elif self.coordination.process == 0:
                 self._judge()
 
     def _read_reports(self) -> None:
         now = time.monotonic()
         for key, report in self.coordination.all('at').items():
-            if self.reported.get(int(key), ([None], now))[0] != report:
+            if self.reported[int(key)][0] != report:
                 self.reported[int(key)] = (report, now)
                 self.costs[int(key)] = Cost(*report[4:])
 

@@ -66,6 +66,24 @@ def write(path: Path, text: str, encoding: str | None = None, *, append: bool = 
         raise FileError(error.errno, error.strerror, str(path)) from error
 
 
+def replace(path: Path, text: str) -> None:
+    """Replaces a file atomically: a concurrent reader, or one after a crash, gets the old text or the new one.
+
+    Raises:
+        FileError: as `write`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace(Path(folder, 'a'), 'one')
+    ...     Path(folder, 'a').read_text()
+    'one'
+    """
+    new = path.with_name(f'{path.name}.new')
+    new.unlink(missing_ok=True)
+    write(new, text)
+    os.replace(new, path)
+
+
 def _between(path: Path, below: Path) -> list[Path]:
     """The folders above a path and below another folder, the outermost first."""
     return [each for each in reversed(path.parents) if below in each.parents]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdist import cluster
+from jaxdist.cluster.errors import listed
 from jaxdist.core.errors import JaxdistError
 from jaxdist.training.checkpoint import lock
 from jaxdist.training.checkpoint.locking import read_lock
@@ -105,8 +106,8 @@ def _check_seen(folder: Path, token: str) -> None:
     blind = [k for k, each in enumerate(cluster.gather(seen, 'folder')) if not each]
     if blind:
         raise cluster.UnlikeError(
-            f'process{"es" if len(blind) > 1 else ""} {", ".join(map(str, blind))} do{"es" * (len(blind) == 1)} not '
-            f'see the folder {folder} of process 0: give a folder on a file system that all share, with --run'
+            f'{listed(blind)} do{"es" * (len(blind) == 1)} not see '
+            f'the folder {folder} of process 0: give a folder on a file system that all share, with --run'
         )
 
 

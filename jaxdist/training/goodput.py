@@ -3,9 +3,10 @@
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxdist.cluster.phases import PHASES
+from jaxdist.core import files
 
 FILE = 'starts.json'
 PRODUCTIVE = 'step'
@@ -36,78 +37,102 @@ class Goodput(NamedTuple):
         return f'goodput {self.share:.0%} of {self.wall:.1f} s in {times}; the rest: {each or "nothing"}'
 
 
-class Account:
-    """Accounts for the time of a run, in a file of its folder.
+class Start(NamedTuple):
+    """What one start of a run has left.
 
-    Args:
-        folder: the run's folder, which must exist.
-        step: the step that the run goes on from.
-        seen: `time.time()` at which the run last wrote a record; None for a new run.
-        writes: whether this process writes the file.
+    Attributes:
+        began: when it began, as all times by `time.time()`.
+        at: when it last saved.
+        seen: when it last wrote a record.
+        first: the step that it went on from.
+        saved: the step that it last saved.
+        seconds: seconds of its phases until then.
     """
 
-    def __init__(self, folder: Path, step: int, seen: float | None, writes: bool) -> None:
-        self.path, self.writes = folder / FILE, writes
-        self.before = dict(PHASES.seconds)
-        self.starts = _read(self.path)
+    began: float
+    at: float
+    seen: float
+    first: int
+    saved: int
+    seconds: dict[str, float]
+
+
+class Account:
+    """Accounts for the time of a run from here on, in a file of its folder."""
+
+    def __init__(self) -> None:
+        PHASES.enter('start', 0)
+        self.before, self.began = dict(PHASES.seconds), time.time()
+        self.path: Path | None = None
+        self.starts: list[Start] = []
+
+    def resume(self, folder: Path, step: int, seen: float | None, writes: bool) -> None:
+        """Reads what earlier starts have left.
+
+        Args:
+            folder: the run's folder, which must exist.
+            step: the step that the run goes on from.
+            seen: when it last wrote a record; None for a new run.
+            writes: whether this process writes the file.
+        """
+        self.path = folder / FILE if writes else None
+        self.starts = _read(folder / FILE)
         if self.starts:
-            _take_back(self.starts[-1], step, seen)
-        now = time.time()
-        self.starts.append({'began': now, 'at': now, 'seen': now, 'first': step, 'saved': step, 'seconds': {}})
+            self.starts[-1] = _without_lost_steps(self.starts[-1], step, seen)
+        self.starts.append(Start(self.began, self.began, self.began, step, step, {}))
 
     def saved(self, step: int) -> None:
         """Called when a step is saved: what was spent until now counts."""
-        here = self.starts[-1]
         spent = {**PHASES.seconds, PHASES.here.phase: PHASES.total(PHASES.here.phase)}
-        here['seconds'] = {name: round(s - self.before.get(name, 0.0), 3) for name, s in spent.items()}
-        here['at'] = here['seen'] = time.time()
-        here['saved'] = step
-        if self.writes:
-            new = self.path.with_name(f'{FILE}.new')
-            new.write_text(json.dumps(self.starts, indent=1) + '\n')
-            new.replace(self.path)
+        seconds = {name: round(s - self.before.get(name, 0.0), 3) for name, s in spent.items()}
+        now = time.time()
+        self.starts[-1] = self.starts[-1]._replace(at=now, seen=now, saved=step, seconds=seconds)
+        if self.path is not None:
+            files.replace(self.path, json.dumps([start._asdict() for start in self.starts], indent=1) + '\n')
 
     def goodput(self) -> Goodput:
         """What became of the run's time until the last save."""
         return goodput(self.starts)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # of a file that a full disk has damaged nothing is known
-        return []
-    return starts
-
-
-def _take_back(last: dict[str, Any], step: int, seen: float | None) -> None:
-    """Counts as redone what the last start has done beyond the step that the run goes on from."""
-    last['seen'] = max(seen or 0.0, last['at'])
-    if step < last['saved']:  # its newest checkpoint was damaged
-        kept = max(step - last['first'], 0) / (last['saved'] - last['first'])
-        lost = last['seconds'].get(PRODUCTIVE, 0.0) * (1 - kept)
-        last['seconds'][PRODUCTIVE] = last['seconds'].get(PRODUCTIVE, 0.0) - lost
-        last['at'] -= lost
-
-
-def goodput(starts: list[dict[str, Any]]) -> Goodput:
+def goodput(starts: list[Start]) -> Goodput:
     """What became of a run's time, from what each of its starts has left.
 
-    Args:
-        starts: for each when it `began`, `at` when it last saved, when it was last `seen`, all `time.time()`, and the
-            `seconds` of its phases until it last saved.
-
-    >>> first = {'began': 0.0, 'at': 50.0, 'seen': 60.0, 'seconds': {'step': 40.0, 'compile': 10.0}}
-    >>> second = {'began': 75.0, 'at': 100.0, 'seen': 100.0, 'seconds': {'step': 20.0, 'compile': 5.0}}
+    >>> first = Start(0.0, at=50.0, seen=60.0, first=0, saved=40, seconds={'step': 40.0, 'compile': 10.0})
+    >>> second = Start(75.0, at=100.0, seen=100.0, first=40, saved=60, seconds={'step': 20.0, 'compile': 5.0})
     >>> goodput([first, second]).words
     'goodput 60% of 100.0 s in 2 starts; the rest: down 15.0 s, compile 15.0 s, redone 10.0 s'
     """
     seconds: dict[str, float] = {}
     for start, after in zip(starts, [*starts[1:], None], strict=True):
-        spent = {**start['seconds'], 'redone': start['seen'] - start['at']}
+        spent = {**start.seconds, 'redone': start.seen - start.at}
         if after is not None:
-            spent['down'] = max(after['began'] - start['seen'], 0.0)
+            spent['down'] = max(after.began - start.seen, 0.0)
         for name, s in spent.items():
             seconds[name] = seconds.get(name, 0.0) + s
-    wall = starts[-1]['at'] - starts[0]['began']
+    wall = starts[-1].at - starts[0].began
     return Goodput(seconds.get(PRODUCTIVE, 0.0) / wall if wall > 0 else 0.0, wall, len(starts), seconds)
+
+
+def _read(path: Path) -> list[Start]:
+    """The starts in a file; none if it is missing, or damaged: it is a record alone, on which no number depends."""
+    try:
+        return [_start(**each) for each in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _start(began: float, at: float, seen: float, first: int, saved: int, seconds: dict[str, float]) -> Start:
+    each = {str(name): float(s) for name, s in seconds.items()}
+    return Start(float(began), float(at), float(seen), int(first), int(saved), each)
+
+
+def _without_lost_steps(last: Start, step: int, seen: float | None) -> Start:
+    """Counts as redone what a start has done beyond the step that the run goes on from."""
+    last = last._replace(seen=max(seen or 0.0, last.at))
+    if step >= last.saved:
+        return last
+    # Its newest checkpoint was damaged.
+    lost = last.seconds.get(PRODUCTIVE, 0.0) * min((last.saved - step) / max(last.saved - last.first, 1), 1.0)
+    kept = {**last.seconds, PRODUCTIVE: last.seconds.get(PRODUCTIVE, 0.0) - lost}
+    return last._replace(at=last.at - lost, saved=step, seconds=kept)

@@ -119,6 +119,7 @@ def run(
     >>> kinds
     ['ready', 'trained', 'held_out', 'saved', 'done']
     """
+    account = Account()
     check_processes(experiment, folder)
     training = prepare(experiment)
     check_programs(training)
@@ -136,21 +137,23 @@ def run(
         if restored:
             reading.resume(training, begin, restored.meta)
         log = Log(folder, begin)
+        account.resume(folder, begin, log.seen, log.writes)
         changed = log.describe(training, command)
         sent = sent_each_step(traffic(training), training.workers.axis)
         before = Fraction(restored.meta.get('sent', (sent or 0) * begin)) if restored else Fraction(0)
         damaged = restored.damaged if restored else []
         ready = Ready(training, begin, sent, before, damaged, _resized(restored, training), changed)
         yield Event('ready', ready)
-        yield from _steps(ready, state, checkpoints, log, stop)
+        yield from _steps(ready, state, checkpoints, log, account, stop)
 
 
-def _steps(ready: Ready, state: State, checkpoints: Checkpoints, log: Log, stop: Callable[[], bool]) -> Iterator[Event]:
+def _steps(
+    ready: Ready, state: State, checkpoints: Checkpoints, log: Log, account: Account, stop: Callable[[], bool]
+) -> Iterator[Event]:
     """Trains from `state` on; saves, evaluates and records at the intervals of the experiment."""
     training, begin = ready.training, ready.step
     experiment = training.experiment
     monitor = monitor_for(training, log.folder)
-    account = Account(log.folder, begin, log.seen, log.writes)
     meta = {'experiment': to_json(experiment), 'data': {'sha256': training.data.facts.get('sha256')}}
     step = finite = begin
     for step, after, metrics in train(training, state):

@@ -25,7 +25,7 @@ from jaxdist.training.train import Training
 from jaxdist.training.user_code import UserCode, script_options, user_code
 
 FILES = (
-    *('experiment.json', 'run.json', 'metrics.jsonl', 'verdict.json', 'result.json', 'code'),
+    *('experiment.json', 'run.json', 'metrics.jsonl', 'starts.json', 'verdict.json', 'result.json', 'code'),
     *('loss.png', 'constraints.png'),
 )
 """What runs write in their folder, other than the lock and checkpoints."""
@@ -57,7 +57,7 @@ class Log:
         self.seen = self.path.stat().st_mtime if self.path.exists() else None
         self.started = time.monotonic() - max((r['seconds'] for r in self.records), default=0.0)
         if self.writes:
-            _replace(self.path, ''.join(_line(r) for r in self.records))
+            files.replace(self.path, ''.join(_line(r) for r in self.records))
 
     @property
     def seconds(self) -> float:
@@ -84,8 +84,8 @@ class Log:
             path = self.folder / 'run.json'
             before = read_facts(self.folder).get('commands', [])
             facts = describe(training, [*before, command], self.folder)
-            _replace(path, json.dumps(facts, indent=2) + '\n')
-            _replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
+            files.replace(path, json.dumps(facts, indent=2) + '\n')
+            files.replace(self.folder / 'experiment.json', json.dumps(to_json(training.experiment), indent=2) + '\n')
             for name, file in code_of(training.experiment).files.items():
                 changed += [name] * _copy(file, self.folder / 'code' / name)
         return changed
@@ -94,7 +94,7 @@ class Log:
         """Writes the verdicts, NamedTuples by name, to `verdict.json`, if there are any."""
         if self.writes and verdicts:
             text = json.dumps(_plain({name: verdict._asdict() for name, verdict in verdicts.items()}), indent=2)
-            _replace(self.folder / 'verdict.json', text + '\n')
+            files.replace(self.folder / 'verdict.json', text + '\n')
 
     def _metrics(self, model: Model) -> dict[str, str]:
         """The metrics beside the loss that all evaluations have, and which of their values are better."""
@@ -236,14 +236,6 @@ def _refuse_links(folder: Path) -> None:
             files.refuse_link(Path(at, name))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Replaces the file atomically: a concurrent reader, or one after a crash, gets the old text or the new one."""
-    new = path.with_name(f'{path.name}.new')
-    new.unlink(missing_ok=True)
-    files.write(new, text)
-    os.replace(new, path)
-
-
 def _copy(file: Path, to: Path) -> bool:
     """Copies a file of code; returns whether there was another text, which is then kept in `NAME.1`, `NAME.2`, ..."""
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -253,5 +245,5 @@ def _copy(file: Path, to: Path) -> bool:
     if former is not None:
         taken = len(list(to.parent.glob(f'{to.name}.*')))
         os.replace(to, to.with_name(f'{to.name}.{taken + 1}'))
-    _replace(to, text)
+    files.replace(to, text)
     return former is not None

@@ -66,7 +66,13 @@ def test_what_else_connects_is_not_counted() -> None:
     host, port = address.split(':')
     with ThreadPoolExecutor() as pool:
         first = pool.submit(call_roll, address, 2, 20.0)
-        for words in (b'GET / HTTP/1.1\r\n\r\n', b'', b'["jaxdist roll call", 2'):
+        for words in (
+            b'GET / HTTP/1.1\r\n\r\n',
+            b'',
+            b'["jaxdist roll call", 2',
+            b'5\n',
+            b'["jaxdist roll call", 2, "1"]\n',
+        ):
             while True:
                 try:
                     with socket.create_connection((host, int(port))) as stranger:

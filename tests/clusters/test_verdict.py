@@ -1,11 +1,16 @@
 """Who is silent, and who holds up the others: decided from reports alone."""
 
+import time
+from typing import Any
+
 import pytest
 
 from jaxdist.cluster.exits import PEER, STUCK
-from jaxdist.cluster.options import Limits
+from jaxdist.cluster.options import Cluster, Limits
+from jaxdist.cluster.roll_call import Lines
 from jaxdist.cluster.stragglers import Cost, straggler
 from jaxdist.cluster.verdict import Report, judge
+from jaxdist.cluster.watch import Watch
 
 LIMITS = Limits(data=20.0, step=20.0, compile=100.0, save=50.0)
 
@@ -50,6 +55,22 @@ def test_a_collective_that_does_not_end_has_no_culprit_among_them() -> None:
 
 def test_a_phase_without_a_limit_is_not_judged() -> None:
     assert judge({0: report('end', 9, 1e6), 1: report('end', 9, 1e6)}, LIMITS, 10.0) is None
+
+
+def test_a_process_that_stops_before_its_first_report_is_silent() -> None:
+    class Service:
+        process, processes = 0, 2
+
+        def all(self, group: str) -> dict[str, Any]:
+            return {'0': [1, 'step', 9, 1.0, 0.0, 0.0, 0.0, 0.0]} if group == 'at' else {}
+
+    said: list[Any] = []
+    watch = Watch(Service(), Lines({}), Cluster(heartbeat_seconds=0.05), None)  # type: ignore[arg-type]
+    watch._leave = lambda *words: said.append(words)  # type: ignore[method-assign, assignment]
+    time.sleep(0.1)
+    watch._read_reports()
+    watch._judge()
+    assert [words[2] for words in said] == [[1]]
 
 
 EVEN = Cost(data=0.01, step=0.10, compute=0.002, answer=0.001)

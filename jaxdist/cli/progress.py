@@ -130,6 +130,10 @@ class Progress:
             parts.append(f'{name} {constraint_text(shown)}')
         if record['skipped']:
             parts.append(f'skipped by {record["skipped"]:.0%} of workers')
+        if 'not_finite' in record:
+            parts.append(f'not finite on {", ".join(map(str, record["not_finite"][:4]))}')
+        if 'straggler' in record:
+            parts.append(straggler_text(**record['straggler']))
         if rate:
             size, unit = training.experiment.batch, 'examples'
             if training.data.task.kind == 'tokens':
@@ -187,6 +191,15 @@ class Speed:
     def rest(self, step: int) -> None:
         """Restarts the clock after evaluating or saving at a step, whose time does not count for the rate."""
         self.last = (step, time.monotonic())
+
+
+def straggler_text(process: int, cause: str, seconds: float, median: float) -> str:
+    """A straggler, for a progress line.
+
+    >>> straggler_text(1, 'data', 0.06, 0.011)
+    'process 1 is slow: data 60 ms, median 11 ms'
+    """
+    return f'process {process} is slow: {cause} {1000 * seconds:.2g} ms, median {1000 * median:.2g} ms'
 
 
 def constraint_text(shown: dict[str, float]) -> str:

@@ -87,6 +87,7 @@ def test_slow_data_are_reported_and_a_stuck_process_is_named(tmp_path: Path) -> 
     slow = [record['straggler'] for record in run.records() if 'straggler' in record]
     assert {(each['process'], each['cause']) for each in slow} == {(1, 'data')}
     assert all(each['seconds'] > 0.05 for each in slow)
+    assert any('process 1 is slow: data ' in line for line in first.out)
 
 
 def test_an_exception_of_one_process_is_shown_by_it_and_ends_the_other(tmp_path: Path) -> None:

@@ -66,14 +66,6 @@ class Job:
 ENDS = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
 
 
-def test_a_job_trains_on_two_nodes(cluster: Slurm, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, SMALL)
-    assert job.wait(*ENDS) == 'COMPLETED', job.text()
-    assert list(losses(job.run)) == [2, 4]
-    assert '"processes": 2' in (job.run / 'run.json').read_text()
-    assert job.fact('Restarts') == '0'
-
-
 def test_a_preempted_job_saves_goes_back_into_the_queue_and_completes(cluster: Slurm, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, LONG)
     job.until(lambda: bool(losses(job.run)))
@@ -86,6 +78,7 @@ def test_a_preempted_job_saves_goes_back_into_the_queue_and_completes(cluster: S
     assert 20 <= int(step) < 600
     assert 'exit status 143: requeued (restart 1 of at most 20)' in job.text()
     assert list(losses(job.run)) == [*range(20, 601, 20)]
+    assert '"processes": 2' in (job.run / 'run.json').read_text()
     finish(load(job.run / 'experiment.json'), tmp_path / 'single')
     assert losses(job.run) == pytest.approx(losses(tmp_path / 'single'), rel=1e-5)
 

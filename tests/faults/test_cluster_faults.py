@@ -31,15 +31,6 @@ def test_other_options_of_a_process_end_all_before_the_first_step(tmp_path: Path
     assert not run.run.exists()
 
 
-def test_other_data_of_a_process_end_all_before_the_first_step(tmp_path: Path) -> None:
-    action = 'workers = workers; data.facts["sha256"] = "00"'
-    with Processes(tmp_path, action=action) as run:
-        first = run.wait()[0]
-    assert first.code == 65
-    assert first.err.splitlines()[1].startswith("  data.sha256: 'ec4c12433ac2")
-    assert first.err.splitlines()[1].endswith("on process 0, '00' on process 1")
-
-
 def test_processes_that_do_not_see_one_folder_end_before_the_first_step(tmp_path: Path) -> None:
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
@@ -99,14 +90,18 @@ def test_an_exception_of_one_process_is_shown_by_it_and_ends_the_other(tmp_path:
     assert first.err == 'error: process 1 left: FileNotFoundError: shard 17\n'
 
 
-def test_a_second_run_in_the_folder_leaves_at_once_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_a_second_run_leaves_at_once_and_a_signal_to_one_process_stops_the_first(tmp_path: Path) -> None:
     with Processes(tmp_path, *ENDLESS) as run:
         run.wait_for_records()
-        words = (*ENDLESS, '--run', 'runs/small-1')
-        with Processes(tmp_path, *words) as other:
+        with Processes(tmp_path, *ENDLESS, '--run', 'runs/small-1') as other:
             ended = other.wait()
         assert {ended[k].code for k in range(2)} == {1}, ended
         assert ended[0].err.startswith(f'error: runs/small-1 is in use by process {run.all[0].pid} on ')
-        run.wait_for_records(max(record['step'] for record in run.records()) + 5)
-        run.signal(0, signal.SIGTERM)
-        assert {end.code for end in run.wait().values()} == {143}
+        run.wait_for_records(max(record['step'] for record in run.records()) + 5)  # unharmed
+        run.signal(1, signal.SIGTERM)
+        first, second = (run.wait()[k] for k in range(2))
+    assert (first.code, second.code) == (143, 143), (first, second)
+    step = int(first.out[-2].split()[2].rstrip(';'))
+    assert step >= max(record['step'] for record in run.records())
+    assert first.out[-2:] == [f'stopped; step {step} is saved. Resume with:', '  jaxdist train runs/small-1']
+    assert (run.run / 'checkpoints' / str(step) / 'manifest.json').is_file()

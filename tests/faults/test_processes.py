@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -92,19 +91,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert finish(longer, folder)[0].value.step == 4
     finish(longer, tmp_path / 'single')
     assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_and_saves(tmp_path: Path) -> None:
-    with Processes(tmp_path, '--steps', '1000000', '--evaluate-every', '1000000', '--log-every', '50') as run:
-        run.wait_for_records()
-        run.signal(1, signal.SIGTERM)
-        first, second = (run.wait()[k] for k in range(2))
-    assert (first.code, second.code) == (128 + signal.SIGTERM,) * 2, (first, second)
-    step = int(first.out[-2].split()[2].rstrip(';'))
-    assert step > max(losses(run.run))  # it is agreed by time, and not by records
-    assert first.out[-2:] == [f'stopped; step {step} is saved. Resume with:', '  jaxdist train runs/small-1']
-    assert (tmp_path / 'runs' / 'small-1' / 'checkpoints' / str(step) / 'manifest.json').is_file()
 
 
 @pytest.mark.slow

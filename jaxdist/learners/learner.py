@@ -88,6 +88,10 @@ class Learner:
         self.journal: list[tuple[Any, ...]] = [('begin', at.step, tuple(at.versions), at.saved)]
         self.acknowledged = 0
 
+    def warm_up(self) -> None:
+        """Compiles the step, so that no step takes longer than the others."""
+        self.training.program.step(first_state(self.training), self.training.put(self.batch(0)))
+
     def train(self) -> None:
         """Takes one step."""
         begun = time.monotonic()

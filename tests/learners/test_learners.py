@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from learner_fixtures import SGD, World, anchor_of, experiment
 
+from jaxdist.learners.replay import replay
+
 ALL_ALIKE = [1.0] * 4
 
 
@@ -28,3 +30,51 @@ def test_learners_that_all_arrive_are_workers_of_one_program(last: str, overlap:
     while min(learner.step for learner in world.learners) < 12 + overlap:
         world.run(until=lambda n=sum(learner.step for learner in world.learners): sum(l.step for l in world.learners) > n)
     close_to(world.merged.anchor, anchor_of(whole, 12 + overlap))
+
+
+def no_token_twice(world: World) -> None:
+    """Of each learner and fragment, merged steps are intervals that do not overlap, and tokens are theirs."""
+    for p in range(world.terms.fragments):
+        for k in range(world.terms.learners):
+            mine = [e for r in world.log if r.fragment == p for e in r.learners if e['learner'] == k]
+            spans = [(e['first'], e['end']) for e in mine]
+            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), spans
+            tokens = sum(end - first for first, end in spans) * world.training.experiment.batch
+            assert sum(e['tokens'] for e in mine) == tokens == world.rounds.progress.tokens[k][p]
+
+
+def replays(world: World) -> None:
+    """The record gives the same anchors again, bit for bit."""
+    replayed = list(replay(world.training, world.terms, world.log))
+    assert len(replayed) == len(world.log) > 0
+    assert all(each.equal for each in replayed)
+    jax.tree.map(np.testing.assert_array_equal, replayed[-1].merged, world.merged)
+
+
+FOUR_TIMES_SLOWER = [1.0, 1.0, 1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    'last',
+    [
+        f'diloco(every=5, outer={SGD})',
+        f'diloco(every=5, outer={SGD}, codec=int4(block=32), feedback=True)',
+        f'streaming_diloco(every=6, fragments=3, outer={SGD}, overlap=2, mixing=0.5, codec=sign(), feedback=0.9)',
+    ],
+)
+def test_slow_lost_and_returning_learners(last: str) -> None:
+    """One is slow, another is killed between two rounds and while its arrival waits, and comes back each time."""
+    world = World(experiment(last), quorum=3, grace=1.5, times=FOUR_TIMES_SLOWER)
+    for until in (8.0, 15.0, 24.0):
+        world.run(until=lambda at=until: world.now >= at)
+        world.kill(1)
+        world.run(until=lambda at=until: world.now >= at + 3)
+        world.begin(1)
+    world.save(0)
+    world.run(until=lambda: world.now >= 35.0)
+    world.kill(0)
+    world.begin(0)
+    world.run(until=lambda: world.now >= 50.0)
+    assert {start for r in world.log for start in [(e['learner'], e['start']) for e in r.learners]} >= {(1, 4), (0, 2)}
+    no_token_twice(world)
+    replays(world)

@@ -1,0 +1,304 @@
+"""Runs of learners: starts their actors on Ray, and writes the run's folder."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdist.learners.actors import LearnerActor, Settings, Sign, SynchroniserActor, View, tokens_a_step
+from jaxdist.learners.goodput import LearnersGoodput, goodput
+from jaxdist.learners.record import Round, read_rounds
+from jaxdist.learners.rounds import Rounds
+from jaxdist.learners.synchroniser import Params, Quorum, Synchroniser, first_progress, from_json, total_tokens
+from jaxdist.learners.terms import of_one_learner, terms_of
+from jaxdist.training.alike import check_data
+from jaxdist.training.checkpoint import Checkpoints, lock
+from jaxdist.training.experiment import Experiment, ExperimentError, differences, read_json, to_json
+from jaxdist.training.experiment import from_json as experiment_of
+from jaxdist.training.run_folder import Log, code_of
+from jaxdist.training.train import Training, evaluate, first_state, prepare
+from jaxdist.training.user_code import to_name
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the actors."""
+SETTINGS = (
+    *('jax_compilation_cache_dir', 'jax_enable_compilation_cache', 'jax_persistent_cache_min_compile_time_secs'),
+    'jax_persistent_cache_enable_xla_caches',
+)
+"""Settings of JAX that actors take from their starter: a learner that returns has its programs at once."""
+
+
+class LearnersEvent(NamedTuple):
+    """An event of a run of learners.
+
+    Attributes:
+        kind: `ready` (a `Started`), `round` (a `Shown`), `lost` (a learner's number), `back` (a learner's number and
+            its `Sign`), `held_out` (a record), and at the end either `stopped` or `done` (an `Ended`).
+        value: the event's value, of the type given for its kind.
+    """
+
+    kind: str
+    value: Any
+
+
+class Started(NamedTuple):
+    """The start of a run.
+
+    Attributes:
+        training: the prepared experiment of one learner.
+        rounds: the rounds that have closed before.
+        rule: when a round closes.
+    """
+
+    training: Training
+    rounds: int
+    rule: Quorum
+
+
+class Shown(NamedTuple):
+    """A closed round, and the learners at the time.
+
+    Attributes:
+        round: the round.
+        step: the steps that all learners together have taken on average, as one program would count them.
+        signs: the last sign of life of each learner.
+        goodput: that of the time since the start.
+    """
+
+    round: Round
+    step: int
+    signs: dict[int, Sign]
+    goodput: LearnersGoodput
+
+
+class Ended(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        step: as in `Shown`.
+        rounds: closed rounds.
+        goodput: that of the time since the start; None if there was nothing left to do.
+        problem: the reason why `loss.png` was not drawn; empty if it was.
+    """
+
+    step: int
+    rounds: int
+    goodput: LearnersGoodput | None
+    problem: str
+
+
+def run_learners(
+    experiment: Experiment,
+    folder: Path,
+    rule: Quorum,
+    ray: ModuleType,
+    *,
+    resources: dict[str, float] = {},  # noqa: B006
+    command: str = '',
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[LearnersEvent]:
+    """Trains by learners, each in a process of its own, and yields events; resumes the folder's run if there is one.
+
+    The folder gets what a run's has, and `rounds.jsonl`, a line for each closed round, from which `replay` computes the
+    run again. Its checkpoints have the anchor and the outer state. The run ends when the learners have together
+    trained on the tokens of `steps` steps of the whole batch; with another number of learners than before, those that
+    are new begin where the furthest is.
+
+    Args:
+        experiment: the experiment; each worker of its mesh is a learner.
+        folder: the run's folder, created if missing, on a file system that all learners see.
+        rule: when a round closes.
+        ray: the module, connected to a cluster; see `jaxdist.cluster.ray_local.ray_cluster`.
+        resources: a learner's: `num_cpus`, `num_gpus`.
+        command: the command line, for the record.
+        stop: called a few times a second; True ends the run. Steps since the last rounds are taken again by the next
+            start.
+
+    Raises:
+        InputError: the update line, the mesh or the rule is not one for learners.
+        ExperimentError: the folder has a run of another experiment.
+        DataChangedError: the data are not those that the run began with.
+        CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
+    """
+    terms, training = terms_of(experiment), prepare(of_one_learner(experiment))
+    first = first_progress(terms.learners, terms.fragments)
+    Rounds(rule, first)  # its checks
+    Synchroniser(terms, training.program.state.params)
+    _check_state(training)
+    folder = folder.absolute()
+    with lock(folder):
+        meta = Checkpoints(folder / 'checkpoints').meta()
+        _refuse_another(experiment, folder, meta)
+        check_data(training, (meta or {}).get('data', {}))
+        progress = from_json(meta['progress']) if meta else first
+        a_step = tokens_a_step(experiment, training)
+        log = Log(folder, total_tokens(progress) // a_step)
+        log.describe(training._replace(experiment=experiment), command)
+        yield LearnersEvent('ready', Started(training, progress.rounds, rule))
+        book = _Book(experiment, training, log)
+        if total_tokens(progress) < experiment.steps * a_step:
+            names: Any = jax.config
+            settings = Settings(
+                to_json(experiment),
+                [str(Path(name).resolve()) if name.endswith('.py') else name for name in to_name(code_of(experiment))],
+                str(folder),
+                rule,
+                {name: getattr(names, name) for name in SETTINGS},
+            )
+            actors = _Actors(ray, settings, terms.learners, resources)
+            try:
+                yield from book.watch(actors, stop)
+            finally:
+                actors.end()
+        yield book.end()
+
+
+class _Actors:
+    """The actors of a run."""
+
+    def __init__(self, ray: ModuleType, settings: Settings, learners: int, resources: dict[str, float]) -> None:
+        self.ray, always = ray, {'max_restarts': -1, 'max_task_retries': -1}
+        self.synchroniser = ray.remote(**always, num_cpus=0)(SynchroniserActor).remote(settings)
+        # Two threads, so that its end is seen while it trains.
+        options = {**always, 'num_cpus': 0, 'max_concurrency': 2, **resources}
+        made = ray.remote(**options)(LearnerActor)
+        self.learners = [made.remote(settings, k, self.synchroniser) for k in range(learners)]
+        self.runs = [learner.run.remote() for learner in self.learners]
+        self.watched = {learner.watch.options(max_task_retries=0).remote(): k for k, learner in enumerate(self.learners)}
+
+    def look(self, since: int) -> View:
+        """The synchroniser's view; raises what ended a learner, such as a mistake in the user's model."""
+        for ended in self.ray.wait(self.runs, num_returns=len(self.runs), timeout=0)[0]:
+            self._result(ended)
+        view: View = self._result(self.synchroniser.view.remote(since))
+        return view
+
+    def lost(self) -> list[int]:
+        """The learners whose processes were lost since the last call."""
+        ended = self.ray.wait(list(self.watched), num_returns=len(self.watched), timeout=0)[0]
+        numbers = [self.watched.pop(each) for each in ended]
+        for k in numbers:
+            self.watched[self.learners[k].watch.options(max_task_retries=0).remote()] = k
+        return numbers
+
+    def anchor(self) -> Params:
+        """The parameters."""
+        return self._result(self.synchroniser.anchor.remote())
+
+    def stop(self) -> None:
+        """Ends the run."""
+        self._result(self.synchroniser.stop.remote())
+
+    def end(self) -> None:
+        """Ends the processes, which have on disk what counts."""
+        for each in [*self.learners, self.synchroniser]:
+            self.ray.kill(each)
+
+    def _result(self, call: Any) -> Any:
+        try:
+            return self.ray.get(call)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if error.cause is not None else error from None
+
+
+class _Book:
+    """Follows a run, and writes its records."""
+
+    def __init__(self, experiment: Experiment, training: Training, log: Log) -> None:
+        self.experiment, self.training, self.log = experiment, training, log
+        self.fragments, self.a_step = terms_of(experiment).fragments, tokens_a_step(experiment, training)
+        self.rounds = read_rounds(log.folder)
+        self.former = len(self.rounds)
+        self.received = sum(each.received for each in self.rounds)
+        self.starts: dict[int, int] = {}
+        self.begun = time.monotonic()
+        self.stopped = False
+
+    @property
+    def step(self) -> int:
+        """The steps that all learners together have taken on average."""
+        return self.rounds[-1].tokens // self.a_step if self.rounds else 0
+
+    @property
+    def goodput(self) -> LearnersGoodput:
+        """That of the time since the first learner began."""
+        wall = time.monotonic() - self.begun
+        return goodput(self.rounds[self.former :], self.experiment.mesh.workers, self.fragments, wall)
+
+    def watch(self, actors: _Actors, stop: Callable[[], bool]) -> Iterator[LearnersEvent]:
+        """The events until the run ends."""
+        done, evaluated = False, self.step
+        while not done:
+            time.sleep(LOOK_EVERY)
+            if stop() and not self.stopped:
+                self.stopped = True
+                actors.stop()
+            yield from (LearnersEvent('lost', k) for k in actors.lost())
+            view = actors.look(self.rounds[-1].number if self.rounds else 0)
+            done = view.done
+            yield from self._signs(view)
+            for line in view.rounds:
+                yield LearnersEvent('round', self._closed(line, view))
+            every = self.experiment.evaluate_every
+            if self.step // every > evaluated // every or (done and self.step > evaluated):
+                evaluated = self.step
+                yield LearnersEvent('held_out', self._evaluate(actors.anchor()))
+
+    def end(self) -> LearnersEvent:
+        """Draws the losses; the last event."""
+        problem = self.log.plot(self.training) if len(self.rounds) > self.former else ''
+        taken = self.goodput if len(self.rounds) > self.former else None
+        ended = Ended(self.step, len(self.rounds), taken, problem)
+        return LearnersEvent('stopped' if self.stopped else 'done', ended)
+
+    def _signs(self, view: View) -> Iterator[LearnersEvent]:
+        if view.signs and not self.starts:
+            self.begun = time.monotonic()
+        for k, sign in view.signs.items():
+            if sign.start > self.starts.get(k, sign.start):
+                yield LearnersEvent('back', (k, sign))
+            self.starts[k] = sign.start
+
+    def _closed(self, line: Round, view: View) -> Shown:
+        before = self.step
+        self.rounds.append(line)
+        self.received += line.received
+        if self.step > before:
+            sent = round(self.received / self.experiment.mesh.workers)
+            self.log.write({'step': self.step, 'loss': line.loss, 'sent': sent, 'round': line.number})
+        return Shown(line, self.step, view.signs, self.goodput)
+
+    def _evaluate(self, anchor: Params) -> dict[str, Any]:
+        state = first_state(self.training)
+        shapes = self.training.program.state.params
+        placed = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), anchor, shapes)
+        scores = evaluate(self.training, state._replace(params=placed))
+        return self.log.write({'step': self.step, 'held_out': scores})
+
+
+def _check_state(training: Training) -> None:
+    """Refuses a model with a state, such as running statistics: learners would each have another."""
+    if jax.tree.leaves(training.program.state.model):
+        raise ExperimentError(
+            'the model has a state beside its parameters, which learners do not synchronise: take a model without one, '
+            'or jaxdist train'
+        )
+
+
+def _refuse_another(experiment: Experiment, folder: Path, meta: dict[str, Any] | None) -> None:
+    """Raises ExperimentError if the folder contains a run of another experiment, or one of `jaxdist train`."""
+    path = folder / 'experiment.json'
+    if meta is None and not path.exists():
+        return
+    if meta is not None and 'learners' not in meta:
+        raise ExperimentError(f'{folder} contains a run of jaxdist train: choose another folder for learners')
+    data = meta['experiment'] if meta else read_json(path)
+    differ = differences(experiment, experiment_of(data, known=(type(experiment.model), type(experiment.data))))
+    if differ:
+        raise ExperimentError(
+            f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
+            'Choose another folder, or resume the saved experiment.'
+        )

@@ -29,7 +29,7 @@ FLOORS = {
     '__main__': 8,
 }
 WRAPPERS = ('jaxdist.models._layers', 'jaxdist.training.checkpoint.backend')
-LATE = ('datasets', 'optuna', 'matplotlib', 'sklearn', 'etils', 'flax', 'orbax', 'scipy', *WRAPPERS)
+LATE = ('datasets', 'etils', 'flax', 'matplotlib', 'optuna', 'orbax', 'ray', 'scipy', 'sklearn', 'submitit', *WRAPPERS)
 """Optional extras, libraries that take long to import, and the modules of ours that import such a library."""
 LONGEST = 300
 

@@ -6,6 +6,8 @@ newest anchor, and the synchroniser has on disk what it answers.
 """
 
 import asyncio
+import os
+import platform
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -82,12 +84,12 @@ class Sign(NamedTuple):
     Attributes:
         start: which of its starts this is.
         step: its steps so far.
-        at: when, as `time.time()`.
+        where: its process and machine.
     """
 
     start: int
     step: int
-    at: float
+    where: str
 
 
 class View(NamedTuple):
@@ -96,11 +98,13 @@ class View(NamedTuple):
     Attributes:
         rounds: the rounds that have closed since the last view.
         signs: the last sign of life of each learner that gave one.
+        where: the synchroniser's process and machine.
         done: whether the run has ended.
     """
 
     rounds: list[Round]
     signs: dict[int, Sign]
+    where: str
     done: bool
 
 
@@ -137,10 +141,15 @@ class SynchroniserActor:
         self.lines: list[Round] = []
         self.failure: Exception | None = None
 
-    async def begin(self, learner: int) -> tuple[Begin, bool]:
-        """Where a learner begins, and whether the run has ended."""
+    async def begin(self, learner: int, where: str) -> tuple[Begin, bool]:
+        """Where a learner begins, and whether the run has ended.
+
+        Args:
+            learner: its index.
+            where: its process and machine.
+        """
         start, step = self.rounds.begin(learner)
-        self.signs[learner] = Sign(start, step, time.time())
+        self.signs[learner] = Sign(start, step, where)
         progress = self.rounds.progress
         return Begin(start, step, progress.versions, self.merged.anchor, progress.saved[learner]), self.done
 
@@ -169,7 +178,7 @@ class SynchroniserActor:
         """The rounds that have closed after round number `since`, and the learners."""
         if self.failure:
             raise self.failure
-        return View([line for line in self.lines if line.number > since], self.signs, self.done)
+        return View([line for line in self.lines if line.number > since], self.signs, here(), self.done)
 
     async def anchor(self) -> Params:
         """The parameters."""
@@ -224,9 +233,11 @@ class SynchroniserActor:
 class LearnerActor:
     """A learner: its own process, with its own devices."""
 
-    def __init__(self, settings: Settings, number: int, synchroniser: Any) -> None:
+    def __init__(self, settings: Settings, number: int, synchroniser: str) -> None:
+        import ray
+
         whole, training, terms = prepared(settings)
-        self.number, self.synchroniser = number, synchroniser
+        self.number, self.synchroniser = number, ray.get_actor(synchroniser)
         self.learner = Learner(training, terms, number, batches(training, number, terms.learners))
         self.learner.warm_up()
         self.save_every = whole.save_every
@@ -238,7 +249,8 @@ class LearnerActor:
 
         learner, number, call = self.learner, self.number, self.synchroniser
         with self.checkpoints:
-            at, done = ray.get(call.begin.remote(number))
+            begun: Any = ray.get(call.begin.remote(number, here()))
+            at, done = begun[0], begun[1]
             kept = restored(self.checkpoints, at.saved, learner)
             learner.begin(at if kept is not None else at._replace(saved=-1), kept)
             wanted, waits = call.wanted.remote(number), {}
@@ -247,7 +259,7 @@ class LearnerActor:
                 learner.train()
                 if time.monotonic() - said > SIGN_OF_LIFE:
                     said = time.monotonic()
-                    call.alive.remote(number, Sign(at.start, learner.step, time.time()))
+                    call.alive.remote(number, Sign(at.start, learner.step, here()))
                 asked = ray.get(wanted) if (news := bool(ray.wait([wanted], timeout=0)[0])) else []
                 for fragment in sorted({*learner.due_now, *asked} - set(learner.sent)):
                     waits[fragment] = call.hand_in.remote(learner.hand_in(fragment))
@@ -266,6 +278,11 @@ class LearnerActor:
         """Never returns: the call ends with an error when the process is lost."""
         while True:
             time.sleep(3600)
+
+
+def here() -> str:
+    """This process, and its machine."""
+    return f'process {os.getpid()} on {platform.node()}'
 
 
 def restored(checkpoints: Checkpoints, saved: int, learner: Learner) -> Kept | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.algorithms._fragments import divide, join, pick
@@ -71,7 +72,7 @@ class Learner:
         """Begins at the synchroniser's anchor, with its own former state if there is one."""
         state = first_state(self.training)
         key = jax.random.fold_in(state.key, self.number)  # learners draw other numbers
-        self.state: State = _placed(state._replace(step=np.int32(at.step), key=key), self.training.program.state)
+        self.state: State = _placed(state._replace(step=jnp.int32(at.step), key=key), self.training.program.state)
         self.at, self.step = at, at.step
         self.base, self.versions, self.residual = at.anchor, list(at.versions), [m.start() for m in self.messengers]
         if kept is not None:
@@ -89,8 +90,12 @@ class Learner:
         self.acknowledged = 0
 
     def warm_up(self) -> None:
-        """Compiles the step, so that no step takes longer than the others."""
-        self.training.program.step(first_state(self.training), self.training.put(self.batch(0)))
+        """Compiles what it runs, so that no step takes longer than the others; `begin` follows."""
+        params = jax.device_get(first_state(self.training).params)
+        self.begin(Begin(0, 0, (0,) * len(self.fragments), params, -1), None)
+        self.train()
+        for fragment in range(len(self.fragments)):
+            self.hand_in(fragment)
 
     def train(self) -> None:
         """Takes one step."""
@@ -173,7 +178,7 @@ class Learner:
     def keep(self) -> Kept:
         """What is saved of the learner's own."""
         self.journal.append(('save', self.step))
-        return Kept(self.state.opt_state, tuple(self.residual))
+        return Kept(self.state.opt_state, jax.tree.map(jnp.asarray, tuple(self.residual)))
 
     def _set(self, params: Params) -> None:
         """Moves parameters to the devices, where they are not there yet."""

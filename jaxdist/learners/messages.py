@@ -54,7 +54,8 @@ def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tre
     True
     """
     leaves, treedef = jax.tree.flatten(like)
-    groups = group_tensors(like, resolve_for(codec, whole)) if codec is not None else []
+    chosen = resolve_for(codec, whole)
+    groups = group_tensors(like, chosen) if chosen is not None else []
     _check(groups, codec, feedback)
     members = [i for group in groups for i in group.members]
     exact = [i for i in range(len(leaves)) if i not in members]
@@ -63,7 +64,7 @@ def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tre
         return tuple(np.zeros(leaves[i].shape, np.float32) for i in members) if feedback else ()
 
     @jax.jit
-    def encoded(values: list[Any], key: jax.Array) -> tuple[Message, Any]:
+    def encoded(values: list[Any], key: jax.Array) -> Any:
         messages, errors = [], []
         for number, group in enumerate(groups):
             tensors = [values[i] for i in group.members]

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 
 from jaxdist.algorithms._fragments import pick
 from jaxdist.core import files
@@ -54,7 +55,9 @@ class Round(NamedTuple):
     learners: list[dict[str, Any]]
 
 
-def round_of(arrivals: Sequence[Arrival], progress: Progress, merged: Merged, members: Sequence[int], at: float) -> Round:
+def round_of(
+    arrivals: Sequence[Arrival], progress: Progress, merged: Merged, members: Sequence[int], at: float
+) -> Round:
     """The line of a round.
 
     Args:
@@ -141,7 +144,8 @@ class Record:
 
     def save(self, merged: Merged, progress: Progress) -> None:
         """Saves the arrays, and waits for it."""
-        self.checkpoints.save(progress.rounds, merged, {**self.meta, 'progress': to_json(progress)})
+        arrays = jax.tree.map(jnp.asarray, merged)
+        self.checkpoints.save(progress.rounds, arrays, {**self.meta, 'progress': to_json(progress)})
         self.checkpoints.wait()
 
 

@@ -7,11 +7,11 @@ import jax
 
 from jaxdist.algorithms._fragments import join, pick
 from jaxdist.core.errors import InputError
+from jaxdist.data.dataset import digest
 from jaxdist.learners.learner import Begin, Kept, Learner, batches
 from jaxdist.learners.record import Round
 from jaxdist.learners.synchroniser import Arrival, Merged, Params, Synchroniser
 from jaxdist.learners.terms import Terms
-from jaxdist.data.dataset import digest
 from jaxdist.training.train import Training, first_state
 
 Start = tuple[int, int]

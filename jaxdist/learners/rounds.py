@@ -18,6 +18,25 @@ class Open(NamedTuple):
     full_since: float | None
 
 
+def check_rule(rule: Quorum) -> None:
+    """Checks when rounds close.
+
+    Raises:
+        InputError: the quorum is more than there are learners, or a number is out of range.
+
+    >>> check_rule(Quorum(learners=4, quorum=5))
+    Traceback (most recent call last):
+    jaxdist.InputError: quorum=5 must be from 1 to the number of learners, 4: a round closes when so many have handed in
+    """
+    if not 1 <= rule.quorum <= rule.learners:
+        raise InputError(
+            f'quorum={rule.quorum} must be from 1 to the number of learners, {rule.learners}: a round closes when '
+            'so many have handed in'
+        )
+    if not rule.grace >= 0:
+        raise InputError(f'grace={rule.grace} must be 0 seconds or more')
+
+
 class Rounds:
     """The open rounds. All times are given by the caller, so that the same calls have the same results.
 
@@ -34,23 +53,16 @@ class Rounds:
     """
 
     def __init__(self, rule: Quorum, progress: Progress) -> None:
-        if not 1 <= rule.quorum <= rule.learners:
-            raise InputError(
-                f'quorum={rule.quorum} must be from 1 to the number of learners, {rule.learners}: a round closes when '
-                'so many have handed in'
-            )
-        if not rule.grace >= 0:
-            raise InputError(f'grace={rule.grace} must be 0 seconds or more')
+        check_rule(rule)
         self.rule, self.progress = rule, progress
         self.open = [Open({}, None) for _ in progress.versions]
 
     def begin(self, learner: int) -> tuple[int, int]:
         """A learner begins, for the first time or again: the number of this start, and its steps so far."""
-        starts = list(self.progress.starts)
-        starts[learner] += 1
-        self.progress = self.progress._replace(starts=tuple(starts))
+        start = self.progress.starts[learner] + 1
+        self.progress = _started(self.progress, learner, start)
         waiting = [round.arrivals[learner].end for round in self.open if learner in round.arrivals]
-        return starts[learner], max([*self.progress.reached[learner], *waiting])
+        return start, max([*self.progress.reached[learner], *waiting])
 
     def arrive(self, arrival: Arrival, now: float) -> Place:
         """A learner hands in; what is `open` is answered when the round of its fragment has closed.
@@ -58,6 +70,8 @@ class Rounds:
         Raises:
             InputError: as `place_of`.
         """
+        if arrival.start > self.progress.starts[arrival.learner]:  # begun before this synchroniser was started again
+            self.progress = _started(self.progress, arrival.learner, arrival.start)
         place = place_of(arrival, self.progress)
         arrivals, full_since = self.open[arrival.fragment]
         # Of a learner that was lost with an arrival in this round, the next start waits for the next round.
@@ -81,3 +95,8 @@ class Rounds:
         self.open[fragment] = Open({}, None)
         self.progress = counted(self.progress, arrivals)
         return arrivals
+
+
+def _started(progress: Progress, learner: int, start: int) -> Progress:
+    starts = tuple(start if k == learner else each for k, each in enumerate(progress.starts))
+    return progress._replace(starts=starts)

@@ -1,5 +1,6 @@
 """Runs of learners: starts their actors on Ray, and writes the run's folder."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 from jaxdist.learners.actors import LearnerActor, Settings, Sign, SynchroniserActor, View, tokens_a_step
 from jaxdist.learners.goodput import LearnersGoodput, goodput
 from jaxdist.learners.record import Round, read_rounds
-from jaxdist.learners.rounds import Rounds
+from jaxdist.learners.rounds import check_rule
 from jaxdist.learners.synchroniser import Params, Quorum, Synchroniser, first_progress, from_json, total_tokens
 from jaxdist.learners.terms import of_one_learner, terms_of
 from jaxdist.training.alike import check_data
@@ -35,8 +36,9 @@ class LearnersEvent(NamedTuple):
     """An event of a run of learners.
 
     Attributes:
-        kind: `ready` (a `Started`), `round` (a `Shown`), `lost` (a learner's number), `back` (a learner's number and
-            its `Sign`), `held_out` (a record), and at the end either `stopped` or `done` (an `Ended`).
+        kind: `ready` (a `Started`), `here` (the name of an actor, and where it is), `lost` (a learner's number, and
+            where it was), `back` (a learner's number and its `Sign`), `round` (a `Shown`), `held_out` (a record), and
+            at the end either `stopped` or `done` (an `Ended`).
         value: the event's value, of the type given for its kind.
     """
 
@@ -123,9 +125,9 @@ def run_learners(
         DataChangedError: the data are not those that the run began with.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
     """
+    check_rule(rule)
     terms, training = terms_of(experiment), prepare(of_one_learner(experiment))
     first = first_progress(terms.learners, terms.fragments)
-    Rounds(rule, first)  # its checks
     Synchroniser(terms, training.program.state.params)
     _check_state(training)
     folder = folder.absolute()
@@ -161,13 +163,17 @@ class _Actors:
 
     def __init__(self, ray: ModuleType, settings: Settings, learners: int, resources: dict[str, float]) -> None:
         self.ray, always = ray, {'max_restarts': -1, 'max_task_retries': -1}
-        self.synchroniser = ray.remote(**always, num_cpus=0)(SynchroniserActor).remote(settings)
+        # By name: Ray keeps a handle among a constructor's arguments where it is lost with its process.
+        name = f'synchroniser-{secrets.token_hex(8)}'
+        self.synchroniser = ray.remote(**always, num_cpus=0, name=name)(SynchroniserActor).remote(settings)
         # Two threads, so that its end is seen while it trains.
         options = {**always, 'num_cpus': 0, 'max_concurrency': 2, **resources}
         made = ray.remote(**options)(LearnerActor)
-        self.learners = [made.remote(settings, k, self.synchroniser) for k in range(learners)]
+        self.learners = [made.remote(settings, k, name) for k in range(learners)]
         self.runs = [learner.run.remote() for learner in self.learners]
-        self.watched = {learner.watch.options(max_task_retries=0).remote(): k for k, learner in enumerate(self.learners)}
+        self.watched = {
+            learner.watch.options(max_task_retries=0).remote(): k for k, learner in enumerate(self.learners)
+        }
 
     def look(self, since: int) -> View:
         """The synchroniser's view; raises what ended a learner, such as a mistake in the user's model."""
@@ -181,8 +187,11 @@ class _Actors:
         ended = self.ray.wait(list(self.watched), num_returns=len(self.watched), timeout=0)[0]
         numbers = [self.watched.pop(each) for each in ended]
         for k in numbers:
-            self.watched[self.learners[k].watch.options(max_task_retries=0).remote()] = k
+            self.watched[self._watch(k)] = k
         return numbers
+
+    def _watch(self, k: int) -> Any:
+        return self.learners[k].watch.options(max_task_retries=0).remote()
 
     def anchor(self) -> Params:
         """The parameters."""
@@ -214,6 +223,8 @@ class _Book:
         self.former = len(self.rounds)
         self.received = sum(each.received for each in self.rounds)
         self.starts: dict[int, int] = {}
+        self.where: dict[int, str] = {}
+        self.synchroniser = ''
         self.begun = time.monotonic()
         self.stopped = False
 
@@ -236,7 +247,7 @@ class _Book:
             if stop() and not self.stopped:
                 self.stopped = True
                 actors.stop()
-            yield from (LearnersEvent('lost', k) for k in actors.lost())
+            yield from (LearnersEvent('lost', (k, self.where.get(k, ''))) for k in actors.lost())
             view = actors.look(self.rounds[-1].number if self.rounds else 0)
             done = view.done
             yield from self._signs(view)
@@ -257,10 +268,15 @@ class _Book:
     def _signs(self, view: View) -> Iterator[LearnersEvent]:
         if view.signs and not self.starts:
             self.begun = time.monotonic()
+        if view.where != self.synchroniser:
+            self.synchroniser = view.where
+            yield LearnersEvent('here', ('the synchroniser', view.where))
         for k, sign in view.signs.items():
-            if sign.start > self.starts.get(k, sign.start):
+            if k not in self.starts:
+                yield LearnersEvent('here', (f'learner {k}', sign.where))
+            elif sign.start > self.starts[k]:
                 yield LearnersEvent('back', (k, sign))
-            self.starts[k] = sign.start
+            self.starts[k], self.where[k] = sign.start, sign.where
 
     def _closed(self, line: Round, view: View) -> Shown:
         before = self.step

@@ -300,4 +300,6 @@ def from_json(data: Mapping[str, Any]) -> Progress:
     >>> from_json(to_json(first_progress(1, 2))).versions
     (0, 0)
     """
-    return Progress(**{name: tuple(tuple(x) if isinstance(x, list) else x for x in field) for name, field in data.items()})
+    rows = lambda field: tuple(tuple(x) if isinstance(x, list) else x for x in field)  # noqa: E731
+    fields: Any = {name: rows(data[name]) for name in Progress._fields}
+    return Progress(**fields)

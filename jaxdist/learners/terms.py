@@ -99,6 +99,4 @@ def of_one_learner(experiment: Experiment) -> Experiment:
         )
     # The mean over one worker is what lets parameters be replicated over the worker axis; it sends nothing.
     mesh = dataclasses.replace(experiment.mesh, workers=1)
-    return dataclasses.replace(
-        experiment, update=f'mean() | {before}', mesh=mesh, batch=experiment.batch // workers
-    )
+    return dataclasses.replace(experiment, update=f'mean() | {before}', mesh=mesh, batch=experiment.batch // workers)

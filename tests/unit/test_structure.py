@@ -25,8 +25,9 @@ FLOORS = {
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel', 'simulate'), 4),
     **dict.fromkeys(('cluster', 'planner'), 5),
     'training': 6,
-    **dict.fromkeys(('cli', '_public'), 7),
-    '__main__': 8,
+    'learners': 7,
+    **dict.fromkeys(('cli', '_public'), 8),
+    '__main__': 9,
 }
 WRAPPERS = ('jaxdist.models._layers', 'jaxdist.training.checkpoint.backend')
 LATE = ('datasets', 'etils', 'flax', 'matplotlib', 'optuna', 'orbax', 'ray', 'scipy', 'sklearn', 'submitit', *WRAPPERS)

@@ -14,11 +14,12 @@ from jaxdist.cli.terminal import Terminal
 from jaxdist.cluster.options import RayOptions
 from jaxdist.cluster.ray_local import ray_cluster
 from jaxdist.core.errors import InputError
+from jaxdist.learners.book import Ended, LearnersEvent, Shown, Started
+from jaxdist.learners.progress import Quorum
 from jaxdist.learners.record import read_rounds
-from jaxdist.learners.replay import replay
+from jaxdist.learners.replay import ReplayError, replay
 from jaxdist.learners.rounds import check_rule
-from jaxdist.learners.run import Ended, LearnersEvent, Shown, Started, run_learners
-from jaxdist.learners.synchroniser import Quorum
+from jaxdist.learners.run import run_learners
 from jaxdist.learners.terms import of_one_learner, terms_of
 from jaxdist.report import bytes_text
 from jaxdist.training.experiment import Experiment
@@ -29,7 +30,7 @@ from jaxdist.training.user_code import script_options
 
 @dataclass(frozen=True)
 class Learners:
-    """Trains by independent learners, each with a JAX of its own, whose rounds close with a quorum.
+    """Trains by independent learners, each its own process, whose rounds close with a quorum.
 
     The update line ends in diloco or streaming_diloco. The config is a Python file, a run's folder (to resume that run)
     or an experiment.json (to repeat it); every field can be changed by an option.
@@ -167,7 +168,7 @@ def _replay(experiment: Experiment, folder: Path | None) -> None:
     training = prepare(of_one_learner(experiment))
     for each in replay(training, terms_of(experiment), rounds):
         if not each.equal:
-            raise InputError(
+            raise ReplayError(
                 f'round {each.round.number} gives another anchor ({each.digest}) than the run had '
                 f'({each.round.digest}): another machine, version or program rounds otherwise'
             )

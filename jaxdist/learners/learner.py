@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxdist.algorithms._fragments import divide, join, pick
 from jaxdist.core.types import Batch
-from jaxdist.learners.synchroniser import Arrival, Params, messengers
+from jaxdist.learners.progress import Arrival
+from jaxdist.learners.synchroniser import Params, messengers
 from jaxdist.learners.terms import Terms
 from jaxdist.training.metrics import means
 from jaxdist.training.step import State
@@ -196,6 +197,15 @@ def batches(training: Training, number: int, learners: int) -> Callable[[int], B
         training: the prepared experiment of one learner.
         number: the learner's index.
         learners: how many there are.
+
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> one = Mesh(workers=1, simulate=True)
+    >>> training = prepare(Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=one, batch=4))
+    >>> batches(training, number=1, learners=2)(0)['y'].tolist() == training.data.batch(0, 0, 8, 2)['y'][4:].tolist()
+    True
     """
     experiment, each = training.experiment, training.experiment.batch
 

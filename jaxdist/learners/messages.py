@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdist.codecs._compressed_mean import Feedback
 from jaxdist.codecs._groups import TensorGroup, group_tensors, resolve_for
-from jaxdist.codecs.codec import AnyCodec, Codec, padded
+from jaxdist.codecs.codec import AnyCodec, Codec, Reducer, padded
 from jaxdist.core.bits import flatten, unflatten
 from jaxdist.core.errors import InputError
 
@@ -56,7 +56,8 @@ def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tre
     leaves, treedef = jax.tree.flatten(like)
     chosen = resolve_for(codec, whole)
     groups = group_tensors(like, chosen) if chosen is not None else []
-    _check(groups, codec, feedback)
+    for group in groups:
+        check_codec(group.codec, feedback)
     members = [i for group in groups for i in group.members]
     exact = [i for i in range(len(leaves)) if i not in members]
 
@@ -107,19 +108,27 @@ def size_of(message: Message) -> int:
     return sum(x.nbytes for x in message)
 
 
-def _check(groups: list[TensorGroup], codec: AnyCodec | None, feedback: Feedback) -> None:
-    if feedback and codec is None:
-        raise InputError(f'feedback={feedback!r} needs a codec: an exact message leaves nothing to feed back')
-    for group in groups:
-        if not isinstance(group.codec, Codec):
-            raise InputError(
-                'this codec computes its mean by collectives of all workers; learners send messages to a '
-                'synchroniser: take one that encodes, such as int4() or top_k(k=8, block=32)'
-            )
-        if group.codec.votes:
-            raise InputError('this codec takes a majority vote of all workers; learners may be missing: take sign()')
-        if feedback and not group.codec.contracts:
-            raise InputError(f'feedback={feedback!r} needs a contractive codec, and this one is none')
+def check_codec(codec: Codec | Reducer | None, feedback: Feedback) -> None:
+    """Checks that one receiver can decode the messages.
+
+    Raises:
+        InputError: feedback is given without a codec or with one that does not contract, or the codec needs all workers.
+
+    >>> check_codec(None, feedback=False)
+    """
+    if codec is None:
+        if feedback:
+            raise InputError(f'feedback={feedback!r} needs a codec: an exact message leaves nothing to feed back')
+        return
+    if not isinstance(codec, Codec):
+        raise InputError(
+            'this codec computes its mean by collectives of all workers; learners send messages to a synchroniser: '
+            'take one that encodes, such as int4() or top_k(k=8, block=32)'
+        )
+    if codec.votes:
+        raise InputError('this codec takes a majority vote of all workers; learners may be missing: take sign()')
+    if feedback and not codec.contracts:
+        raise InputError(f'feedback={feedback!r} needs a contractive codec, and this one is none')
 
 
 def _count(group: TensorGroup) -> int:

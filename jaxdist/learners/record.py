@@ -13,16 +13,8 @@ from jaxdist.algorithms._fragments import pick
 from jaxdist.core import files
 from jaxdist.data.dataset import digest
 from jaxdist.learners.messages import size_of
-from jaxdist.learners.synchroniser import (
-    Arrival,
-    Merged,
-    Progress,
-    Synchroniser,
-    from_json,
-    to_json,
-    total_tokens,
-    weights,
-)
+from jaxdist.learners.progress import Arrival, Progress, from_json, to_json, total_tokens, weights
+from jaxdist.learners.synchroniser import Merged, Synchroniser
 from jaxdist.training.checkpoint import Checkpoints
 
 FILE = 'rounds.jsonl'
@@ -66,6 +58,14 @@ def round_of(
         merged: the arrays after the round.
         members: the tensors of the fragment.
         at: the time.
+
+    >>> import numpy as np
+    >>> from jaxdist.learners.progress import counted, first_progress
+    >>> arrivals = [Arrival(0, 1, 0, 0, first=0, end=4, tokens=8, message=(np.float32([2]),), loss=1.5, seconds=1.0)]
+    >>> progress = counted(first_progress(2, 1), arrivals)
+    >>> found = round_of(arrivals, progress, Merged(np.float32([1]), ()), members=(0,), at=10.0)
+    >>> found.number, found.tokens, found.received, found.learners[0]['weight']
+    (1, 8, 4, 1.0)
     """
     shares, fragment = weights(arrivals), arrivals[0].fragment
     names = ('learner', 'start', 'first', 'end', 'tokens', 'loss', 'seconds', 'begins', 'journal')

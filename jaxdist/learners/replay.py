@@ -6,13 +6,21 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdist.algorithms._fragments import join, pick
-from jaxdist.core.errors import InputError
+from jaxdist.core.errors import JaxdistError
 from jaxdist.data.dataset import digest
 from jaxdist.learners.learner import Begin, Kept, Learner, batches
+from jaxdist.learners.progress import Arrival
 from jaxdist.learners.record import Round
-from jaxdist.learners.synchroniser import Arrival, Merged, Params, Synchroniser
+from jaxdist.learners.synchroniser import Merged, Params, Synchroniser
 from jaxdist.learners.terms import Terms
 from jaxdist.training.train import Training, first_state
+
+
+class ReplayError(JaxdistError):
+    """A record that cannot be replayed, or whose replay gives other anchors."""
+
+    exit_code = 1
+
 
 Start = tuple[int, int]
 """A learner, and which of its starts."""
@@ -49,10 +57,20 @@ def replay(training: Training, terms: Terms, rounds: Sequence[Round]) -> Iterato
         rounds: the recorded rounds, from the first.
 
     Raises:
-        InputError: the record lacks a round, or something that a learner did.
+        ReplayError: the record lacks a round, or something that a learner did.
+
+    >>> import optax
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> one = Mesh(workers=1, simulate=True)
+    >>> training = prepare(Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=one, batch=4))
+    >>> list(replay(training, Terms(2, every=5, outer=optax.sgd(0.7)), []))
+    []
     """
     if [each.number for each in rounds] != list(range(1, len(rounds) + 1)):
-        raise InputError('the record lacks a round: its numbers must be 1, 2, ...')
+        raise ReplayError('the record lacks a round: its numbers must be 1, 2, ...')
     params = jax.device_get(first_state(training).params)
     synchroniser = Synchroniser(terms, params)
     merged = synchroniser.first(params)
@@ -111,7 +129,7 @@ def _journal(rounds: Sequence[Round], learner: int, start: int) -> list[Any]:
             if (entry['learner'], entry['start']) == (learner, start):
                 calls |= dict(enumerate(entry['journal'], entry['begins']))
     if sorted(calls) != list(range(len(calls))):
-        raise InputError(f'the record lacks something that learner {learner} did in its start {start}')
+        raise ReplayError(f'the record lacks something that learner {learner} did in its start {start}')
     return [calls[i] for i in range(len(calls))]
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxdist.core.errors import InputError
-from jaxdist.learners.synchroniser import Arrival, Place, Progress, Quorum, closes, counted, place_of
+from jaxdist.learners.progress import Arrival, Place, Progress, Quorum, closes, counted, place_of
 
 
 class Open(NamedTuple):

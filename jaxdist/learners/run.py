@@ -1,95 +1,34 @@
 """Runs of learners: starts their actors on Ray, and writes the run's folder."""
 
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from jaxdist.learners.actors import LearnerActor, Settings, Sign, SynchroniserActor, View, tokens_a_step
-from jaxdist.learners.goodput import LearnersGoodput, goodput
-from jaxdist.learners.record import Round, read_rounds
+from jaxdist.learners.book import Book, LearnersEvent, Started
+from jaxdist.learners.calls import Settings, View, tokens_a_step
+from jaxdist.learners.learner_actor import LearnerActor
+from jaxdist.learners.progress import Quorum, first_progress, from_json, total_tokens
 from jaxdist.learners.rounds import check_rule
-from jaxdist.learners.synchroniser import Params, Quorum, Synchroniser, first_progress, from_json, total_tokens
+from jaxdist.learners.synchroniser import Params, Synchroniser
+from jaxdist.learners.synchroniser_actor import SynchroniserActor
 from jaxdist.learners.terms import of_one_learner, terms_of
 from jaxdist.training.alike import check_data
 from jaxdist.training.checkpoint import Checkpoints, lock
 from jaxdist.training.experiment import Experiment, ExperimentError, differences, read_json, to_json
 from jaxdist.training.experiment import from_json as experiment_of
 from jaxdist.training.run_folder import Log, code_of
-from jaxdist.training.train import Training, evaluate, first_state, prepare
+from jaxdist.training.train import Training, prepare
 from jaxdist.training.user_code import to_name
 
-LOOK_EVERY = 0.2
-"""Seconds between two looks at the actors."""
 SETTINGS = (
     *('jax_compilation_cache_dir', 'jax_enable_compilation_cache', 'jax_persistent_cache_min_compile_time_secs'),
     'jax_persistent_cache_enable_xla_caches',
 )
 """Settings of JAX that actors take from their starter: a learner that returns has its programs at once."""
-
-
-class LearnersEvent(NamedTuple):
-    """An event of a run of learners.
-
-    Attributes:
-        kind: `ready` (a `Started`), `here` (the name of an actor, and where it is), `lost` (a learner's number, and
-            where it was), `back` (a learner's number and its `Sign`), `round` (a `Shown`), `held_out` (a record), and
-            at the end either `stopped` or `done` (an `Ended`).
-        value: the event's value, of the type given for its kind.
-    """
-
-    kind: str
-    value: Any
-
-
-class Started(NamedTuple):
-    """The start of a run.
-
-    Attributes:
-        training: the prepared experiment of one learner.
-        rounds: the rounds that have closed before.
-        rule: when a round closes.
-    """
-
-    training: Training
-    rounds: int
-    rule: Quorum
-
-
-class Shown(NamedTuple):
-    """A closed round, and the learners at the time.
-
-    Attributes:
-        round: the round.
-        step: the steps that all learners together have taken on average, as one program would count them.
-        signs: the last sign of life of each learner.
-        goodput: that of the time since the start.
-    """
-
-    round: Round
-    step: int
-    signs: dict[int, Sign]
-    goodput: LearnersGoodput
-
-
-class Ended(NamedTuple):
-    """The end of a run.
-
-    Attributes:
-        step: as in `Shown`.
-        rounds: closed rounds.
-        goodput: that of the time since the start; None if there was nothing left to do.
-        problem: the reason why `loss.png` was not drawn; empty if it was.
-    """
-
-    step: int
-    rounds: int
-    goodput: LearnersGoodput | None
-    problem: str
 
 
 def run_learners(
@@ -124,6 +63,11 @@ def run_learners(
         ExperimentError: the folder has a run of another experiment.
         DataChangedError: the data are not those that the run began with.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
+
+    >>> import types
+    >>> list(run_learners(Experiment(), Path('nowhere'), Quorum(4, 5), types))
+    Traceback (most recent call last):
+    jaxdist.InputError: quorum=5 must be from 1 to the number of learners, 4: a round closes when so many have handed in
     """
     check_rule(rule)
     terms, training = terms_of(experiment), prepare(of_one_learner(experiment))
@@ -140,7 +84,7 @@ def run_learners(
         log = Log(folder, total_tokens(progress) // a_step)
         log.describe(training._replace(experiment=experiment), command)
         yield LearnersEvent('ready', Started(training, progress.rounds, rule))
-        book = _Book(experiment, training, log)
+        book = Book(experiment, training, log)
         if total_tokens(progress) < experiment.steps * a_step:
             names: Any = jax.config
             settings = Settings(
@@ -211,88 +155,6 @@ class _Actors:
             return self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if error.cause is not None else error from None
-
-
-class _Book:
-    """Follows a run, and writes its records."""
-
-    def __init__(self, experiment: Experiment, training: Training, log: Log) -> None:
-        self.experiment, self.training, self.log = experiment, training, log
-        self.fragments, self.a_step = terms_of(experiment).fragments, tokens_a_step(experiment, training)
-        self.rounds = read_rounds(log.folder)
-        self.former = len(self.rounds)
-        self.received = sum(each.received for each in self.rounds)
-        self.starts: dict[int, int] = {}
-        self.where: dict[int, str] = {}
-        self.synchroniser = ''
-        self.begun = time.monotonic()
-        self.stopped = False
-
-    @property
-    def step(self) -> int:
-        """The steps that all learners together have taken on average."""
-        return self.rounds[-1].tokens // self.a_step if self.rounds else 0
-
-    @property
-    def goodput(self) -> LearnersGoodput:
-        """That of the time since the first learner began."""
-        wall = time.monotonic() - self.begun
-        return goodput(self.rounds[self.former :], self.experiment.mesh.workers, self.fragments, wall)
-
-    def watch(self, actors: _Actors, stop: Callable[[], bool]) -> Iterator[LearnersEvent]:
-        """The events until the run ends."""
-        done, evaluated = False, self.step
-        while not done:
-            time.sleep(LOOK_EVERY)
-            if stop() and not self.stopped:
-                self.stopped = True
-                actors.stop()
-            yield from (LearnersEvent('lost', (k, self.where.get(k, ''))) for k in actors.lost())
-            view = actors.look(self.rounds[-1].number if self.rounds else 0)
-            done = view.done
-            yield from self._signs(view)
-            for line in view.rounds:
-                yield LearnersEvent('round', self._closed(line, view))
-            every = self.experiment.evaluate_every
-            if self.step // every > evaluated // every or (done and self.step > evaluated):
-                evaluated = self.step
-                yield LearnersEvent('held_out', self._evaluate(actors.anchor()))
-
-    def end(self) -> LearnersEvent:
-        """Draws the losses; the last event."""
-        problem = self.log.plot(self.training) if len(self.rounds) > self.former else ''
-        taken = self.goodput if len(self.rounds) > self.former else None
-        ended = Ended(self.step, len(self.rounds), taken, problem)
-        return LearnersEvent('stopped' if self.stopped else 'done', ended)
-
-    def _signs(self, view: View) -> Iterator[LearnersEvent]:
-        if view.signs and not self.starts:
-            self.begun = time.monotonic()
-        if view.where != self.synchroniser:
-            self.synchroniser = view.where
-            yield LearnersEvent('here', ('the synchroniser', view.where))
-        for k, sign in view.signs.items():
-            if k not in self.starts:
-                yield LearnersEvent('here', (f'learner {k}', sign.where))
-            elif sign.start > self.starts[k]:
-                yield LearnersEvent('back', (k, sign))
-            self.starts[k], self.where[k] = sign.start, sign.where
-
-    def _closed(self, line: Round, view: View) -> Shown:
-        before = self.step
-        self.rounds.append(line)
-        self.received += line.received
-        if self.step > before:
-            sent = round(self.received / self.experiment.mesh.workers)
-            self.log.write({'step': self.step, 'loss': line.loss, 'sent': sent, 'round': line.number})
-        return Shown(line, self.step, view.signs, self.goodput)
-
-    def _evaluate(self, anchor: Params) -> dict[str, Any]:
-        state = first_state(self.training)
-        shapes = self.training.program.state.params
-        placed = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), anchor, shapes)
-        scores = evaluate(self.training, state._replace(params=placed))
-        return self.log.write({'step': self.step, 'held_out': scores})
 
 
 def _check_state(training: Training) -> None:

@@ -8,9 +8,10 @@ import optax
 from jaxdist import line
 from jaxdist.algorithms._fragments import Rule
 from jaxdist.codecs._compressed_mean import Feedback
-from jaxdist.codecs.codec import AnyCodec
+from jaxdist.codecs.codec import AnyCodec, PerTensor
 from jaxdist.core.errors import InputError
 from jaxdist.core.optimizers import check_optimizer
+from jaxdist.learners.messages import check_codec
 from jaxdist.training.experiment import Experiment
 
 LAST = ('diloco', 'streaming_diloco')
@@ -75,6 +76,8 @@ def terms_of(experiment: Experiment) -> Terms:
             f'{name}: exchange={given["exchange"]!r} is for workers of one program; learners send messages to a '
             'synchroniser: leave it out'
         )
+    if not isinstance(given['codec'], PerTensor):  # such a choice is checked when the tensors are known
+        check_codec(given['codec'], given['feedback'])
     outer = check_optimizer(name, given['outer'])
     same = {key: given[key] for key in ('fragments', 'rule', 'overlap', 'mixing') if key in given}
     compression = {key: given[key] for key in ('codec', 'feedback', 'seed')}

@@ -1,13 +1,18 @@
 """Learners and the synchroniser: without Ray, against the same line in one program and against plain NumPy."""
 
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from learner_fixtures import SGD, World, anchor_of, experiment
+from run_fixtures import Jaxdist
 
+from jaxdist.learners.record import Round
 from jaxdist.learners.replay import replay
+from jaxdist.training.experiment import Experiment, to_json
 
 ALL_ALIKE = [1.0] * 4
 
@@ -82,3 +87,51 @@ def test_slow_lost_and_returning_learners(last: str) -> None:
     assert {(e['learner'], e['start']) for r in world.log for e in r.learners} >= {(1, 2), (0, 2)}
     no_token_twice(world)
     replays(world)
+
+
+def in_folder(world: World, whole: Experiment, folder: Path, log: list[Round]) -> None:
+    """Writes what a run leaves of its rounds."""
+    folder.mkdir(exist_ok=True)
+    (folder / 'experiment.json').write_text(json.dumps(to_json(whole)))
+    (folder / 'rounds.jsonl').write_text(''.join(json.dumps(line._asdict()) + '\n' for line in log))
+
+
+def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
+    whole = experiment(f'diloco(every=3, outer={SGD})')
+    world = World(whole, quorum=3, grace=1.0, times=FOUR_TIMES_SLOWER)
+    world.run(until=lambda: len(world.log) == 4)
+    folder = Path('recorded')
+    in_folder(world, whole, folder, world.log)
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert (ended.code, ended.out) == (0, '4 rounds of recorded computed again: all anchors are equal, bit for bit\n')
+    in_folder(world, whole, folder, [*world.log[:3], world.log[3]._replace(digest='0' * 16)])
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert ended.code == 1
+    assert 'round 4 gives another anchor' in ended.err
+    in_folder(world, whole, folder, [world.log[0], world.log[2]])
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert ended.code == 1
+    assert 'the record lacks a round' in ended.err
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--update', 'mean() | sgd(0.1)'], 'diloco or streaming_diloco: sgd is neither'),
+        (['--update', 'diloco(every=3, outer=sgd(0.7))'], 'put the optimiser of learners before it'),
+        (['--quorum', '5'], 'quorum=5 must be from 1 to the number of learners, 4'),
+        (['--grace', '-1'], 'grace=-1.0 must be 0 seconds or more'),
+        (['--learners', '3'], 'batch=16 cannot be divided among 3 learners: use 15 or 18'),
+        (['--set', 'diloco.codec=power_sgd(rank=2)'], 'take one that encodes'),
+        (['--set', 'diloco.codec=majority()'], 'learners may be missing: take sign()'),
+        (['--set', 'diloco.codec=int8()', '--set', "diloco.feedback='ef21'"], 'a lost learner forgets'),
+        (['--constraints.hold', 'squared_norm(bound=1.0)'], 'learners have no multipliers in common'),
+        (['--replay'], 'give the folder of a run'),
+        (['--ray.address', 'nowhere'], 'is no address of a Ray cluster'),
+    ],
+)
+def test_mistakes(jaxdist: Jaxdist, words: list[str], message: str) -> None:
+    line = ['--update', 'sgd(0.1) | diloco(every=2, outer=sgd(0.7))']
+    ended = jaxdist('learners', 'small.py', *line, *words)
+    assert ended.code == 2
+    assert message in ' '.join(ended.err.split())

@@ -1,7 +1,6 @@
 """Learners as Ray actors, from the command line: processes are killed, and the record replays."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -103,13 +102,3 @@ def test_a_learner_and_the_synchroniser_are_killed(tmp_path: Path) -> None:
     assert replayed.returncode == 0, err
     assert f'{len(rounds)} rounds' in out.replace('\n', ' ')
     assert 'equal, bit for bit' in out.replace('\n', ' ')
-    digests = (folder / 'rounds.jsonl').read_text().splitlines()
-    (folder / 'rounds.jsonl').write_text('\n'.join([*digests[:-1], changed(digests[-1])]) + '\n')
-    replayed = start(tmp_path, *words, config=CONFIG)
-    _, err = replayed.communicate(timeout=PATIENCE)
-    assert replayed.returncode == 1
-    assert f'round {len(rounds)} gives another anchor' in err.replace('\n', ' ')
-
-
-def changed(line: str) -> str:
-    return json.dumps({**json.loads(line), 'digest': '0' * 16})

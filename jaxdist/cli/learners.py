@@ -19,12 +19,11 @@ from jaxdist.learners.progress import Quorum
 from jaxdist.learners.record import read_rounds
 from jaxdist.learners.replay import ReplayError, replay
 from jaxdist.learners.rounds import check_rule
-from jaxdist.learners.run import run_learners
+from jaxdist.learners.run import check_folder, run_learners
 from jaxdist.learners.terms import of_one_learner, terms_of
 from jaxdist.report import bytes_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.run_folder import code_of, new_folder
-from jaxdist.training.train import prepare
 from jaxdist.training.user_code import script_options
 
 
@@ -82,6 +81,7 @@ def _train(experiment: Experiment, folder: Path, rule: Quorum, chosen: Learners)
     check_rule(rule)
     terms_of(experiment)
     one = of_one_learner(experiment)
+    check_folder(experiment, folder)
     with ray_cluster(chosen.ray.address, num_cpus=rule.learners * chosen.ray.cpus) as ray:
         options.start(one)
         view = _View(experiment, folder)
@@ -165,8 +165,7 @@ def _replay(experiment: Experiment, folder: Path | None) -> None:
     """Replays the run of a folder."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
-    training = prepare(of_one_learner(experiment))
-    for each in replay(training, terms_of(experiment), rounds):
+    for each in replay(experiment, rounds):
         if not each.equal:
             raise ReplayError(
                 f'round {each.round.number} gives another anchor ({each.digest}) than the run had '

@@ -104,7 +104,7 @@ class Book:
         self.fragments, self.a_step = terms_of(experiment).fragments, tokens_a_step(experiment, training)
         self.rounds = read_rounds(log.folder)
         self.former = len(self.rounds)
-        self.received = sum(each.received for each in self.rounds)
+        self.sent = max((record.get('sent', 0) for record in log.records), default=0)
         self.starts: dict[int, int] = {}
         self.where: dict[int, str] = {}
         self.synchroniser = ''
@@ -164,10 +164,9 @@ class Book:
     def _closed(self, line: Round, view: View) -> Shown:
         before = self.step
         self.rounds.append(line)
-        self.received += line.received
+        self.sent += line.received / self.experiment.mesh.workers
         if self.step > before:
-            sent = round(self.received / self.experiment.mesh.workers)
-            self.log.write({'step': self.step, 'loss': line.loss, 'sent': sent, 'round': line.number})
+            self.log.write({'step': self.step, 'loss': line.loss, 'sent': round(self.sent), 'round': line.number})
         return Shown(line, self.step, view.signs, self.goodput)
 
     def _evaluate(self, anchor: Params) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def goodput(rounds: Sequence[Round], learners: int, fragments: int, wall: float)
         wall: seconds.
 
     >>> entry = {'learner': 0, 'seconds': 8.0}
-    >>> goodput([Round(1, 0, 1, 80, 1.0, 10, '', 10.0, [entry, entry])], learners=2, fragments=1, wall=10.0).share
+    >>> goodput([Round(1, 0, 1, 80, 1.0, 10, 2, '', 10.0, [entry, entry])], learners=2, fragments=1, wall=10.0).share
     0.8
     """
     productive = sum(entry['seconds'] for each in rounds for entry in each.learners) / fragments

@@ -3,6 +3,7 @@
 Ray starts an actor again when its process is lost, and calls `run` again, which begins at the newest anchor.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jaxdist.learners.calls import Answer, Settings, Sign, here, prepared
 from jaxdist.learners.learner import Kept, Learner, batches
 from jaxdist.training.checkpoint import Checkpoints
 
+NUMBER = 'JAXDIST_LEARNER'
+"""In the environment of a learner: its index, for the user's model and data."""
 SIGN_OF_LIFE = 1.0
 """Seconds between two signs of life."""
 
@@ -23,6 +26,7 @@ class LearnerActor:
     def __init__(self, settings: Settings, number: int, synchroniser: str) -> None:
         import ray
 
+        os.environ[NUMBER] = str(number)
         whole, training, terms = prepared(settings)
         self.number = number
         self.synchroniser: Any = ray.get_actor(synchroniser)

@@ -112,7 +112,7 @@ def check_codec(codec: Codec | Reducer | None, feedback: Feedback) -> None:
     """Checks that one receiver can decode the messages.
 
     Raises:
-        InputError: feedback is given without a codec or with one that does not contract, or the codec needs all workers.
+        InputError: feedback goes without a codec or with one that does not contract, or the codec needs all workers.
 
     >>> check_codec(None, feedback=False)
     """

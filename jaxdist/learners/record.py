@@ -30,6 +30,7 @@ class Round(NamedTuple):
         tokens: merged tokens so far; see `total_tokens`.
         loss: the mean loss of the merged steps, weighted as their learners.
         received: bytes of the messages.
+        of: how many learners there were, arrived or not.
         digest: of the fragment's new anchor.
         at: when it closed, as `time.time()`.
         learners: for each merged learner its `learner`, `start`, `first`, `end`, `tokens`, `weight`, `loss`, `seconds`,
@@ -42,6 +43,7 @@ class Round(NamedTuple):
     tokens: int
     loss: float
     received: int
+    of: int
     digest: str
     at: float
     learners: list[dict[str, Any]]
@@ -80,6 +82,7 @@ def round_of(
         tokens=total_tokens(progress),
         loss=sum(weight * arrival.loss for weight, arrival in zip(shares, arrivals, strict=True)),
         received=sum(size_of(arrival.message) for arrival in arrivals),
+        of=len(progress.starts),
         digest=digest(*jax.tree.leaves(pick(merged.anchor, members)))[:16],
         at=at,
         learners=each,

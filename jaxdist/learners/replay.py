@@ -1,6 +1,7 @@
 """Replays a run of learners from its record: every learner's calls in their order, in one process."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,9 @@ from jaxdist.learners.learner import Begin, Kept, Learner, batches
 from jaxdist.learners.progress import Arrival
 from jaxdist.learners.record import Round
 from jaxdist.learners.synchroniser import Merged, Params, Synchroniser
-from jaxdist.learners.terms import Terms
-from jaxdist.training.train import Training, first_state
+from jaxdist.learners.terms import Terms, of_one_learner, terms_of
+from jaxdist.training.experiment import Experiment
+from jaxdist.training.train import Training, first_state, prepare
 
 
 class ReplayError(JaxdistError):
@@ -45,50 +47,54 @@ class Replayed(NamedTuple):
         return self.digest == self.round.digest
 
 
-def replay(training: Training, terms: Terms, rounds: Sequence[Round]) -> Iterator[Replayed]:
+def replay(experiment: Experiment, rounds: Sequence[Round]) -> Iterator[Replayed]:
     """Trains again what the rounds merged, and merges it again.
 
     Who arrives when is part of a run's result, and it is in the record: so the same machine and versions give the same
     anchors bit for bit.
 
     Args:
-        training: the prepared experiment of one learner.
-        terms: how learners and synchroniser worked together.
+        experiment: the experiment of all learners.
         rounds: the recorded rounds, from the first.
 
     Raises:
         ReplayError: the record lacks a round, or something that a learner did.
 
-    >>> import optax
-    >>> from jaxdist.data import Digits
-    >>> from jaxdist.models import Perceptron
-    >>> from jaxdist.training.experiment import Experiment, Mesh
-    >>> from jaxdist.training.train import prepare
-    >>> one = Mesh(workers=1, simulate=True)
-    >>> training = prepare(Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=one, batch=4))
-    >>> list(replay(training, Terms(2, every=5, outer=optax.sgd(0.7)), []))
+    >>> list(replay(Experiment(), []))
     []
     """
+    if not rounds:
+        return
     if [each.number for each in rounds] != list(range(1, len(rounds) + 1)):
         raise ReplayError('the record lacks a round: its numbers must be 1, 2, ...')
-    params = jax.device_get(first_state(training).params)
-    synchroniser = Synchroniser(terms, params)
+    # A run may go on with another number of learners: the data are divided among those that there were.
+    prepared = {of: _prepared(experiment, of) for of in {each.of for each in rounds}}
+    params = jax.device_get(first_state(prepared[rounds[0].of][0]).params)
+    synchroniser = Synchroniser(prepared[rounds[0].of][1], params)
     merged = synchroniser.first(params)
     versions = _Versions(synchroniser.fragments, params, rounds)
     players: dict[Start, _Player] = {}
-    kept: list[dict[int, Kept]] = [{} for _ in range(terms.learners)]
+    kept: dict[int, dict[int, Kept]] = {}
     for each in rounds:
         arrivals = []
         for entry in each.learners:
             k, start = entry['learner'], entry['start']
             if (k, start) not in players:
-                learner = Learner(training, terms, k, batches(training, k, terms.learners))
-                players[k, start] = _Player(learner, start, _journal(rounds, k, start), versions, kept[k])
+                training, terms = prepared[each.of]
+                learner = Learner(training, terms, k, batches(training, k, each.of))
+                saves = kept.setdefault(k, {})
+                players[k, start] = _Player(learner, start, _journal(rounds, k, start), versions, saves)
             arrivals.append(players[k, start].arrival(entry['begins'] + len(entry['journal'])))
         merged = synchroniser.merge(merged, arrivals)
         anchor = pick(merged.anchor, synchroniser.fragments[each.fragment])
         versions.add(each.fragment, each.version, anchor, each.number)
         yield Replayed(each, digest(*jax.tree.leaves(anchor))[:16], merged)
+
+
+def _prepared(experiment: Experiment, learners: int) -> tuple[Training, Terms]:
+    """The experiment of one of so many learners, and their terms."""
+    whole = replace(experiment, mesh=replace(experiment.mesh, workers=learners))
+    return prepare(of_one_learner(whole)), terms_of(whole)
 
 
 class _Versions:

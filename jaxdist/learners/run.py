@@ -76,8 +76,7 @@ def run_learners(
     _check_state(training)
     folder = folder.absolute()
     with lock(folder):
-        meta = Checkpoints(folder / 'checkpoints').meta()
-        _refuse_another(experiment, folder, meta)
+        meta = check_folder(experiment, folder)
         check_data(training, (meta or {}).get('data', {}))
         progress = from_json(meta['progress']) if meta else first
         a_step = tokens_a_step(experiment, training)
@@ -146,7 +145,8 @@ class _Actors:
         self._result(self.synchroniser.stop.remote())
 
     def end(self) -> None:
-        """Ends the processes, which have on disk what counts."""
+        """Ends the processes, which have on disk what counts; those that end by themselves may finish a save."""
+        self.ray.wait(self.runs, num_returns=len(self.runs), timeout=2)
         for each in [*self.learners, self.synchroniser]:
             self.ray.kill(each)
 
@@ -166,11 +166,17 @@ def _check_state(training: Training) -> None:
         )
 
 
-def _refuse_another(experiment: Experiment, folder: Path, meta: dict[str, Any] | None) -> None:
-    """Raises ExperimentError if the folder contains a run of another experiment, or one of `jaxdist train`."""
-    path = folder / 'experiment.json'
+def check_folder(experiment: Experiment, folder: Path) -> dict[str, Any] | None:
+    """The meta of the newest checkpoint of a folder, None for a new one; JAX need not have started.
+
+    Raises:
+        ExperimentError: the folder contains a run of another experiment, or one of `jaxdist train`.
+
+    >>> check_folder(Experiment(), Path('nowhere'))
+    """
+    path, meta = folder / 'experiment.json', Checkpoints(folder / 'checkpoints').meta()
     if meta is None and not path.exists():
-        return
+        return None
     if meta is not None and 'learners' not in meta:
         raise ExperimentError(f'{folder} contains a run of jaxdist train: choose another folder for learners')
     data = meta['experiment'] if meta else read_json(path)
@@ -180,3 +186,4 @@ def _refuse_another(experiment: Experiment, folder: Path, meta: dict[str, Any] |
             f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
             'Choose another folder, or resume the saved experiment.'
         )
+    return meta

@@ -10,6 +10,7 @@ import pytest
 from learner_fixtures import SGD, World, anchor_of, experiment
 from run_fixtures import Jaxdist
 
+from jaxdist.core.errors import InputError
 from jaxdist.learners.record import Round
 from jaxdist.learners.replay import replay
 from jaxdist.training.experiment import Experiment, to_json
@@ -51,7 +52,7 @@ def no_token_twice(world: World) -> None:
 
 def replays(world: World) -> None:
     """The record gives the same anchors again, bit for bit."""
-    replayed = list(replay(world.training, world.terms, world.log))
+    replayed = list(replay(world.whole, world.log))
     assert len(replayed) == len(world.log) > 0
     assert all(each.equal for each in replayed)
     jax.tree.map(np.testing.assert_array_equal, replayed[-1].merged, world.merged)
@@ -122,7 +123,6 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
         (['--quorum', '5'], 'quorum=5 must be from 1 to the number of learners, 4'),
         (['--grace', '-1'], 'grace=-1.0 must be 0 seconds or more'),
         (['--learners', '3'], 'batch=16 cannot be divided among 3 learners: use 15 or 18'),
-        (['--set', 'diloco.codec=power_sgd(rank=2)'], 'take one that encodes'),
         (['--set', 'diloco.codec=majority()'], 'learners may be missing: take sign()'),
         (['--set', 'diloco.codec=int8()', '--set', "diloco.feedback='ef21'"], 'a lost learner forgets'),
         (['--constraints.hold', 'squared_norm(bound=1.0)'], 'learners have no multipliers in common'),
@@ -135,3 +135,19 @@ def test_mistakes(jaxdist: Jaxdist, words: list[str], message: str) -> None:
     ended = jaxdist('learners', 'small.py', *line, *words)
     assert ended.code == 2
     assert message in ' '.join(ended.err.split())
+
+
+def test_a_run_goes_on_with_other_learners(tmp_path: Path) -> None:
+    """New learners begin where the furthest is; the record of both parts replays."""
+    before = World(experiment(f'diloco(every=3, outer={SGD})', workers=2, batch=8), 2, 0.0, [1.0, 1.0])
+    before.run(until=lambda: len(before.log) == 2)
+    after = World(experiment(f'diloco(every=3, outer={SGD})', workers=4, batch=8), 3, 1.0, ALL_ALIKE, before)
+    assert [learner.step for learner in after.learners] == [6, 6, 6, 6]
+    after.run(until=lambda: len(after.log) == 5)
+    assert [each.of for each in after.log] == [2, 2, 4, 4, 4]
+    replays(after)
+
+
+def test_a_codec_with_its_own_collectives_is_refused() -> None:
+    with pytest.raises(InputError, match='take one that encodes'):
+        World(experiment(f'diloco(every=3, outer={SGD}, codec=power_sgd(rank=2))'), 3, 1.0, ALL_ALIKE)

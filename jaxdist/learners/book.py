@@ -108,7 +108,7 @@ class Book:
         self.starts: dict[int, int] = {}
         self.where: dict[int, str] = {}
         self.synchroniser = ''
-        self.begun = time.monotonic()
+        self.begun = time.time()
         self.stopped = False
 
     @property
@@ -118,9 +118,10 @@ class Book:
 
     @property
     def goodput(self) -> LearnersGoodput:
-        """That of the time since the first learner began."""
-        wall = time.monotonic() - self.begun
-        return goodput(self.rounds[self.former :], self.experiment.mesh.workers, self.fragments, wall)
+        """That of the time from the first learner's begin to the last round."""
+        here = self.rounds[self.former :]
+        wall = max(here[-1].at - self.begun, 0.0) if here else 0.0
+        return goodput(here, self.experiment.mesh.workers, self.fragments, wall)
 
     def watch(self, actors: Watched, stop: Callable[[], bool]) -> Iterator[LearnersEvent]:
         """The events until the run ends."""
@@ -150,7 +151,7 @@ class Book:
 
     def _signs(self, view: View) -> Iterator[LearnersEvent]:
         if view.signs and not self.starts:
-            self.begun = time.monotonic()
+            self.begun = time.time()
         if view.where != self.synchroniser:
             self.synchroniser = view.where
             yield LearnersEvent('here', ('the synchroniser', view.where))

@@ -19,10 +19,10 @@ from jaxdist.training.train import Training, first_state
 
 
 class Kept(NamedTuple):
-    """What a learner saves of its own: the rest it gets from the synchroniser.
+    """What a learner saves: the rest it gets from the synchroniser.
 
     Attributes:
-        opt_state: the state of its own line.
+        opt_state: the state of its update line.
         residual: the residual of each fragment's messages.
     """
 

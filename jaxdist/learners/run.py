@@ -41,7 +41,7 @@ def run_learners(
     command: str = '',
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[LearnersEvent]:
-    """Trains by learners, each in a process of its own, and yields events; resumes the folder's run if there is one.
+    """Trains by learners, each its own process, and yields events; resumes the folder's run if there is one.
 
     The folder gets what a run's has, and `rounds.jsonl`, a line for each closed round, from which `replay` computes the
     run again. Its checkpoints have the anchor and the outer state. The run ends when the learners have together

@@ -46,6 +46,8 @@ AREAS = {
     'training': [
         'jaxdist/training',
         'jaxdist/cluster',
+        'jaxdist/learners',
+        'docs/learners.md',
         'docs/runs.md',
         'docs/security.md',
         'docs/clusters.md',

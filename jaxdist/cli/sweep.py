@@ -59,13 +59,14 @@ def run_elsewhere(
     jax.config.update('jax_platforms', 'cpu')  # this process only waits, and reserves no memory of accelerators
     tasks, labels = {}, {}
     for name, experiment, path in missing:
-        path.mkdir(parents=True, exist_ok=True)
         more = {'command': options.command_line(), 'compilation_cache': cache}
         tasks[path] = task_data(name, experiment, path, **more)
         labels[path] = f'{name}, seed {experiment.seed}'
     board = Board(labels)
     # The engine first: Ray forks, which a process whose JAX has started must not, and handles signals.
     with machines.engine(folder) as engine, asked_to_stop() as stop, Progress(stop) as progress:
+        for path in tasks:
+            path.mkdir(parents=True, exist_ok=True)
         for change in sweep(tasks, engine, machines.retries, stop):
             progress.print_line(board.line(change))
         end_if_stopped(stop, progress)

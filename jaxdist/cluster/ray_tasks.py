@@ -51,7 +51,7 @@ class RayTasks:
         except errors.TaskCancelledError:
             return Outcome('stopped')
         except errors.RayTaskError as error:  # the function raises nothing: it cannot be imported there
-            return Outcome('failed', str(error), 1)
+            return Outcome('failed', f'a machine of the cluster cannot run it: {str(error).splitlines()[-1]}', 1)
         except errors.RayError as error:
             return Outcome('lost', str(error).partition('. ')[0])
 

@@ -101,16 +101,23 @@ class SlurmTasks:
     def stop(self, handles: Sequence[Any]) -> None:
         """See `Engine`."""
         if handles:
-            subprocess.run(['scancel', *(job.job_id for job in handles)], check=True, timeout=TIMEOUT)
+            _slurm('scancel', *(job.job_id for job in handles))
 
     def _queued(self) -> set[str]:
         """The user's jobs that wait or run."""
         if time.monotonic() > self.looked + LOOK:
-            command = ['squeue', f'--user={getpass.getuser()}', '--noheader', '--array', '--format=%i']
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-            if answer.returncode == 0:  # else the controller is away for a while
-                self.queue, self.looked = set(answer.stdout.split()), time.monotonic()
+            answer = _slurm('squeue', f'--user={getpass.getuser()}', '--noheader', '--array', '--format=%i')
+            if answer is not None:
+                self.queue, self.looked = set(answer.split()), time.monotonic()
         return self.queue
+
+
+def _slurm(*command: str) -> str | None:
+    """The output of a command; None if the controller is away for a while."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT).stdout
+    except subprocess.SubprocessError:
+        return None
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from jaxdist.training.run_folder import read_records
 from jaxdist.training.sweep import Change, sweep
 from jaxdist.training.sweep_task import task_data
 
+QUEUES = {'ray': 'on Ray', 'slurm': 'on SLURM (squeue shows why one waits)'}
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -67,6 +69,7 @@ def run_elsewhere(
     with machines.engine(folder) as engine, asked_to_stop() as stop, Progress(stop) as progress:
         for path in tasks:
             path.mkdir(parents=True, exist_ok=True)
+        progress.print_line(f'runs queued {QUEUES[machines.on]}: {len(tasks)}')
         for change in sweep(tasks, engine, machines.retries, stop):
             progress.print_line(board.line(change))
         end_if_stopped(stop, progress)

@@ -23,7 +23,7 @@ from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
 from jaxdist.training.run import Event
 
-Chosen = TypeVar('Chosen', bound='Variants')
+Chosen = TypeVar('Chosen', bound='Comparison')
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Shared(Experiment):
 
 
 @dataclass(frozen=True)
-class Variants:
+class Comparison:
     """The variants of a comparison, and its report."""
 
     experiment: Annotated[Shared, tyro.conf.arg(name='')] = field(default_factory=Shared)
@@ -55,7 +55,7 @@ class Variants:
 
 
 @dataclass(frozen=True)
-class Compare(Variants):
+class Compare(Comparison):
     """Runs several update lines, or a config's sweep, on the same data and initial weights, and writes a report.
 
     A comparison that was stopped is resumed by the same command. Options apply to every experiment of a sweep.
@@ -97,7 +97,7 @@ def parse(kind: type[Chosen], path: Path | None, rest: list[str], base: Experime
     return options.parse(default, rest, f'{kind.__name__.lower()} {path or "CONFIG"}')
 
 
-def variants_of(chosen: Variants, path: Path | None, rest: list[str]) -> list[Variant]:
+def variants_of(chosen: Comparison, path: Path | None, rest: list[str]) -> list[Variant]:
     """The variants: the chosen update lines, or else the config's sweep.
 
     Raises:
@@ -128,7 +128,7 @@ def shown(events: Callable[[Stop], Iterator[tuple[str, int, Event]]], kept: str)
         end_if_stopped(stop, progress)
 
 
-def _under(chosen: Variants, line: str) -> Experiment:
+def _under(chosen: Comparison, line: str) -> Experiment:
     """The chosen experiment with another update line."""
     return Experiment(**{**_fields(chosen.experiment), 'update': line})
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from jaxdist.cli import options
-from jaxdist.cli.compare import Variants, parse, show_table, shown, variants_of
+from jaxdist.cli.compare import Comparison, parse, show_table, shown, variants_of
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import asked_to_stop
@@ -27,7 +27,7 @@ PART = 'JAXDIST_TUNE_PART'
 
 
 @dataclass(frozen=True)
-class Tune(Variants):
+class Tune(Comparison):
     """Gives each variant the same number of trials over the named fields, and compares each at its best.
 
     The first trial of a variant is the experiment as it is written; the comparison at the end has seeds that no trial

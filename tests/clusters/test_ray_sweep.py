@@ -1,5 +1,6 @@
-"""A comparison on a real Ray cluster of this machine."""
+"""A comparison on a real Ray cluster of this machine, which only this machine can reach."""
 
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,23 @@ LONG = LONG.replace('workers=4', 'workers=4, emulate=True').replace('_every=2', 
 WORDS = ('compare', 'small.py', '--update', 'mean() | sgd(0.1)', '--update', 'mean() | sgd(0.05)')
 
 
+TOKEN = 'a' * 64
+LOOPBACK = {'0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000'}
+"""127.0.0.1, the same in IPv6, and ::1."""
+
+
+def addresses() -> set[str]:
+    """The addresses on which processes of the cluster with this token listen, as the kernel writes them."""
+    sockets = set()
+    for process in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            words = (process / 'environ').read_bytes().split(b'\0')
+            if {f'RAY_AUTH_TOKEN={TOKEN}'.encode(), b'RAY_AUTH_MODE=token'} <= set(words):
+                sockets |= {os.readlink(file) for file in (process / 'fd').iterdir()}
+    lines = [line.split() for name in ('tcp', 'tcp6') for line in Path('/proc/net', name).read_text().splitlines()[1:]]
+    return {line[1].split(':')[0] for line in lines if line[3] == '0A' and f'socket:[{line[9]}]' in sockets}
+
+
 def results(folder: Path) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
     """The records and the row of each run, without its times."""
     found = {}
@@ -41,9 +59,12 @@ def test_a_comparison_whose_process_is_killed_equals_a_local_one(tmp_path: Path)
     local, remote = tmp_path / 'local', tmp_path / 'ray'
     for folder in (local, remote):
         folder.mkdir()
-    on_ray = start(remote, *WORDS, '--on', 'ray', config=LONG)
+    on_ray = start(remote, *WORDS, '--on', 'ray', config=LONG, RAY_AUTH_TOKEN=TOKEN)
     lock = 'runs/compare-small/runs/*/lock'
     wait_for(lambda: any(read_records(path.parent) for path in remote.glob(lock)), on_ray)
+    listening = addresses()
+    assert listening
+    assert listening <= LOOPBACK
     run = next(path.parent for path in remote.glob(lock) if read_records(path.parent))
     process = re.match(r'process (\d+) on ', (run / 'lock').read_text())
     assert process is not None

@@ -76,7 +76,8 @@ def _import_ray(address: str) -> Any:
         _check_listens(address)
     os.environ |= QUIET
     if address == 'local':
-        os.environ |= {'RAY_AUTH_TOKEN': secrets.token_hex(32), **os.environ, **PRIVATE}
+        os.environ.setdefault('RAY_AUTH_TOKEN', secrets.token_hex(32))
+        os.environ |= PRIVATE
     try:
         import ray
     except ImportError:

@@ -10,6 +10,7 @@ from jaxdist.core.spelling import nearest
 COMMANDS = {  # imported when they are called, so that none waits for what another needs
     'init': ('init', 'main', 'write a starter: a model, data and an algorithm of your own'),
     'train': ('train', 'main', 'train an experiment, or resume a run'),
+    'learners': ('learners', 'main', 'train by independent learners, whose rounds close with a quorum'),
     'plan': ('plan', 'main', 'show the bytes that an experiment sends and stores, before it runs'),
     'compare': ('compare', 'main', 'run several update lines on the same data, and write a report'),
     'tune': ('tune', 'main', 'give each variant the same number of trials, and compare them at their best'),

@@ -20,6 +20,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class RayOptions:
+    """The Ray cluster, and what each process gets of it."""
+
+    address: str = ''
+    """HOST:PORT of the cluster, or auto. By default RAY_ADDRESS, and without it one of this machine is started."""
+    cpus: float = 1
+    """CPUs that Ray reserves for a process."""
+    gpus: float = 0
+    """GPUs that a process gets, and sees alone."""
+
+
+@dataclass(frozen=True)
 class Cluster:
     """How this process joins the others of a run; without options and launcher it is the only one."""
 

@@ -7,6 +7,7 @@ from jaxdist.line.build import (
     build_dual,
     build_value,
     check_constraint,
+    split_last,
 )
 from jaxdist.line.field_names import settings_for
 from jaxdist.line.order import check_fits
@@ -28,4 +29,5 @@ __all__ = [
     'settings_for',
     'shorten',
     'spell',
+    'split_last',
 ]

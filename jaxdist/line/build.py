@@ -37,6 +37,31 @@ def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:
     return _Builder(reader, axis).chain(reader.body)
 
 
+def split_last(line: str, axis: str = AXIS) -> tuple[str, str, dict[str, Any]]:
+    """The line before its last transformation, the last one's name, and all of its arguments by name.
+
+    Args:
+        line: the update line.
+        axis: the worker axis, as in `build`.
+
+    Raises:
+        LineError: as in `build`.
+
+    >>> before, name, arguments = split_last('clip(1.0) | sgd(0.5)')
+    >>> before, name, arguments['learning_rate'], arguments['momentum']
+    ('clip(1.0)', 'sgd', 0.5, None)
+    """
+    reader = Reader(line)
+    reader.check_chain(reader.body)
+    check_order(reader)
+    *before, last = transformations(reader.body)
+    assert isinstance(last, ast.Call)
+    call, builder = reader.call(last), _Builder(reader, axis)
+    defaults = {name: p.default for name, p in call.parameters.items() if p.default is not p.empty}
+    given = {name: builder.value(value) for name, value in call.given.items()}
+    return ' | '.join(map(ast.unparse, before)), call.name, defaults | given
+
+
 def build_codec(line: str, axis: str = AXIS) -> Any:
     """The codec that a line such as `int8(block=64)` describes.
 

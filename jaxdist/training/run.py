@@ -203,6 +203,8 @@ def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | Non
     path = folder / 'experiment.json'
     if meta is None and not path.exists():
         return
+    if meta is not None and 'learners' in meta:
+        raise ExperimentError(f'{folder} contains a run of learners: go on with jaxdist learners {folder}')
     # Checkpoints come first: experiment.json may have been edited since.
     experiment = training.experiment
     data = meta['experiment'] if meta else read_json(path)

@@ -162,11 +162,19 @@ def script_options(code: UserCode) -> str:
     >>> script_options(user_code(load_script))
     ''
     """
+    return ''.join(f' --script {shlex.quote(word)}' for word in to_name(code))
+
+
+def to_name(code: UserCode) -> list[str]:
+    """The files and the installed modules that a user names to run the code of a run's folder.
+
+    >>> to_name(user_code(load_script))
+    []
+    """
     root_of = lambda name: code.files[name].parents[len(Path(name).parts) - 1]  # noqa: E731
     roots = {root_of(name) for name in code.scripts}  # a script imports the modules in its folder
     names = [*code.scripts, *(name for name in code.modules if root_of(name) not in roots)]
-    words = [*(str(_short(code.files[name])) for name in names), *code.installed]
-    return ''.join(f' --script {shlex.quote(word)}' for word in words)
+    return [*(str(_short(code.files[name])) for name in names), *code.installed]
 
 
 def sha256(path: Path) -> str:

@@ -30,6 +30,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
     options = {
         'init': [],
         'train': ['--update', '--set', '--run', '--dry-run', '--mesh.workers', '--emulate', '--cluster.coordinator'],
+        'learners': ['--update', '--set', '--run', '--learners', '--quorum', '--grace', '--replay', '--ray.address'],
         'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto', '--search', '--machine'],
         'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--on', '--ray.address', '--slurm.partition'],
         'tune': ['--update', '--over', '--trials', '--trial-seeds', '--jobs', '--seeds', '--out'],
@@ -38,7 +39,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'codecs': ['--workers', '--config'],
         'constraints': [],
     }
-    if command in ('train', 'plan', 'compare', 'tune', 'algorithms', 'codecs'):  # they take a config
+    if command in ('train', 'learners', 'plan', 'compare', 'tune', 'algorithms', 'codecs'):  # they take a config
         options[command].append('--script')
     for option in options[command]:
         assert f' {option}' in out
@@ -60,7 +61,7 @@ def test_help_of_a_config_shows_its_values(jaxdist: Jaxdist) -> None:
 
 MISTAKES: list[tuple[str, list[str]]] = [
     ('trian small.py', ["no command 'trian'; did you mean train?"]),
-    ('fly', ["no command 'fly'. There are init, train, plan, compare, tune, laws, algorithms"]),
+    ('fly', ["no command 'fly'. There are init, train, learners, plan, compare, tune, laws, algorithms"]),
     ('train', ['which config? As in: jaxdist train configs/quickstart.py']),
     ('train --steps 3 small.py', ['which config?', 'options come after it']),
     ('train nowhere.py', ["there is no config 'nowhere.py'"]),

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -194,6 +194,11 @@ class Checkpoints:
         self._refuse_restart(dict(damaged))
         return None
 
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, to go on from an earlier one."""
+        self.wait()
+        self._remove([each for each in self._ours() if each > step])
+
     def _begin(self, step: int, leaves: Mapping[str, Any], meta: dict[str, Any]) -> None:
         arrays = {name: manifest.stored(name, leaf) for name, leaf in leaves.items()}
         description = manifest.describe(step, meta, leaves, arrays)
@@ -210,10 +215,15 @@ class Checkpoints:
             raise CheckpointError(f'step {step} was not saved in {self.folder}: {reason(error)}') from error
 
     def _prune(self) -> None:
+        self._remove(self._ours()[: -self.keep])
+
+    def _ours(self) -> list[int]:
+        """The steps of the checkpoints; a folder that happens to be named by digits is not ours to remove."""
+        return [step for step in self.steps() if manifest.is_of(self.folder / str(step), step)]
+
+    def _remove(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:
-            # A folder that happens to be named by digits is not ours to remove.
-            ours = [step for step in self.steps() if manifest.is_of(self.folder / str(step), step)]
-            for step in ours[: -self.keep]:
+            for step in steps:
                 # Renamed first: an interrupted removal must not look like a checkpoint.
                 old = (self.folder / str(step)).rename(self.folder / f'{step}{TEMPORARY}')
                 shutil.rmtree(old, ignore_errors=True)

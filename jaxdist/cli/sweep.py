@@ -13,7 +13,8 @@ from jaxdist.cli import options
 from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.cli.sweep_task import run_task
-from jaxdist.cluster.ray_tasks import RayOptions, ray_tasks
+from jaxdist.cluster.options import RayOptions
+from jaxdist.cluster.ray_tasks import ray_tasks
 from jaxdist.cluster.slurm_tasks import SlurmOptions, slurm_tasks
 from jaxdist.cluster.tasks import Engine
 from jaxdist.report import seconds_text

@@ -2,24 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from jaxdist.cluster.options import RayOptions
 from jaxdist.cluster.ray_local import ray_cluster
 from jaxdist.cluster.tasks import Outcome
 from jaxdist.core.errors import InputError
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """The Ray cluster, and what a run needs there."""
-
-    address: str = ''
-    """Address of the Ray cluster, HOST:PORT; by default RAY_ADDRESS, and without it this machine."""
-    cpus: float = 1
-    """Processors that a run reserves."""
-    gpus: float = 0
-    """GPUs that a run reserves, and sees."""
 
 
 class RayTasks:

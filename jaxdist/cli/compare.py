@@ -1,7 +1,6 @@
 """`jaxdist compare`: several update lines, or a config's sweep, on the same data and initial weights."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,17 @@ from rich.table import Table
 from jaxdist import report
 from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
-from jaxdist.cli.progress import Progress
+from jaxdist.cli.failing import fail
+from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import Stop, asked_to_stop
+from jaxdist.cli.sweep import Failure, Machines, run_elsewhere
 from jaxdist.cli.terminal import Terminal
-from jaxdist.training.compare import Variant, compare, variants, write_report
+from jaxdist.training.compare import Variant, compare, missing_runs, rows, variants, write_report
 from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
 from jaxdist.training.run import Event
 
-Chosen = TypeVar('Chosen', bound='Compare')
+Chosen = TypeVar('Chosen', bound='Comparison')
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,8 @@ class Shared(Experiment):
 
 
 @dataclass(frozen=True)
-class Compare:
-    """Runs several update lines, or a config's sweep, on the same data and initial weights, and writes a report.
-
-    A comparison that was stopped is resumed by the same command. Options apply to every experiment of a sweep.
-    """
+class Comparison:
+    """The variants of a comparison, and its report."""
 
     experiment: Annotated[Shared, tyro.conf.arg(name='')] = field(default_factory=Shared)
     update: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='LINE')] = ()
@@ -56,19 +54,37 @@ class Compare:
     """Formats of the pictures beside PNG."""
 
 
+@dataclass(frozen=True)
+class Compare(Comparison):
+    """Runs several update lines, or a config's sweep, on the same data and initial weights, and writes a report.
+
+    A comparison that was stopped is resumed by the same command. Options apply to every experiment of a sweep.
+    """
+
+    machines: Annotated[Machines, tyro.conf.arg(name='')] = field(default_factory=Machines)
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command; ends with 128 + the signal's number if it was asked to stop."""
     path, rest = options.config_path(arguments, 'compare')
     chosen = parse(Compare, path, rest, options.load_config(path, options.scripts(rest), 'compare'))
     compared = variants_of(chosen, path, rest)
-    options.start(*(experiment for _, experiment in compared))
-    kept = keep_programs(chosen.compilation_cache)
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
     command = options.command_line()
-    shown(lambda stop: compare(compared, chosen.seeds, folder, command=command, stop=stop), kept)
+    failures: list[Failure] = []
+    if chosen.machines.on == 'here':
+        options.start(*(experiment for _, experiment in compared))
+        kept = keep_programs(chosen.compilation_cache)
+        shown(lambda stop: compare(compared, chosen.seeds, folder, command=command, stop=stop), kept)
+    elif missing := missing_runs(compared, chosen.seeds, folder):
+        failures = run_elsewhere(chosen.machines, missing, folder, chosen.compilation_cache)
     title = chosen.title or f'{name}: a comparison'
-    show_table(write_report(compared, chosen.seeds, folder, title, command, chosen.formats), folder)
+    if not failures or rows(compared, chosen.seeds, folder):
+        show_table(write_report(compared, chosen.seeds, folder, title, command, chosen.formats), folder)
+    if failures:
+        names = '; '.join(failure.label for failure in failures)
+        fail(f'{len(failures)} run{"s" * (len(failures) > 1)} failed, as named above: {names}', failures[0].code)
 
 
 def parse(kind: type[Chosen], path: Path | None, rest: list[str], base: Experiment) -> Chosen:
@@ -81,7 +97,7 @@ def parse(kind: type[Chosen], path: Path | None, rest: list[str], base: Experime
     return options.parse(default, rest, f'{kind.__name__.lower()} {path or "CONFIG"}')
 
 
-def variants_of(chosen: Compare, path: Path | None, rest: list[str]) -> list[Variant]:
+def variants_of(chosen: Comparison, path: Path | None, rest: list[str]) -> list[Variant]:
     """The variants: the chosen update lines, or else the config's sweep.
 
     Raises:
@@ -112,18 +128,7 @@ def shown(events: Callable[[Stop], Iterator[tuple[str, int, Event]]], kept: str)
         end_if_stopped(stop, progress)
 
 
-def end_if_stopped(stop: Stop, progress: Progress) -> None:
-    """Ends the program, with the command that resumes it, if it was asked to stop.
-
-    >>> with asked_to_stop() as stop, Progress(stop) as progress:
-    ...     end_if_stopped(stop, progress)
-    """
-    if stop():
-        progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {options.command_line()}')
-        sys.exit(stop.code)
-
-
-def _under(chosen: Compare, line: str) -> Experiment:
+def _under(chosen: Comparison, line: str) -> Experiment:
     """The chosen experiment with another update line."""
     return Experiment(**{**_fields(chosen.experiment), 'update': line})
 
@@ -135,11 +140,11 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
 def show_table(summaries: list[report.Summary], folder: Path) -> None:
     """Prints the table of a comparison, its notes, and the files in its folder."""
     console = Terminal()
-    header, rows = report.cells(summaries)
+    header, cells = report.cells(summaries)
     table = Table()
     for head in header:
         table.add_column(escape(head), overflow='fold')
-    for row in rows:
+    for row in cells:
         table.add_row(*map(escape, row))
     console.print(table)
     for note in report.notes(summaries):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
+from jaxdist.cli.options import command_line
 from jaxdist.cli.stopping import Stop
 from jaxdist.cli.terminal import Terminal
 from jaxdist.core.mesh import axis_text
@@ -191,6 +192,18 @@ class Speed:
     def rest(self, step: int) -> None:
         """Restarts the clock after evaluating or saving at a step, whose time does not count for the rate."""
         self.last = (step, time.monotonic())
+
+
+def end_if_stopped(stop: Stop, progress: Progress) -> None:
+    """Ends the program, with the command that resumes it, if it was asked to stop.
+
+    >>> from jaxdist.cli.stopping import asked_to_stop
+    >>> with asked_to_stop() as stop, Progress(stop) as progress:
+    ...     end_if_stopped(stop, progress)
+    """
+    if stop():
+        progress.print_line(f'stopped; all steps so far are saved. Resume with:\n  {command_line()}')
+        sys.exit(stop.code)
 
 
 def straggler_text(process: int, cause: str, seconds: float, median: float) -> str:

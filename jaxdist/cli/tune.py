@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from jaxdist.cli import options
-from jaxdist.cli.compare import Compare, end_if_stopped, parse, show_table, shown, variants_of
+from jaxdist.cli.compare import Comparison, parse, show_table, shown, variants_of
 from jaxdist.cli.compilation_cache import keep_programs
-from jaxdist.cli.progress import Progress
+from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.core import files
 from jaxdist.training.compare import Variant, compare, write_report
@@ -27,7 +27,7 @@ PART = 'JAXDIST_TUNE_PART'
 
 
 @dataclass(frozen=True)
-class Tune(Compare):
+class Tune(Comparison):
     """Gives each variant the same number of trials over the named fields, and compares each at its best.
 
     The first trial of a variant is the experiment as it is written; the comparison at the end has seeds that no trial

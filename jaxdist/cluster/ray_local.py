@@ -64,7 +64,8 @@ def _connect(ray: Any, address: str, folder: str, resources: dict[str, Any]) -> 
     try:
         ray.init(address, log_to_driver=False, logging_level='error', **(started if address == 'local' else {}))
     except (Exception, SystemExit) as error:  # Ray has many, and SystemExit for a port that is another program's
-        raise InputError(f'there is no Ray to use at {address!r}: {error}') from error
+        what = f'no Ray cluster at {address}, or its token is not in RAY_AUTH_TOKEN'
+        raise InputError(f'{"Ray does not start" if address == "local" else what}: {error}') from error
     if address == 'local' and ray.util.get_node_ip_address() != LOOPBACK:
         raise InputError('Ray was imported before jaxdist started it, so it listens on all interfaces: import it later')
 
@@ -75,7 +76,8 @@ def _import_ray(address: str) -> Any:
         _check_listens(address)
     os.environ |= QUIET
     if address == 'local':
-        os.environ |= {'RAY_AUTH_TOKEN': secrets.token_hex(32), **os.environ, **PRIVATE}
+        os.environ.setdefault('RAY_AUTH_TOKEN', secrets.token_hex(32))
+        os.environ |= PRIVATE
     try:
         import ray
     except ImportError:

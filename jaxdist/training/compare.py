@@ -96,21 +96,34 @@ def compare(
     Traceback (most recent call last):
     jaxdist.training.plain_data.ExperimentError: seeds=0 must be 1 or more
     """
-    if seeds < 1:
-        raise ExperimentError(f'seeds={seeds} must be 1 or more')
+    missing = missing_runs(compared, seeds, folder)
     for _, base in compared:
         if not (run_folder(folder, base) / 'result.json').exists():
             prepare(base)  # an error in the last variant is raised before the first is trained
-    for seed in range(seeds):
-        for name, base in compared:
-            experiment = dataclasses.replace(base, seed=base.seed + seed)
-            path = run_folder(folder, experiment)
-            if (path / 'result.json').exists():
-                continue
-            files.refuse_link(path, below=folder)
-            yield from ((name, experiment.seed, event) for event in run_one(name, experiment, path, command, stop))
-            if stop():
-                return
+    for name, experiment, path in missing:
+        yield from ((name, experiment.seed, event) for event in run_one(name, experiment, path, command, stop))
+        if stop():
+            return
+
+
+def missing_runs(compared: Sequence[Variant], seeds: int, folder: Path) -> list[tuple[str, Experiment, Path]]:
+    """The runs that have not ended, seed by seed: the variant's label, the experiment and the run's folder.
+
+    Raises:
+        ExperimentError: `seeds` is below 1.
+        FileError: the folder of a run is a symbolic link.
+
+    >>> [(name, path.name[-5:]) for name, _, path in missing_runs([Variant('a', Experiment())], 2, Path('nowhere'))]
+    [('a', 'seed0'), ('a', 'seed1')]
+    """
+    if seeds < 1:
+        raise ExperimentError(f'seeds={seeds} must be 1 or more')
+    each = [(name, dataclasses.replace(e, seed=e.seed + seed)) for seed in range(seeds) for name, e in compared]
+    runs = [(name, experiment, run_folder(folder, experiment)) for name, experiment in each]
+    missing = [run for run in runs if not (run[-1] / 'result.json').exists()]
+    for _, _, path in missing:
+        files.refuse_link(path, below=folder)
+    return missing
 
 
 def run_one(name: str, experiment: Experiment, path: Path, command: str, stop: Callable[[], bool]) -> Iterator[Event]:

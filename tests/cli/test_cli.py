@@ -32,7 +32,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'train': ['--update', '--set', '--run', '--dry-run', '--mesh.workers', '--emulate', '--cluster.coordinator'],
         'learners': ['--update', '--set', '--run', '--learners', '--quorum', '--grace', '--replay', '--ray.address'],
         'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto', '--search', '--machine'],
-        'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--model.width'],
+        'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--on', '--ray.address', '--slurm.partition'],
         'tune': ['--update', '--over', '--trials', '--trial-seeds', '--jobs', '--seeds', '--out'],
         'laws': ['--workers', '--seed'],
         'algorithms': ['--workers', '--config'],
@@ -114,6 +114,17 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('compare small.py', ['small.py has no function sweep()']),
     ('compare small.py --update mean()|sgd(1) --update mean()|sgd(1)', ['would be compared with itself']),
     ('compare small.py --update mean()|sgd(1) --seeds 0', ['seeds=0 must be 1 or more']),
+    ('compare small.py --update mean()|sgd(1) --on dask', ["invalid choice 'dask'", "'here', 'ray', 'slurm'"]),
+    ('compare small.py --update mean()|sgd(1) --on ray --ray.adress a:1', ['--ray.adress, a:1', '--ray.address']),
+    ('compare small.py --update mean()|sgd(1) --on ray --ray.address a', ["'a' is no address of a Ray cluster"]),
+    (
+        'compare small.py --update mean()|sgd(1) --on ray --ray.address 127.0.0.1:1',
+        ['nothing listens at 127.0.0.1:1, the address of the Ray cluster'],
+    ),
+    (
+        'compare small.py --update mean()|sgd(1) --on slurm --slurm.option mem',
+        ['--slurm.option mem: give NAME=VALUE, such as account=mine'],
+    ),
     ('laws maen', ["no algorithm or codec 'maen'; did you mean 'mean'?"]),
     ('laws zzz', ["no algorithm or codec 'zzz'; there are bf16"]),
     ('laws small.py', ['small.py registers nothing: put @algorithm(...)']),
@@ -136,6 +147,17 @@ def test_a_mistake_gives_a_short_message(jaxdist: Jaxdist, words: str, parts: li
         assert part in err
     assert 'Traceback' not in err
     assert len(err.splitlines()) <= 12
+    assert not Path('runs').exists()
+
+
+@pytest.mark.parametrize('engine, package, extra', [('ray', 'ray', 'ray'), ('slurm', 'submitit', 'slurm')])
+def test_an_engine_that_is_not_installed(
+    jaxdist: Jaxdist, monkeypatch: pytest.MonkeyPatch, engine: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(os, 'environ', os.environ.copy())
+    code, _, err = jaxdist('compare', 'small.py', '--update', 'mean() | sgd(0.1)', '--on', engine)
+    assert (code, f"pip install 'jaxdist[{extra}]'" in err) == (2, True)
     assert not Path('runs').exists()
 
 

@@ -1,5 +1,7 @@
 """The batch script under a real SLURM of two nodes on this machine; collected where SLURM is installed."""
 
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import CONFIG, finish, losses
 from slurm_cluster import Slurm, slurm
-from subprogram import PLAIN, PROGRAM
+from subprogram import PATIENCE, PLAIN, PROGRAM
 
 from jaxdist.training.experiment import load
 
@@ -101,3 +103,22 @@ def test_a_mistake_is_not_tried_again(cluster: Slurm, tmp_path: Path) -> None:
     assert job.wait(*ENDS) == 'FAILED'
     assert 'another start would end in the same way: not requeued' in job.text()
     assert (job.fact('Restarts'), job.fact('ExitCode')) == ('0', '2:0')
+
+
+def sweep(cluster: Slurm, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Compares two lines, each in a job."""
+    (folder / 'small.py').write_text(SMALL)
+    lines = '--update', 'mean() | sgd(0.1)', '--update', 'mean() | sgd(1e38)'
+    command = [sys.executable, '-c', PROGRAM, 'compare', 'small.py', *lines, '--on', 'slurm', *words]
+    return cluster.run(*command, cwd=folder, timeout=PATIENCE, **ENV)
+
+
+def test_a_comparison_as_jobs(cluster: Slurm, tmp_path: Path) -> None:
+    wrong = sweep(cluster, tmp_path, '--slurm.partition', 'none')
+    assert wrong.returncode == 2
+    assert wrong.stderr.count('error: SLURM refuses the runs: sbatch: error: invalid partition specified: none') == 1
+    done = sweep(cluster, tmp_path, '--slurm.partition', 'normal', '--slurm.minutes', '5', '--slurm.option', 'mem=100')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r'sgd\(0.1\), seed 0: started from step 0, process \d+ on \S+, job \d+', done.stdout)
+    assert 'sgd(1e+38), seed 0: diverged: ' in done.stdout
+    assert 'in runs/compare-small: index.html' in done.stdout

@@ -160,6 +160,9 @@ def start(*experiments: Experiment, cluster: Cluster = Cluster()) -> None:
     emulated = max((mesh.devices for mesh in meshes if mesh.emulate), default=0)
     if emulated:
         emulate(emulated, size(cluster))
+    threads = max((experiment.virtual_shards for experiment in experiments), default=0)
+    if threads:  # XLA for CPU divides a product of matrices among its threads, and rounds by their number
+        os.environ['NPROC'] = str(threads)
     join(cluster)
     for mesh in meshes:
         if jax.process_count() > 1 and mesh.devices != jax.device_count():

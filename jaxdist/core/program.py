@@ -1,6 +1,6 @@
 """One program for all workers from per-worker code: on a mesh by `shard_map`, or simulated by `vmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -54,6 +54,7 @@ def build_program(
     workers: Workers,
     args: tuple[Any, ...],
     shard: Callable[[Any], Any] | None = None,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> Program[Any]:
     """One program for all workers from per-worker code.
 
@@ -67,6 +68,7 @@ def build_program(
         workers: the workers.
         args: the arguments of `init`, or their shapes.
         shard: maps the per-worker shapes of the state to a `PartitionSpec` over the mesh's other axes for each leaf.
+        compiler_options: XLA's options for the step on a mesh, if not the defaults.
 
     >>> from jaxdist.core.workers import simulated
     >>> init = lambda: {'sum': jnp.zeros(()), 'count': jnp.zeros((), jnp.int32)}
@@ -78,7 +80,7 @@ def build_program(
     """
     if workers.mesh is None:
         return _simulate(init, step, layout, workers, args)
-    return _place(init, step, layout, workers, args, shard)
+    return _place(init, step, layout, workers, args, shard, compiler_options)
 
 
 def update_program(
@@ -221,8 +223,9 @@ def _simulate(init: Init, step: Step, layout: Layout, workers: Workers, args: tu
 
 
 def _place(
-    init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None
-) -> Program[Any]:
+    init: Init, step: Step, layout: Layout, workers: Workers, args: tuple[Any, ...], shard: Callable[[Any], Any] | None,
+    compiler_options: Mapping[str, str] | None = None,
+) -> Program[Any]:  # fmt: skip
     """Workers along an axis of a mesh."""
     mesh, axis = workers.mesh, workers.axis
     assert mesh is not None
@@ -239,7 +242,14 @@ def _place(
     other_specs = shard(rows) if shard is not None else jax.tree.map(lambda _: P(), shapes)
     full = jax.tree.map(lambda varies, s: NamedSharding(mesh, P(axis, *s) if varies else s), layout, other_specs)
     # Without fixed output shardings the compiler might choose others, and the next step would be compiled anew.
-    jit_step = DonatingStep(jax.jit(run, donate_argnums=0, out_shardings=(full, NamedSharding(mesh, P(axis)))))
+    jit_step = DonatingStep(
+        jax.jit(
+            run,
+            donate_argnums=0,
+            out_shardings=(full, NamedSharding(mesh, P(axis))),
+            compiler_options=dict(compiler_options or {}),
+        )
+    )
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, full)
     program = Program(
         jax.jit(first, out_shardings=full), jit_step, run, state, layout, workers, on_mesh=lambda: program

@@ -262,7 +262,8 @@ def check_local(name: str, updates: Any, axis: str, stateful: bool = True) -> No
         raise InputError(
             f'{name} got updates that are the same on all workers: inside shard_map, jax.grad of a loss of replicated '
             'parameters is summed over the workers by JAX. Take the gradient of each worker, as in '
-            'jax.grad(loss)(jaxdist.pvary(params), batch)'
+            'jax.grad(loss)(jaxdist.pvary(params), batch). With virtual_shards the gradient is the mean: leave '
+            f'{name} out'
         )
 
 

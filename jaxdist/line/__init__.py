@@ -7,6 +7,7 @@ from jaxdist.line.build import (
     build_dual,
     build_value,
     check_constraint,
+    split_first,
     split_last,
 )
 from jaxdist.line.field_names import settings_for
@@ -29,5 +30,6 @@ __all__ = [
     'settings_for',
     'shorten',
     'spell',
+    'split_first',
     'split_last',
 ]

@@ -62,6 +62,21 @@ def split_last(line: str, axis: str = AXIS) -> tuple[str, str, dict[str, Any]]:
     return ' | '.join(map(ast.unparse, before)), call.name, defaults | given
 
 
+def split_first(line: str) -> tuple[str, str]:
+    """The first transformation of a line, and the rest; '' if there is none.
+
+    Raises:
+        LineError: as in `build`.
+
+    >>> split_first('mean() | clip(1.0)|sgd(0.5)'), split_first('sgd(0.5)')
+    (('mean()', 'clip(1.0) | sgd(0.5)'), ('sgd(0.5)', ''))
+    """
+    reader = Reader(line)
+    reader.check_chain(reader.body)
+    first, *rest = map(ast.unparse, transformations(reader.body))
+    return first, ' | '.join(rest)
+
+
 def build_codec(line: str, axis: str = AXIS) -> Any:
     """The codec that a line such as `int8(block=64)` describes.
 

@@ -62,6 +62,9 @@ class Experiment:
     """Gradient accumulation: microbatches per step and worker; the result is that of the whole batch."""
     precision: Literal['float32', 'bfloat16'] = 'float32'
     """Dtype in which the model computes; parameters stay float32."""
+    virtual_shards: int = 0
+    """Parts of the batch that are evaluated one by one, so that a run has the same bits on any number of workers that
+    divides it: a power of two; 0 for none. For update lines mean() | ..."""
     guard: bool = True
     """Skip steps whose gradient has no finite squared norm."""
     constraints: ConstraintSettings = field(default_factory=ConstraintSettings)

@@ -90,6 +90,7 @@ def search(
 def _refuse_what_is_not_estimated(experiment: Experiment) -> None:
     found = {
         'constraints': experiment.constraints.hold,
+        'virtual_shards': experiment.virtual_shards,
         '--fsdp.gathers and --fsdp.scatters': experiment.fsdp.gathers or experiment.fsdp.scatters,
         '--context.attention other than ring': experiment.context.attention != 'ring',
         '--pipeline.schedule other than 1f1b': experiment.pipeline.schedule != '1f1b',

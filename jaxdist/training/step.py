@@ -24,6 +24,7 @@ from jaxdist.core.partition import cast_params
 from jaxdist.core.program import Program, build_program, check_divergence
 from jaxdist.core.protocol import checked_synchronisation, diverging_states, sharded_as
 from jaxdist.core.types import Batch, Loss, Metrics, Params, Variables
+from jaxdist.core.virtual_shards import COMPILER_OPTIONS, VirtualShards
 from jaxdist.core.workers import Workers, local_shapes
 from jaxdist.models.attention import Attention
 from jaxdist.parallel.choice import partitioned
@@ -78,6 +79,7 @@ def make_step(
     pipeline: Pipeline | None = None,
     fsdp: Fsdp = Fsdp(),
     attention: Attention = 'ring',
+    virtual_shards: int = 0,
 ) -> Program[State]:
     """The program that trains: `init(key) -> State` and `step(state, batch) -> (state, metrics)`.
 
@@ -109,6 +111,8 @@ def make_step(
             follows its parts, of which `loss` must be the loss.
         fsdp: how workers gather and scatter, if the mesh has the axis `fsdp`.
         attention: how devices that share sequences compute attention, if the mesh has the axis `context`.
+        virtual_shards: if not 0, the parts of the batch of which each is evaluated by itself, so that the result has
+            the same bits on any number of workers. The update gets the mean gradient, and has no `mean()`.
 
     Raises:
         InputError: the batch, the parameters, the model state or the loss do not fit; parameters would diverge though
@@ -129,7 +133,7 @@ def make_step(
     """
     check_update(update)
     update = optax.with_extra_args_support(update)
-    goal: Objective = objective or LossObjective()
+    goal = _goal(objective, virtual_shards)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, values = jax.eval_shape(lambda key: variables(init(key)), key)
     warn_of_rounding(params)
@@ -147,6 +151,7 @@ def make_step(
     cast = jax.eval_shape(lambda params: cast_params(params, compute), params)
     check_batch(batch, workers.count, accumulate * partition.microbatches, partition.batch_shards)
     uneven, varies = what_varies(loss, cast, values, batch, workers, goal.metric_names)
+    uneven = uneven or virtual_shards > 0  # of them the first worker has all examples
     if partition.own_gradient is not None and pipeline is not None:
         check_parts(loss, pipeline.parts, cast, values, batch)
     if isinstance(partition, Sequences):
@@ -168,7 +173,9 @@ def make_step(
         return State(zero, params, opt_state, key, zero, goal.begin(as_seen(params, values), part), sync.begin(values))
 
     def step(guard: StepGuard, state: State, batch: Batch) -> tuple[State, Metrics]:
-        draw = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.axis_index(workers.axis))
+        draw = jax.random.fold_in(state.key, state.step)
+        # Virtual shards draw from keys that do not depend on the worker.
+        draw = draw if virtual_shards else jax.random.fold_in(draw, collectives.axis_index(workers.axis))
 
         def apply(grads: Params, params: Params, opt_state: optax.OptState, **extra: Any) -> Any:
             with sharded_as(inner_specs), checked_synchronisation() as check:
@@ -210,7 +217,21 @@ def make_step(
         sizes = workers.mesh.shape if workers.mesh is not None else {}
         return whole._replace(params=specs, opt_state=meshes.state_specs(rows.opt_state, rows.params, specs, sizes))
 
-    return build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard)
+    options = COMPILER_OPTIONS if virtual_shards else None
+    program = build_program(first, functools.partial(step, step_guard), layout, workers, (key,), shard, options)
+    if virtual_shards:
+        jax.eval_shape(program.run, program.state, batch)  # refuses an update that averages once more
+    return program
+
+
+def _goal(objective: Objective | None, virtual_shards: int) -> Objective:
+    if not virtual_shards:
+        return objective or LossObjective()
+    if objective is not None:
+        raise InputError(
+            f'virtual_shards={virtual_shards} have the gradient of the loss alone: leave constraints out, or take 0'
+        )
+    return VirtualShards(virtual_shards)
 
 
 def _behind(tree: Any, first: Any) -> Any:

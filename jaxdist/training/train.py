@@ -23,6 +23,7 @@ from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
 from jaxdist.training.step import State, make_step, shared_params
+from jaxdist.training.virtual_shards import after_mean, check_virtual_shards, shard_scores
 
 PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
 """The dtype to which an experiment's `precision` casts parameters in the loss; None leaves them float32."""
@@ -88,6 +89,7 @@ def prepare(experiment: Experiment) -> Training:
     line.build(experiment.update, axis=workers.axis)
     line.check_fits(experiment.update, experiment.steps)
     check_objective(experiment)
+    check_virtual_shards(experiment, workers)
     _state_sync(experiment, workers)
     data = experiment.data.load()
     _check_batch(experiment, data)
@@ -96,7 +98,9 @@ def prepare(experiment: Experiment) -> Training:
     whole = NamedSharding(workers.mesh, PartitionSpec()) if workers.mesh is not None else None
     compute = PRECISIONS[experiment.precision]
     evaluate = evaluator(model)
-    score = jax.jit(lambda params, batch: evaluate(cast_params(params, compute), batch), out_shardings=whole)
+    cast = lambda params, batch: evaluate(cast_params(params, compute), batch)  # noqa: E731
+    shards = experiment.virtual_shards
+    score = shard_scores(cast, shards, workers) if shards else jax.jit(cast, out_shardings=whole)
     params = jax.jit(lambda state: shared_params(state, program.layout))
     objective = build_objective(experiment, model)
     return Training(experiment, data, model, workers, program, _putter(workers), params, score, objective)
@@ -113,18 +117,18 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
     >>> make_program(small, data, small.model.build(data.task), simulated(2)).state.step.shape
     ()
     """
-    batch = data.batch(experiment.seed, 0, experiment.batch, workers.count)
+    batch = data.batch(experiment.seed, 0, experiment.batch, _divisions(experiment, workers))
     if experiment.mesh.model > 1 and not any('model' in dims for _, dims in model.rules):
         raise InputError(
             f'mesh.model={experiment.mesh.model}: no rule of the model shards a parameter over it, so its devices '
             'would all do the same; give the model rules, or take another axis'
         )
-    how = experiment.pipeline
+    how, update = experiment.pipeline, experiment.update
     pipeline = Pipeline(model.parts, how.microbatches, how.schedule) if model.parts else None
     return make_step(
         model.loss,
         model.init,
-        line.build(experiment.update, axis=workers.axis),
+        line.build(after_mean(update) if experiment.virtual_shards else update, axis=workers.axis),
         shapes(batch),
         workers,
         rules=model.rules if len(experiment.mesh.axes) > 1 else (),
@@ -136,6 +140,7 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
         pipeline=pipeline,
         fsdp=_fsdp(experiment),
         attention=experiment.context.attention,
+        virtual_shards=experiment.virtual_shards,
     )
 
 
@@ -159,7 +164,7 @@ def first_batch(training: Training) -> Batch:
     (8,)
     """
     experiment = training.experiment
-    return training.data.batch(experiment.seed, 0, experiment.batch, training.workers.count)
+    return training.data.batch(experiment.seed, 0, experiment.batch, _divisions(experiment, training.workers))
 
 
 def first_state(training: Training) -> State:
@@ -193,10 +198,10 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
     experiment = training.experiment
     # Emulated devices share a few threads, so two programs in flight at once can deadlock in their collectives.
     one_at_a_time = jax.default_backend() == 'cpu'
-    begin = int(state.step)
+    begin, divisions = int(state.step), _divisions(experiment, training.workers)
     for step in range(begin, experiment.steps):
         doing('data', step + 1)
-        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.workers.count))
+        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, divisions))
         doing('step' if step > begin else 'compile', step + 1)
         with jax.transfer_guard('disallow'):  # an implicit transfer would make every step wait for the host
             state, metrics = training.program.step(state, batch)
@@ -220,6 +225,11 @@ def evaluate(training: Training, state: State) -> dict[str, float]:
     batches = training.data.held_out(training.experiment.batch)
     parts = ((jax.device_get(training.score(params, training.put(batch))), batch) for batch in batches)
     return metrics_of(collected(parts), training.model.metrics)
+
+
+def _divisions(experiment: Experiment, workers: Workers) -> int:
+    """The number of parts of a batch that examples are divided among."""
+    return experiment.virtual_shards or workers.count
 
 
 def _state_sync(experiment: Experiment, workers: Workers) -> optax.GradientTransformation | None:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import PLAIN
 from run_fixtures import Jaxdist
-from subprogram import PLAIN
 
 LAWS = ('laws mine/algorithm.py',)
 COMMANDS = (

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import PLAIN
 from run_fixtures import CONFIG, finish, losses
 from slurm_cluster import Slurm, slurm
-from subprogram import PLAIN, PROGRAM
+from subprogram import PROGRAM
 
 from jaxdist.training.experiment import load
 

@@ -232,9 +232,10 @@ def _covered(box: np.ndarray, taken: np.ndarray, frame: np.ndarray) -> float:
 
 def _length_over(leader: np.ndarray, others: np.ndarray) -> float:
     """The area, in pixels, in which the boxes of a leader overlap `others` [N, 4]."""
-    return float(sum(_overlap(part, others).sum() for part in leader))
+    return float(_overlap(leader[:, None], others).sum())
 
 
-def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return np.asarray(np.prod(np.maximum(size, 0), axis=1))
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The areas in which `boxes` [..., 4] overlap `others` [..., 4]."""
+    size = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    return np.asarray(np.prod(np.maximum(size, 0), axis=-1))

@@ -144,7 +144,7 @@ def user_code(*things: Any) -> UserCode:
             roots.add(_root(_file(sys.modules[thing.__module__])))
         elif name not in ('', '__main__'):
             installed.add(name)
-    loaded = {file: each for each, module in list(sys.modules.items()) if (file := _file(module)) and roots}
+    loaded = {file: each for each, module in list(sys.modules.items()) if roots and (file := _file(module))}
     named = {
         str(file.relative_to(root)): (file, each)
         for file, each in loaded.items()

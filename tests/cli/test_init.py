@@ -1,13 +1,10 @@
 """The starter that `jaxdist init` writes runs as it is, and bad calls are answered."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import launch
 from run_fixtures import Jaxdist
-from subprogram import PLAIN
 
 LAWS = ('laws mine/algorithm.py',)
 COMMANDS = (
@@ -24,6 +21,7 @@ for command in sys.argv[1:]:
     sys.argv = ['jaxdist', *command.split()]
     main()
 """
+TESTS = 'import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))'
 
 
 def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
@@ -37,16 +35,14 @@ def test_bad_calls_are_answered(jaxdist: Jaxdist) -> None:
 
 
 @pytest.mark.slow
-def test_the_starter_runs(jaxdist: Jaxdist) -> None:
+def test_the_starter_runs(jaxdist: Jaxdist, tmp_path: Path) -> None:
     """In separate processes: the files are imported by their names."""
     out = jaxdist('init', 'mine').out
     assert 'jaxdist train mine/experiment.py' in out
-    environment = {**os.environ, **PLAIN}
     for commands in (LAWS, COMMANDS):
-        words = [sys.executable, '-W', 'error', '-c', EVERY, *commands]
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        process = launch(EVERY, *commands, cwd=tmp_path)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
     assert '| clipped ' in Path('runs/compare-experiment/table.md').read_text()
-    words = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'mine']
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
-    assert '3 passed' in ended.stdout, ended.stdout + ended.stderr
+    out, err = launch(TESTS, '-q', '-p', 'no:cacheprovider', 'mine', cwd=tmp_path).communicate(timeout=300)
+    assert '3 passed' in out, out + err

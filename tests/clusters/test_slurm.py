@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import PLAIN
 from run_fixtures import CONFIG, finish, losses
 from slurm_cluster import Slurm, slurm
-from subprogram import PATIENCE, PLAIN, PROGRAM
+from subprogram import PATIENCE, PROGRAM
 
 from jaxdist.training.experiment import load
 

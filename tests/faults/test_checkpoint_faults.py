@@ -4,8 +4,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import launch
 
 from jaxdist.training.checkpoint import CheckpointError, Checkpoints, InUseError, lock
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-
-
-def python(code: str, *words: object) -> subprocess.Popen[str]:
-    """Starts `code` in another process."""
-    command = [sys.executable, '-W', 'error', '-c', code, *map(str, words)]
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
 
 KILLED = """
 import os, signal, sys
@@ -51,7 +38,7 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 
 @pytest.mark.parametrize('when', ['while writing', 'before the manifest'])
 def test_a_kill_costs_at_most_the_step_being_written(tmp_path: Path, when: str) -> None:
-    process = python(KILLED, tmp_path, when)
+    process = launch(KILLED, str(tmp_path), when, cwd=tmp_path)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     assert (tmp_path / '2').is_dir()
@@ -144,7 +131,7 @@ with lock(Path(sys.argv[1])):
 
 
 def test_one_process_can_lock_a_folder_and_a_killed_one_unlocks_it(tmp_path: Path) -> None:
-    process = python(LOCKING, tmp_path)
+    process = launch(LOCKING, str(tmp_path), cwd=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == 'locked\n'
     with pytest.raises(InUseError, match=f'{tmp_path} is in use by process {process.pid}'), lock(tmp_path):
@@ -197,7 +184,7 @@ with Checkpoints(folder, keep=2) as checkpoints:
 def test_two_processes_save_and_restore_as_one(tmp_path: Path) -> None:
     with socket.create_server(('localhost', 0)) as server:
         port = server.getsockname()[1]
-    processes = [python(WORKER, tmp_path, port, index) for index in range(2)]
+    processes = [launch(WORKER, str(tmp_path), str(port), str(index), cwd=tmp_path) for index in range(2)]
     try:
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:

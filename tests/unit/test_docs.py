@@ -2,15 +2,15 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import launch
 from run_fixtures import Jaxdist, finish, losses, saved, train_until
 from sklearn import linear_model
+from subprogram import PROGRAM
 
 import jaxdist
 from jaxdist import line, means
@@ -38,12 +38,12 @@ def test_the_worked_example_on_the_page_is_the_file(page: str, file: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file, laws', [('trimmed_mean.py', 24), ('mu_law.py', 9)])
-def test_the_worked_example_satisfies_its_laws(file: str, laws: int) -> None:
-    command = [sys.executable, '-m', 'jaxdist', 'laws', str(DOCS / 'examples' / file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count('holds') == laws
-    assert 'broken' not in done.stdout
+def test_the_worked_example_satisfies_its_laws(tmp_path: Path, file: str, laws: int) -> None:
+    process = launch(PROGRAM, 'laws', str(DOCS / 'examples' / file), cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert out.count('holds') == laws
+    assert 'broken' not in out
 
 
 def test_the_pages_name_every_codec() -> None:

@@ -1,12 +1,10 @@
 """Every notebook runs from top to bottom, and its last cell asserts what its text says."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import launch
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'docs/notebooks').glob('*.ipynb'))
@@ -21,16 +19,9 @@ def code_cells(notebook: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
-    script = tmp_path / f'{notebook.stem}.py'  # one namespace for all cells
-    script.write_text('\n\n'.join(code_cells(notebook)))
-    done = subprocess.run(
-        [sys.executable, '-W', 'error', str(script)],
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = launch('\n\n'.join(code_cells(notebook)), cwd=tmp_path)  # one namespace for all cells
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
 
 
 def test_both_notebooks_are_seen() -> None:

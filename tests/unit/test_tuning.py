@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import PLAIN
 from run_fixtures import CONFIG, Jaxdist, small
-from subprogram import PLAIN
 
 from jaxdist.training.compare import Variant, variants
 from jaxdist.training.experiment import Experiment, ExperimentError

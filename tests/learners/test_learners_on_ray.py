@@ -74,17 +74,17 @@ def process_of(line: re.Match[str]) -> int:
 
 
 def test_a_learner_and_the_synchroniser_are_killed(tmp_path: Path) -> None:
-    program = start(tmp_path, 'learners', 'small.py', '--quorum', '1', '--grace', '0.2', config=CONFIG)
-    reader = Reader(program)
-    learner = process_of(reader.wait_for(r'learner 1 is process (\d+)'))
-    synchroniser = process_of(reader.wait_for(r'synchroniser is process (\d+)'))
-    reader.wait_for('^round ')
-    os.kill(synchroniser, signal.SIGKILL)
-    reader.wait_for(r'step (8|9|1.)\d/')
-    os.kill(learner, signal.SIGKILL)
-    reader.wait_for(r'learner 1 was lost \(process \d+ on .*\)')
-    reader.wait_for(r'learner 1 is back at step \d+ after .* s \(start 2\)')
-    assert program.wait(PATIENCE) == 0, program.stderr and program.stderr.read()
+    with start(tmp_path, 'learners', 'small.py', '--quorum', '1', '--grace', '0.2', config=CONFIG) as program:
+        reader = Reader(program)
+        learner = process_of(reader.wait_for(r'learner 1 is process (\d+)'))
+        synchroniser = process_of(reader.wait_for(r'synchroniser is process (\d+)'))
+        reader.wait_for('^round ')
+        os.kill(synchroniser, signal.SIGKILL)
+        reader.wait_for(r'step (8|9|1.)\d/')
+        os.kill(learner, signal.SIGKILL)
+        reader.wait_for(r'learner 1 was lost \(process \d+ on .*\)')
+        reader.wait_for(r'learner 1 is back at step \d+ after .* s \(start 2\)')
+        assert program.wait(PATIENCE) == 0, program.stderr and program.stderr.read()
     folder = tmp_path / 'runs' / 'small-1'
     rounds = read_rounds(folder)
     merged = [(r.fragment, e) for r in rounds for e in r.learners]

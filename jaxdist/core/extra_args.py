@@ -25,8 +25,8 @@ from jaxdist.core.types import Batch, Params
 from jaxdist.core.workers import Workers
 
 _OTHER_OBJECTIVE = (
-    'uses the loss together with its gradient, and the gradient here is that of the loss and its constraints: take an '
-    'optimiser that needs a gradient only, such as adamw'
+    'uses the loss together with its gradient, and with constraints or virtual shards there is the gradient alone: '
+    'take an optimiser that needs a gradient only, such as adamw'
 )
 
 

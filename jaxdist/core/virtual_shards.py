@@ -25,7 +25,8 @@ from jaxdist.core.workers import Workers
 
 COMPILER_OPTIONS = {'xla_disable_hlo_passes': 'cse'}
 """XLA partitions a program only if it is for several devices, and only then looks for common subexpressions before it
-simplifies; what it simplifies depends on them. Without that pass the program of one device is simplified alike."""
+simplifies; what it simplifies depends on them. Without that pass the program of one device is simplified alike: with it
+a division of a transformer's softmax became a product with the inverse on one device alone (jax 0.10.2, CPU)."""
 
 
 class VirtualShards(NamedTuple):

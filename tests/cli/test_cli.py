@@ -78,6 +78,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('train small.py --set foo.x=1', ["the line has no call 'foo' (its calls are mean, sgd)"]),
     ('train small.py --set sgd.learning_rat=1', ['learning_rat', "did you mean 'learning_rate'?"]),
     ('train small.py --batch 15', ['a batch of 15 examples cannot be divided among 4 workers', '12 or 16']),
+    ('train small.py --virtual-shards 6', ['virtual_shards=6 must be a power of two, such as 8']),
     ('train small.py --mesh.workers 16', ['needs 16 devices, and there are 8', '--emulate', '--simulate']),
     ('train small.py --simulate --mesh.model 2', ['mesh.model must be 1 with --simulate']),
     (

@@ -57,6 +57,7 @@ EXPERIMENTS = st.builds(
     seed=st.integers(0, 9),
     precision=st.sampled_from(['float32', 'bfloat16']),
     guard=st.booleans(),
+    virtual_shards=st.sampled_from([0, 8]),
 )
 
 

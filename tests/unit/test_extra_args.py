@@ -181,7 +181,7 @@ def constrained(line: str, order: str = 'alternating') -> Program[Any]:
 
 @pytest.mark.parametrize('rule', ['polyak_sgd()', 'contrib.momo(1.0)', BACKTRACKING, 'lbfgs()'])
 def test_under_constraints_a_rule_of_loss_and_gradient_is_refused(rule: str) -> None:
-    with pytest.raises(InputError, match='the gradient here is that of the loss and its constraints'):
+    with pytest.raises(InputError, match='with constraints or virtual shards there is the gradient alone'):
         constrained(f'mean() | {rule}')
 
 

@@ -22,7 +22,6 @@ from jaxdist.data import Digits, Dirichlet, Text
 from jaxdist.ledger import cost
 from jaxdist.line import build, build_dual
 from jaxdist.models import Perceptron, Transformer
-from jaxdist.training import step
 from jaxdist.training.experiment import Experiment, Mesh
 from jaxdist.training.metrics import means
 from jaxdist.training.plan import plan
@@ -107,13 +106,14 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_plain_all_reduce_has_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(8, PERCEPTRON)
     monkeypatch.setattr(virtual_shards, 'psum_pairs', collectives.psum)
-    assert trained.__wrapped__(8, PERCEPTRON) != trained(8, PERCEPTRON)
+    assert trained.__wrapped__(8, PERCEPTRON) != expected
 
 
-def test_a_program_that_is_simplified_in_another_order_has_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, 'COMPILER_OPTIONS', {})
-    assert trained.__wrapped__(1, TRANSFORMER) != trained(8, TRANSFORMER)
+def test_shards_of_one_example_have_the_same_bits() -> None:
+    single = dataclasses.replace(PERCEPTRON, batch=8, update='mean() | sgd(0.1, momentum=0.9)')
+    assert trained(1, single) == trained(8, single)
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_examples() -> None:

@@ -22,6 +22,7 @@ from jaxdist.parallel import Fsdp, Pipeline
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
+from jaxdist.training.skipped import Skipped
 from jaxdist.training.step import State, make_step, shared_params
 
 PRECISIONS = {'float32': None, 'bfloat16': jnp.bfloat16}
@@ -41,6 +42,7 @@ class Training(NamedTuple):
         params: from a state to one set of parameters for evaluation, or of `Variables`, jitted.
         score: `(params, batch) -> (sums, count, rows)`, the model's evaluation, jitted.
         objective: the objective that the step minimises; None for the model's loss alone.
+        skipped: the batches that the run skips after loss spikes.
     """
 
     experiment: Experiment
@@ -52,6 +54,7 @@ class Training(NamedTuple):
     params: Callable[[State], Params]
     score: Callable[[Params, Batch], Any]
     objective: Objective | None = None
+    skipped: Skipped = Skipped()
 
 
 class TrainingStep(NamedTuple):
@@ -178,7 +181,7 @@ def first_state(training: Training) -> State:
 def train(training: Training, state: State) -> Iterator[TrainingStep]:
     """Takes the experiment's remaining steps, and yields after each. Stop iterating to stop.
 
-    The batch is a function of the seed and the step alone, so a run can be resumed from its state.
+    The batch is a function of the seed, the step and the skipped batches alone, so a run can be resumed from its state.
 
     >>> from jaxdist.data import Digits
     >>> from jaxdist.models import Perceptron
@@ -196,7 +199,8 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
     begin = int(state.step)
     for step in range(begin, experiment.steps):
         doing('data', step + 1)
-        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, training.workers.count))
+        number = training.skipped.batch(step)
+        batch = training.put(training.data.batch(experiment.seed, number, experiment.batch, training.workers.count))
         doing('step' if step > begin else 'compile', step + 1)
         with jax.transfer_guard('disallow'):  # an implicit transfer would make every step wait for the host
             state, metrics = training.program.step(state, batch)

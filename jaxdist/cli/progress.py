@@ -77,6 +77,8 @@ class Progress:
                 self._trained(record)
             case Event('held_out', record):
                 self._held_out(record)
+            case Event('rewound', record):
+                self._rewound(record['step'], record['rewind'])
             case Event('saved', step):
                 self.speed.rest(step)
             case Event('diverged', reason):
@@ -121,6 +123,16 @@ class Progress:
         while len(parts) > 2 and len('  '.join(parts)) > self.console.width - BAR:
             parts.pop()
         self.bar.update(self.task, completed=record['step'], description=escape('  '.join(parts)))
+
+    def _rewound(self, step: int, facts: dict[str, Any]) -> None:
+        self.speed = Speed()
+        first, end = facts['batches'][-1]
+        self.print_line(
+            f'the loss has a spike at step {facts["step"]}: {facts["loss"]:.4f}, median {facts["median"]:.4f}; back to '
+            f'step {step}, and batches {first} to {end - 1} are skipped'
+        )
+        if self.task is not None:
+            self.bar.update(self.task, completed=step)
 
     def _parts(self, record: dict[str, Any]) -> list[str]:
         """A record as texts, the most important first."""

@@ -105,7 +105,7 @@ def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
         raise InputError('no records: there is nothing to plot before a run has logged a step')
     for index, record in enumerate(records):
         number(record, 'step', f'records[{index}]')
-        if 'loss' not in record and 'held_out' not in record:
+        if not {'loss', 'held_out', 'rewind'} & set(record):
             raise InputError(f"records[{index}] has neither 'loss' nor 'held_out'; it has: {', '.join(record)}")
     return [(f'records[{index}]', record) for index, record in enumerate(records)]
 

@@ -8,7 +8,7 @@ from jaxdist.training.experiment import Experiment
 
 
 class Diverged(JaxdistError, RuntimeError):  # noqa: N818 (an outcome of training, not a fault of the program)
-    """Training has diverged: the loss is no longer finite."""
+    """Training has diverged: the loss is no longer finite, or has spikes of which the run does not recover."""
 
     exit_code = 1
 

@@ -79,13 +79,18 @@ class Experiment:
     """Steps between two checkpoints."""
     keep: int = 3
     """Number of newest checkpoints to keep."""
+    spike: float = 0.0
+    """Go back to an earlier checkpoint, and skip the batches in between, when a recorded training loss is above so many
+    times the median of the records before; 0 is off."""
+    rewinds: int = 10
+    """Times that a run goes back so, before it ends."""
     check_replicas: bool = False
     """Compare the copies of the state that devices have, before each save: it finds a bit that has flipped."""
 
     def __post_init__(self) -> None:
         check_settings('model', self.model, 'build(task)', 'Model')
         check_settings('data', self.data, 'load()', 'Data')
-        for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep'):
+        for name in ('batch', 'steps', 'accumulate', 'log_every', 'evaluate_every', 'save_every', 'keep', 'rewinds'):
             if getattr(self, name) < 1:
                 raise ExperimentError(f'{name}={getattr(self, name)} must be 1 or more')
         for kind in KINDS:
@@ -97,6 +102,8 @@ class Experiment:
             raise ExperimentError(f'constraints.every={self.constraints.every} must be 1 or more')
         if not self.constraints.tolerance >= 0:
             raise ExperimentError(f'constraints.tolerance={self.constraints.tolerance} must be 0 or more')
+        if self.spike != 0 and not self.spike > 1:
+            raise ExperimentError(f'spike={self.spike} must be above 1, or 0 to ignore spikes of the loss')
         if self.seed < 0:
             raise ExperimentError(f'seed={self.seed} must be 0 or more')
         if self.mesh.simulate and len(self.mesh.axes) > 1:
@@ -115,6 +122,8 @@ FREE = (
     'evaluate_every',
     'save_every',
     'keep',
+    'spike',
+    'rewinds',
     'check_replicas',
     'constraints.tolerance',
 )

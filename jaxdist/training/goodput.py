@@ -9,7 +9,7 @@ from jaxdist.cluster.phases import PHASES
 from jaxdist.core import files
 
 FILE = 'starts.json'
-PRODUCTIVE = 'step'
+PRODUCTIVE, REDONE = 'step', 'redone'
 
 
 class Goodput(NamedTuple):
@@ -20,7 +20,8 @@ class Goodput(NamedTuple):
         wall: seconds from the run's first start to now.
         starts: how often it was started.
         seconds: seconds by what they were spent on: `step`, the other phases (see `jaxdist.cluster.Limits`), `redone`
-            for steps after the last checkpoint of a start that was killed, and `down` between two starts.
+            for steps after the last checkpoint of a start that was killed, or that were taken back, and `down` between
+            two starts.
     """
 
     share: float
@@ -65,6 +66,8 @@ class Account:
         self.before, self.began = dict(PHASES.seconds), time.time()
         self.path: Path | None = None
         self.starts: list[Start] = []
+        self.counted: dict[int, float] = {}
+        self.lost = 0.0
 
     def resume(self, folder: Path, step: int, seen: float | None, writes: bool) -> None:
         """Reads what earlier starts have left.
@@ -84,11 +87,19 @@ class Account:
     def saved(self, step: int) -> None:
         """Called when a step is saved: what was spent until now counts."""
         spent = {**PHASES.seconds, PHASES.here.phase: PHASES.total(PHASES.here.phase)}
-        seconds = {name: round(s - self.before.get(name, 0.0), 3) for name, s in spent.items()}
+        since = {name: s - self.before.get(name, 0.0) for name, s in spent.items()}
+        self.counted[step] = since.get(PRODUCTIVE, 0.0) - self.lost
+        since |= {PRODUCTIVE: self.counted[step], REDONE: self.lost}
+        seconds = {name: round(s, 3) for name, s in since.items()}
         now = time.time()
         self.starts[-1] = self.starts[-1]._replace(at=now, seen=now, saved=step, seconds=seconds)
         if self.path is not None:
             files.replace(self.path, json.dumps([start._asdict() for start in self.starts], indent=1) + '\n')
+
+    def rewound(self, step: int) -> None:
+        """Called when the run goes back to a checkpoint: the steps since do not count."""
+        spent = PHASES.total(PRODUCTIVE) - self.before.get(PRODUCTIVE, 0.0)
+        self.lost = spent - self.counted.get(step, 0.0)
 
     def goodput(self) -> Goodput:
         """What became of the run's time until the last save."""
@@ -105,7 +116,7 @@ def goodput(starts: list[Start]) -> Goodput:
     """
     seconds: dict[str, float] = {}
     for start, after in zip(starts, [*starts[1:], None], strict=True):
-        spent = {**start.seconds, 'redone': start.seen - start.at}
+        spent = {**start.seconds, REDONE: start.seconds.get(REDONE, 0.0) + start.seen - start.at}
         if after is not None:
             spent['down'] = max(after.began - start.seen, 0.0)
         for name, s in spent.items():

@@ -7,6 +7,7 @@ import jax
 from jaxdist import cluster
 from jaxdist.core.errors import InputError
 from jaxdist.data.streams import Stream
+from jaxdist.training.skipped import skipped_by
 from jaxdist.training.train import Training
 
 
@@ -23,7 +24,7 @@ def position(training: Training, step: int) -> dict[str, Any]:
     stream, experiment = training.data.batch, training.experiment
     if not isinstance(stream, Stream):
         return {}
-    here = stream.position(experiment.seed, step, experiment.batch)
+    here = stream.position(experiment.seed, training.skipped.batch(step), experiment.batch)
     return {'reading': cluster.gather(here) if stream.per_process else [here]}
 
 
@@ -48,4 +49,8 @@ def resume(training: Training, step: int, meta: dict[str, Any]) -> None:
             'whose number may change'
         )
     here = positions[jax.process_index() if stream.per_process else 0]
-    stream.seek(experiment.seed, step, experiment.batch, here)
+    # The run may have gone back to this checkpoint after it was saved: the batches since are then read and skipped.
+    saved, now = skipped_by([], meta).batch(step), training.skipped.batch(step)
+    stream.seek(experiment.seed, saved, experiment.batch, here)
+    for batch in range(saved, now):
+        stream(experiment.seed, batch, experiment.batch, training.workers.count)

@@ -1,6 +1,6 @@
 """Runs: training that writes a folder, from which it can be resumed and repeated."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,8 @@ from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.replicas import check_replicas
 from jaxdist.training.resize import changes, resized, saved_by
 from jaxdist.training.run_folder import Log, read_facts
+from jaxdist.training.skipped import skipped_by
+from jaxdist.training.spikes import Spike, find_spike, step_before
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, evaluate, first_state, make_program, prepare, train
 
@@ -29,7 +31,8 @@ class Event(NamedTuple):
 
     Attributes:
         kind: `ready` (its value is a `Ready`), `trained` or `held_out` (a record, as written to `metrics.jsonl`),
-            `saved` (a step), and at the end either `stopped` (a step, which is saved) or `done` (a `Done`).
+            `rewound` (a record, of a loss spike), `saved` (a step), and at the end either `stopped` (a step, which is
+            saved) or `done` (a `Done`).
         value: the event's value, of the type given for its kind.
     """
 
@@ -105,7 +108,7 @@ def run(
         UnlikeError: the processes do not have the same experiment, versions, data or program, or see other folders.
         DataChangedError: the data are not those that the run began with.
         CheckpointError: the folder is in use or cannot be written, or every checkpoint in it is damaged.
-        Diverged: the held-out loss, or the training loss of two records, was not finite.
+        Diverged: the held-out loss, or the training loss of two records, was not finite; or it spikes again and again.
 
     >>> import tempfile
     >>> from jaxdist.data import Digits
@@ -134,9 +137,10 @@ def run(
         restored = checkpoints.restore(lambda meta: _saved_shapes(meta, training))
         state = _restored_state(restored, training) if restored else first_state(training)
         begin = restored.step if restored else 0
+        log = Log(folder, begin)
+        training = training._replace(skipped=skipped_by(log.records, restored.meta if restored else {}))
         if restored:
             reading.resume(training, begin, restored.meta)
-        log = Log(folder, begin)
         account.resume(folder, begin, log.seen, log.writes)
         changed = log.describe(training, command)
         sent = sent_each_step(traffic(training), training.workers.axis)
@@ -144,17 +148,28 @@ def run(
         damaged = restored.damaged if restored else []
         ready = Ready(training, begin, sent, before, damaged, _resized(restored, training), changed)
         yield Event('ready', ready)
-        yield from _steps(ready, state, checkpoints, log, account, stop)
+        if experiment.spike and restored is None:  # a first one to go back to
+            checkpoints.save(0, state, _meta(0, ready))
+            yield Event('saved', 0)
+        while spike := (yield from _steps(ready, state, checkpoints, log, account, stop)):
+            ready, state = _rewound(ready, spike, checkpoints, log)
+            account.rewound(ready.step)
+            yield Event('rewound', log.records[-1])
 
 
 def _steps(
     ready: Ready, state: State, checkpoints: Checkpoints, log: Log, account: Account, stop: Callable[[], bool]
-) -> Iterator[Event]:
-    """Trains from `state` on; saves, evaluates and records at the intervals of the experiment."""
+) -> Generator[Event, None, Spike | None]:
+    """Trains from `state` on; saves, evaluates and records at the intervals of the experiment.
+
+    Returns:
+        The spike of the loss at which it ended; else None.
+    """
     training, begin = ready.training, ready.step
     experiment = training.experiment
     monitor = monitor_for(training, log.folder)
-    meta = {'experiment': to_json(experiment), 'data': {'sha256': training.data.facts.get('sha256')}}
+    if spike := find_spike(log.records, experiment.spike):  # it was stopped there
+        return spike
     step = finite = begin
     for step, after, metrics in train(training, state):
         last = step == experiment.steps
@@ -163,6 +178,8 @@ def _steps(
             cost = {} if ready.sent is None else {'sent': round(_sent_by(step, ready))}
             record = log.write({'step': step, **means(metrics), **cost, **cluster.pace(step)})
             yield Event('trained', record)
+            if not ended and (spike := find_spike(log.records, experiment.spike)):
+                return spike
             finite = last_finite(record, finite, experiment)
         if last or step % experiment.evaluate_every == 0:
             cluster.doing('evaluate', step)
@@ -174,14 +191,13 @@ def _steps(
             cluster.doing('save', step)
             if experiment.check_replicas:
                 check_replicas(after)
-            here = {'sent': str(_sent_by(step, ready)), **reading.position(training, step)}
-            checkpoints.save(step, after, {**meta, **here})
+            checkpoints.save(step, after, _meta(step, ready))
             account.saved(step)
             yield Event('saved', step)
         if ended:
             checkpoints.wait()
             yield Event('stopped', step)
-            return
+            return None
     cluster.doing('save', step)
     checkpoints.wait()
     verdicts = monitor.verdicts(log.records) if monitor and step > begin else {}
@@ -191,6 +207,37 @@ def _steps(
         account.saved(step)
     best = monitor.best if monitor else None
     yield Event('done', Done(step, step - begin, log.seconds, plot, verdicts, best, account.goodput()))
+    return None
+
+
+def _meta(step: int, ready: Ready) -> dict[str, Any]:
+    """What is saved with a state beside it."""
+    training = ready.training
+    return {
+        'experiment': to_json(training.experiment),
+        'data': {'sha256': training.data.facts.get('sha256')},
+        'sent': str(_sent_by(step, ready)),
+        'skipped': training.skipped.to_json(),
+        **reading.position(training, step),
+    }
+
+
+def _rewound(ready: Ready, spike: Spike, checkpoints: Checkpoints, log: Log) -> tuple[Ready, State]:
+    """Goes back to the newest checkpoint from before a spike; the batches read since are skipped from now on."""
+    training = ready.training
+    checkpoints.wait()
+    before = cluster.agree(checkpoints.steps())
+    step = step_before(spike, before, training.skipped.rewinds, training.experiment)
+    cluster.doing('restore', step)
+    checkpoints.forget_after(step)
+    restored = checkpoints.restore(lambda meta: _saved_shapes(meta, training))
+    assert restored is not None
+    skipped = training.skipped.rewound(restored.step, spike.step)
+    # Written after later checkpoints are gone: a run that is killed in between finds the spike again.
+    log.rewind(restored.step, {**spike._asdict(), **skipped.to_json()})
+    sent = Fraction(restored.meta['sent'])
+    ready = ready._replace(training=training._replace(skipped=skipped), step=restored.step, sent_before=sent)
+    return ready, _restored_state(restored, training)
 
 
 def _sent_by(step: int, ready: Ready) -> Fraction:

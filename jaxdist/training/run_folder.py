@@ -56,8 +56,7 @@ class Log:
         self.writes = jax.process_index() == 0
         self.seen = self.path.stat().st_mtime if self.path.exists() else None
         self.started = time.monotonic() - max((r['seconds'] for r in self.records), default=0.0)
-        if self.writes:
-            files.replace(self.path, ''.join(_line(r) for r in self.records))
+        self._rewrite()
 
     @property
     def seconds(self) -> float:
@@ -71,6 +70,17 @@ class Log:
         if self.writes:
             files.write(self.path, _line(record), append=True)
         return record
+
+    def rewind(self, step: int, facts: dict[str, Any]) -> dict[str, Any]:
+        """Drops the records of later steps, which the run takes back, and writes and returns one with these facts."""
+        kept = [record for record in self.records if record['step'] <= step]
+        self.records = [*kept, {'step': step, 'rewind': facts, 'seconds': self.seconds}]
+        self._rewrite()
+        return self.records[-1]
+
+    def _rewrite(self) -> None:
+        if self.writes:
+            files.replace(self.path, ''.join(_line(r) for r in self.records))
 
     def describe(self, training: Training, command: str) -> list[str]:
         """Writes `run.json`, `experiment.json` and a copy of the user's code; the commands of earlier starts are kept.

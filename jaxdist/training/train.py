@@ -22,6 +22,7 @@ from jaxdist.parallel import Fsdp, Pipeline
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
+from jaxdist.training.skipped import Skipped
 from jaxdist.training.step import State, make_step, shared_params
 from jaxdist.training.virtual_shards import after_mean, check_virtual_shards, shard_scores
 
@@ -42,6 +43,7 @@ class Training(NamedTuple):
         params: from a state to one set of parameters for evaluation, or of `Variables`, jitted.
         score: `(params, batch) -> (sums, count, rows)`, the model's evaluation, jitted.
         objective: the objective that the step minimises; None for the model's loss alone.
+        skipped: the batches that the run skips after loss spikes.
     """
 
     experiment: Experiment
@@ -53,6 +55,7 @@ class Training(NamedTuple):
     params: Callable[[State], Params]
     score: Callable[[Params, Batch], Any]
     objective: Objective | None = None
+    skipped: Skipped = Skipped()
 
 
 class TrainingStep(NamedTuple):
@@ -183,7 +186,7 @@ def first_state(training: Training) -> State:
 def train(training: Training, state: State) -> Iterator[TrainingStep]:
     """Takes the experiment's remaining steps, and yields after each. Stop iterating to stop.
 
-    The batch is a function of the seed and the step alone, so a run can be resumed from its state.
+    The batch is a function of the seed, the step and the skipped batches alone, so a run can be resumed from its state.
 
     >>> from jaxdist.data import Digits
     >>> from jaxdist.models import Perceptron
@@ -201,7 +204,8 @@ def train(training: Training, state: State) -> Iterator[TrainingStep]:
     begin, divisions = int(state.step), _divisions(experiment, training.workers)
     for step in range(begin, experiment.steps):
         doing('data', step + 1)
-        batch = training.put(training.data.batch(experiment.seed, step, experiment.batch, divisions))
+        number = training.skipped.batch(step)
+        batch = training.put(training.data.batch(experiment.seed, number, experiment.batch, divisions))
         doing('step' if step > begin else 'compile', step + 1)
         with jax.transfer_guard('disallow'):  # an implicit transfer would make every step wait for the host
             state, metrics = training.program.step(state, batch)

@@ -72,6 +72,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('train small.py --precision half', ["invalid choice 'half'", 'float32']),
     ('train small.py --mesh.workers', ["Missing value for argument '--mesh.workers'"]),
     ('train small.py --steps 0', ['steps=0 must be 1 or more']),
+    ('train small.py --spike 1 --rewinds 3', ['spike=1.0 must be above 1, or 0 to ignore spikes of the loss']),
     ('train small.py --update meen()|sgd(0.1)', ["'meen' is neither registered nor in optax: did you mean 'mean'?"]),
     ('train small.py --update mean(codecs=int8())|sgd(0.1)', ["did you mean 'codec'?", '^^^']),
     ('train small.py --update sgd(0.1)', ['would come out different on each worker', 'Put mean() before']),

@@ -9,6 +9,7 @@ from cluster_fixtures import Processes
 from run_fixtures import finish, losses
 
 from jaxdist.training.experiment import Experiment, load
+from jaxdist.training.run_folder import read_records
 
 READ_IN_PARTS = """
 from dataclasses import dataclass
@@ -57,6 +58,22 @@ def experiment():
         mesh=Mesh(workers=4, emulate=True), batch=16, steps=4, log_every=2, evaluate_every=4, save_every=2,
     )
 """
+
+SPIKE = """
+import os
+from jaxdist.data import Digits
+real = Digits.load
+def load(self):
+    data = real(self)
+    def batch(seed, step, size, workers):
+        if step == 6 and os.path.exists('kill'):
+            os.kill(os.getpid(), 9)
+        clean = data.batch(seed, step, size, workers)
+        return {**clean, 'x': clean['x'] * 1000} if step == 5 else clean
+    return data._replace(batch=batch)
+Digits.load = load
+"""
+"""Before the program: batch 5 raises the loss, and where there is a file `kill`, the next one ends the process."""
 
 
 def in_one_process(folder: Path) -> Experiment:
@@ -110,3 +127,29 @@ def test_processes_that_each_read_a_part_train_as_one_and_resume_as_many(tmp_pat
     finish(longer, tmp_path / 'single')
     assert list(losses(folder)) == [2, 4, 6]
     assert losses(folder) == pytest.approx(losses(tmp_path / 'single'), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_go_back_from_a_spike_together_also_when_killed_there(tmp_path: Path) -> None:
+    words = '--steps', '8', '--log-every', '1', '--spike', '3'
+    with Processes(tmp_path, *words, before=SPIKE) as run:
+        assert [run.wait()[k].code for k in range(2)] == [0, 0], run.ended
+        assert any(line.startswith('the loss has a spike at step 6: ') for line in run.ended[0].out)
+    whole = losses(run.run), digests(run.run, 8)
+    (tmp_path / 'kill').touch()
+    words = *words, '--run', 'runs/killed'
+    with Processes(tmp_path, *words, before=SPIKE) as run:
+        assert {run.wait()[k].code for k in range(2)} <= {-9, 71}, run.ended
+    killed = tmp_path / 'runs' / 'killed'
+    assert [record['step'] for record in read_records(killed) if 'rewind' in record] == [4]
+    (tmp_path / 'kill').unlink()
+    with Processes(tmp_path, *words, before=SPIKE) as run:
+        assert [run.wait()[k].code for k in range(2)] == [0, 0], run.ended
+        assert not any('spike' in line for line in run.ended[0].out)
+    assert (losses(killed), digests(killed, 8)) == whole
+
+
+def digests(folder: Path, step: int) -> dict[str, str]:
+    """The digest of each leaf of a checkpoint."""
+    leaves: dict[str, str] = json.loads((folder / 'checkpoints' / str(step) / 'manifest.json').read_text())['leaves']
+    return leaves

@@ -1,5 +1,6 @@
 """Data sets of iterators: their positions, and what is refused."""
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxdist.data.streams import Stream
 from jaxdist.models import Perceptron
 from jaxdist.training import reading
 from jaxdist.training.experiment import Experiment
+from jaxdist.training.skipped import Skipped
 from jaxdist.training.train import prepare
 
 TASK = Task('classes', (2,), 3)
@@ -91,6 +93,15 @@ def test_a_run_resumes_at_the_position(reader: str, tmp_path: Path) -> None:
     # The shapes of the first batch are needed, and then batches 3 to 6.
     if reader == 'bytes':
         assert log == ['read 0', *(f'read {n}' for n in range(3, 7))]
+
+
+def test_batches_that_a_run_skips_since_the_checkpoint_are_read_over() -> None:
+    training = prepare(streamed('bytes'))._replace(skipped=Skipped(1, ((2, 4),)))
+    LOG.clear()
+    reading.resume(training, 2, {'reading': [{'bytes': base64.b64encode(b'2').decode()}]})
+    training.data.batch(0, training.skipped.batch(2), 16, 4)
+    assert LOG == ['read 2', 'read 3', 'read 4']
+    assert reading.position(training, 3) == {'reading': [{'bytes': base64.b64encode(b'5').decode()}]}
 
 
 def test_any_step_can_be_read_and_reading_on_costs_nothing() -> None:

@@ -58,6 +58,8 @@ EXPERIMENTS = st.builds(
     precision=st.sampled_from(['float32', 'bfloat16']),
     guard=st.booleans(),
     virtual_shards=st.sampled_from([0, 8]),
+    spike=st.just(0.0) | st.floats(1, 99, exclude_min=True),
+    rewinds=SIZES,
 )
 
 
@@ -128,6 +130,8 @@ def changed(name: str, value: Any) -> dict[str, Any]:
         ),
         ('batch', 0, 'batch=0 must be 1 or more'),
         ('seed', -1, 'seed=-1 must be 0 or more'),
+        ('spike', 0.5, 'spike=0.5 must be above 1, or 0 to ignore spikes of the loss'),
+        ('rewinds', 0, 'rewinds=0 must be 1 or more'),
         ('mesh.workers', 0, 'mesh.workers=0 must be 1 or more'),
     ],
 )

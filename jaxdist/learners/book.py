@@ -108,7 +108,7 @@ class Book:
         self.starts: dict[int, int] = {}
         self.where: dict[int, str] = {}
         self.synchroniser = ''
-        self.begun = time.time()
+        self.begun = 0.0
         self.stopped = False
 
     @property
@@ -150,8 +150,7 @@ class Book:
         return LearnersEvent('stopped' if self.stopped else 'done', ended)
 
     def _signs(self, view: View) -> Iterator[LearnersEvent]:
-        if view.signs and not self.starts:
-            self.begun = time.time()
+        self.begun = self.begun or view.begun
         if view.where != self.synchroniser:
             self.synchroniser = view.where
             yield LearnersEvent('here', ('the synchroniser', view.where))

@@ -85,12 +85,14 @@ class View(NamedTuple):
         rounds: the rounds that have closed since the last view.
         signs: the last sign of life of each learner that gave one.
         where: the synchroniser's process and machine.
+        begun: when a learner first began, as `time.time()`; 0 before.
         done: whether the run has ended.
     """
 
     rounds: list[Round]
     signs: dict[int, Sign]
     where: str
+    begun: float
     done: bool
 
 

@@ -42,6 +42,7 @@ class SynchroniserActor:
         self.changed = asyncio.Event()
         self.signs: dict[int, Sign] = {}
         self.lines: list[Round] = []
+        self.begun = 0.0
         self.failure: Exception | None = None
 
     async def begin(self, learner: int, where: str) -> tuple[Begin, bool]:
@@ -52,6 +53,7 @@ class SynchroniserActor:
             where: its process and machine.
         """
         start, step = self.rounds.begin(learner)
+        self.begun = self.begun or time.time()
         self.signs[learner] = Sign(start, step, where)
         progress = self.rounds.progress
         return Begin(start, step, progress.versions, self.merged.anchor, progress.saved[learner]), self.done
@@ -81,7 +83,7 @@ class SynchroniserActor:
         """The rounds that have closed after round number `since`, and the learners."""
         if self.failure:
             raise self.failure
-        return View([line for line in self.lines if line.number > since], self.signs, here(), self.done)
+        return View([line for line in self.lines if line.number > since], self.signs, here(), self.begun, self.done)
 
     async def anchor(self) -> Params:
         """The parameters."""

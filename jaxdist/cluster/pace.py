@@ -1,6 +1,8 @@
 """Measures what a process takes for a step, between two records."""
 
+import statistics
 import time
+from collections import deque
 from typing import Any
 
 import jax
@@ -12,6 +14,8 @@ from jaxdist.cluster.watch import Watch
 
 SIZE = 256
 """Rows of the matrix of the small computation, which takes about a millisecond or less."""
+RECORDS = 5
+"""Records over which the median of its time is taken: on a busy machine a single one names a process at random."""
 
 
 class Pace:
@@ -26,16 +30,18 @@ class Pace:
         self.last: tuple[int, float, float] | None = None
         self.compute = jax.jit(lambda x: x @ x @ x)
         self.matrix: jax.Array | None = None
+        self.times: deque[float] = deque(maxlen=RECORDS)
 
     def record(self, step: int) -> dict[str, Any]:
         """Called at each record of a run: what it says of a straggler, on process 0; else {}."""
         now, data = time.monotonic(), PHASES.seconds.get('data', 0.0)
         if self.last is not None and step > self.last[0]:
             steps = step - self.last[0]
+            self.times.append(self._small_computation())
             self.watch.cost = Cost(
                 (data - self.last[2]) / steps,
                 (now - self.last[1]) / steps,
-                self._small_computation(),
+                statistics.median(self.times),
                 self.watch.answer_seconds,
             )
             found = straggler({**self.watch.costs, self.watch.coordination.process: self.watch.cost})

@@ -15,6 +15,7 @@ from jaxdist.cluster.pace import Pace
 from jaxdist.cluster.roll_call import Lines, answer_roll, call_roll
 from jaxdist.cluster.stop_agreement import StopAgreement
 from jaxdist.cluster.watch import Watch
+from jaxdist.core.errors import InputError, JaxdistError
 
 LOST = re.compile(r'gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]onnection (?:reset|closed|refused)|coordination')
 """What JAX's errors say when another process is gone."""
@@ -174,7 +175,9 @@ def explained(error: BaseException) -> BaseException:
     ValueError('mine')
     """
     peers = current()
-    lost = isinstance(error, PeerError) or (isinstance(error, RuntimeError) and LOST.search(str(error)))
+    # JAX raises either; a save that fails for it raises an error of ours. Bad input is nobody's loss.
+    jaxs = isinstance(error, RuntimeError | ValueError | JaxdistError) and not isinstance(error, InputError)
+    lost = isinstance(error, PeerError) or (jaxs and LOST.search(str(error)))
     if peers is None or not lost:
         return error
     end = time.monotonic() + 3 * peers.watch.period

@@ -59,7 +59,7 @@ def straggler(costs: Mapping[int, Cost]) -> Straggler | None:
     if len(costs) < 2 or not all(cost.step > 0 for cost in costs.values()):
         return None
     step = statistics.median(cost.step for cost in costs.values())
-    found = []
+    found: list[tuple[float, Straggler]] = []
     for cause, field, bound in (
         ('data', 'data', lambda median: median + SHARE * step),
         ('compute', 'compute', lambda median: FACTOR * median),
@@ -69,6 +69,8 @@ def straggler(costs: Mapping[int, Cost]) -> Straggler | None:
         # With two processes the median lies between them: the smaller one is what can be had.
         median = statistics.median_low(values.values())
         slowest = max(values, key=lambda k: values[k])
-        if values[slowest] > bound(median):
-            found.append(Straggler(slowest, cause, values[slowest], median))
-    return found[0] if found else None
+        above = values[slowest] / bound(median) if bound(median) > 0 else 0.0
+        found.append((above, Straggler(slowest, cause, values[slowest], median)))
+    # Of several causes the one that is furthest above its bound: a small one would hide it.
+    above, worst = max(found)
+    return worst if above > 1 else None

@@ -1,16 +1,20 @@
 """Who is silent, and who holds up the others: decided from reports alone."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from jaxdist.cluster import peers
 from jaxdist.cluster.exits import PEER, STUCK
 from jaxdist.cluster.options import Cluster, Limits
 from jaxdist.cluster.roll_call import Lines
 from jaxdist.cluster.stragglers import Cost, straggler
 from jaxdist.cluster.verdict import Report, judge
 from jaxdist.cluster.watch import Watch
+from jaxdist.core.errors import InputError, JaxdistError
+from jaxdist.training.checkpoint import CheckpointError
 
 LIMITS = Limits(data=20.0, step=20.0, compile=100.0, save=50.0)
 
@@ -88,8 +92,35 @@ def test_the_cause_of_a_straggler_is_what_it_measures(cause: str, change: dict[s
     assert (found.process, found.cause) == (1, cause)
 
 
+def test_of_several_causes_the_one_furthest_above_its_bound_is_named() -> None:
+    # A computation that is interrupted once hid a link that is slow.
+    costs = {0: EVEN._replace(compute=2 * EVEN.compute), 1: EVEN, 2: EVEN._replace(answer=0.1), 3: EVEN}
+    found = straggler(costs)
+    assert found is not None
+    assert (found.process, found.cause) == (2, 'communication')
+
+
 def test_differences_within_the_noise_are_no_straggler() -> None:
     others = {0: EVEN, 1: EVEN._replace(data=0.025), 2: EVEN._replace(compute=0.0025), 3: EVEN._replace(answer=0.004)}
     assert straggler(others) is None
     assert straggler({0: EVEN}) is None
     assert straggler({0: EVEN, 1: EVEN._replace(step=0.0)}) is None
+
+
+@pytest.mark.parametrize(
+    'error, code',
+    [
+        (CheckpointError('step 20 was not saved: ValueError: UNKNOWN: Gloo AllGather failed: Connection reset'), 71),
+        (ValueError('UNKNOWN: Gloo AllReduce failed: Connection closed by peer'), 71),
+        (CheckpointError('step 20 was not saved: No space left on device'), 1),
+        (InputError('there is no gloo'), 2),
+    ],
+)
+def test_an_error_because_another_process_is_gone_has_its_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = SimpleNamespace(period=0.0, reason=lambda: None)
+    monkeypatch.setattr(peers, 'current', lambda: SimpleNamespace(watch=watch))
+    reason = peers.explained(error)
+    assert isinstance(reason, JaxdistError)
+    assert reason.exit_code == code

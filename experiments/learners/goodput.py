@@ -18,13 +18,13 @@ from jaxdist.training.run_folder import read_records
 
 HERE = Path(__file__).parent
 STREAMING = (
-    'adamw(3e-3) | streaming_diloco(every=10, fragments=2, outer=sgd(0.7, momentum=0.5, nesterov=True), overlap=5, '
+    'adamw(3e-3) | streaming_diloco(every=10, fragments=1, outer=sgd(0.7, momentum=0.5, nesterov=True), overlap=5, '
     'mixing=0.5)'
 )
 WAYS = {
     'synchronous': ['--quorum', '4'],
     'quorum of 3': ['--quorum', '3', '--grace', '0.5'],
-    'quorum of 3, two fragments, overlap 5': ['--quorum', '3', '--grace', '0.5', '--update', STREAMING],
+    'quorum of 3, overlap of 5 steps': ['--quorum', '3', '--grace', '0.5', '--update', STREAMING],
 }
 FAULTS = {'none': [], 'one four times slower': ['--data.slow', '4'], 'one killed after 5 s': []}
 

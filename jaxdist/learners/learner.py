@@ -48,6 +48,22 @@ class Begin(NamedTuple):
     saved: int
 
 
+class _Sent(NamedTuple):
+    """A fragment that was handed in and not adopted yet.
+
+    Attributes:
+        end: the step at which it was handed in.
+        adopted: the step at which it is adopted.
+        residual: the residual, if it is merged.
+        journal: the number of entries of the journal.
+    """
+
+    end: int
+    adopted: int
+    residual: Any
+    journal: int
+
+
 class Learner:
     """One learner. The same calls give the same arrivals bit for bit: its journal has them all.
 
@@ -85,7 +101,7 @@ class Learner:
         count, every = len(self.fragments), self.terms.every
         self.due = [at.step + (p * every // count or every) for p in range(count)]
         self.first = [at.step] * count
-        self.sent: dict[int, tuple[int, Any, int]] = {}
+        self.sent: dict[int, _Sent] = {}
         self.seconds, self.losses = {at.step: 0.0}, {at.step: 0.0}
         self.journal: list[tuple[Any, ...]] = [('begin', at.step, tuple(at.versions), at.saved)]
         self.acknowledged = 0
@@ -122,8 +138,8 @@ class Learner:
 
     @property
     def to_adopt(self) -> list[int]:
-        """The fragments whose merged parameters are to be adopted now: handed in `overlap` steps ago."""
-        return [p for p, (end, _, _) in self.sent.items() if self.step >= end + self.terms.overlap]
+        """The fragments whose merged parameters are to be adopted now."""
+        return [p for p, sent in self.sent.items() if self.step >= sent.adopted]
 
     def hand_in(self, fragment: int) -> Arrival:
         """A fragment's arrival: the pseudo-gradient of the steps since its last merged one."""
@@ -134,8 +150,10 @@ class Learner:
         key = jax.random.fold_in(jax.random.fold_in(key, fragment), self.step)
         message, residual = self.messengers[fragment].encode(gradient, self.residual[fragment], key)
         self.journal.append(('hand_in', fragment))
+        # Who is asked for it before its time is late, and would be in the next round too: it does not go on meanwhile.
+        overlap = self.terms.overlap if self.step >= self.due[fragment] else 0
         self.due[fragment] = self.step + self.terms.every
-        self.sent[fragment] = (self.step, residual, len(self.journal))
+        self.sent[fragment] = _Sent(self.step, self.step + overlap, residual, len(self.journal))
         steps = self.step - first
         return Arrival(
             *(self.number, self.at.start, fragment, self.versions[fragment], first, self.step),
@@ -158,12 +176,12 @@ class Learner:
             merged: whether the learner's arrival is in it. If not, its displacement is moved to the new anchor, and its
                 steps are handed in with the next arrival: they are not lost.
         """
-        end, residual, at = self.sent.pop(fragment)
+        sent = self.sent.pop(fragment)
         members, mixing = self.fragments[fragment], self.terms.mixing
         before, here = pick(self.base, members), jax.device_get(pick(self.state.params, members))
         if merged:
-            self.residual[fragment], self.first[fragment] = residual, end
-            self.acknowledged = max(self.acknowledged, at)
+            self.residual[fragment], self.first[fragment] = sent.residual, sent.end
+            self.acknowledged = max(self.acknowledged, sent.journal)
             mixed = lambda x, a: (mixing * x + (1 - mixing) * a).astype(a.dtype) if mixing else a  # noqa: E731
             new = jax.tree.map(mixed, here, anchor)
         else:

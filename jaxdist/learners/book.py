@@ -131,7 +131,8 @@ class Book:
             if stop() and not self.stopped:
                 self.stopped = True
                 actors.stop()
-            yield from (LearnersEvent('lost', (k, self.where.get(k, ''))) for k in actors.lost())
+            # One that has not begun cannot start: that ends the run, with the reason.
+            yield from (LearnersEvent('lost', (k, self.where[k])) for k in actors.lost() if k in self.where)
             view = actors.look(self.rounds[-1].number if self.rounds else 0)
             done = view.done
             yield from self._signs(view)

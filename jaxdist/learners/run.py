@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxdist.core.errors import JaxdistError
 from jaxdist.learners.book import Book, LearnersEvent, Started
 from jaxdist.learners.calls import Settings, View, tokens_a_step
 from jaxdist.learners.learner_actor import LearnerActor
@@ -101,6 +102,12 @@ def run_learners(
         yield book.end()
 
 
+class StartError(JaxdistError):
+    """A learner or the synchroniser cannot start, as on a machine that lacks the data."""
+
+    exit_code = 1
+
+
 class _Actors:
     """The actors of a run."""
 
@@ -114,9 +121,7 @@ class _Actors:
         made = ray.remote(**options)(LearnerActor)
         self.learners = [made.remote(settings, k, name) for k in range(learners)]
         self.runs = [learner.run.remote() for learner in self.learners]
-        self.watched = {
-            learner.watch.options(max_task_retries=0).remote(): k for k, learner in enumerate(self.learners)
-        }
+        self.watched = {self._watch(k): k for k in range(learners)}
 
     def look(self, since: int) -> View:
         """The synchroniser's view; raises what ended a learner, such as a mistake in the user's model."""
@@ -155,6 +160,8 @@ class _Actors:
             return self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if error.cause is not None else error from None
+        except self.ray.exceptions.RayActorError as error:  # others are started again, but not who cannot start
+            raise StartError(f'a process could not start: {str(error).strip().splitlines()[-1]}') from error
 
 
 def _check_state(training: Training) -> None:

@@ -16,7 +16,7 @@ from jaxdist.algorithms._fragments import pick
 from jaxdist.learners.calls import Answer, Settings, Sign, View, here, prepared, tokens_a_step
 from jaxdist.learners.learner import Begin
 from jaxdist.learners.progress import Arrival, first_progress, resized, total_tokens
-from jaxdist.learners.record import Record, Round, round_of
+from jaxdist.learners.record import Record, read_rounds, round_of
 from jaxdist.learners.rounds import Rounds
 from jaxdist.learners.synchroniser import Params, Synchroniser
 from jaxdist.training.experiment import to_json
@@ -41,7 +41,7 @@ class SynchroniserActor:
         self.closed = [asyncio.Event() for _ in self.synchroniser.fragments]
         self.changed = asyncio.Event()
         self.signs: dict[int, Sign] = {}
-        self.lines: list[Round] = []
+        self.lines = read_rounds(Path(settings.folder))  # also those that nobody has seen before a restart
         self.begun = 0.0
         self.failure: Exception | None = None
 

@@ -12,7 +12,7 @@ from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.cli.terminal import Terminal
 from jaxdist.cluster.options import RayOptions
-from jaxdist.cluster.ray_local import ray_cluster
+from jaxdist.cluster.ray_local import check_resources, ray_cluster
 from jaxdist.core.errors import InputError
 from jaxdist.learners.book import Ended, LearnersEvent, Shown, Started
 from jaxdist.learners.progress import Quorum
@@ -83,6 +83,7 @@ def _train(experiment: Experiment, folder: Path, rule: Quorum, chosen: Learners)
     one = of_one_learner(experiment)
     check_folder(experiment, folder)
     with ray_cluster(chosen.ray.address, num_cpus=rule.learners * chosen.ray.cpus) as ray:
+        check_resources(ray.nodes(), chosen.ray)
         options.start(one)
         view = _View(experiment, folder)
         view.print(keep_programs(chosen.compilation_cache))

@@ -5,11 +5,12 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from jaxdist.cluster.options import RayOptions
 from jaxdist.core.errors import InputError, MissingExtraError
 
 LOOPBACK = '127.0.0.1'
@@ -55,6 +56,26 @@ def ray_cluster(address: str = '', **resources: Any) -> Iterator[ModuleType]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def check_resources(nodes: Sequence[dict[str, Any]], options: RayOptions) -> None:
+    """Refuses what no node has, for which Ray would wait for ever.
+
+    Args:
+        nodes: the cluster's nodes, as `ray.nodes()`.
+        options: what a process needs.
+
+    Raises:
+        InputError: no node has as many processors or GPUs.
+
+    >>> check_resources([{'Alive': True, 'Resources': {'CPU': 2}}], RayOptions(gpus=1))
+    Traceback (most recent call last):
+    jaxdist.InputError: --ray.gpus 1: no node of the Ray cluster has more than 0 GPUs
+    """
+    for name, least, option in (('CPU', options.cpus, 'cpus'), ('GPU', options.gpus, 'gpus')):
+        most = max((node['Resources'].get(name, 0) for node in nodes if node['Alive']), default=0)
+        if least > most:
+            raise InputError(f'--ray.{option} {least:g}: no node of the Ray cluster has more than {most:g} {name}s')
 
 
 def _connect(ray: Any, address: str, folder: str, resources: dict[str, Any]) -> None:

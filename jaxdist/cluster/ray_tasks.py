@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxdist.cluster.options import RayOptions
-from jaxdist.cluster.ray_local import ray_cluster
+from jaxdist.cluster.ray_local import check_resources, ray_cluster
 from jaxdist.cluster.tasks import Outcome
-from jaxdist.core.errors import InputError
 
 
 class RayTasks:
@@ -63,13 +62,5 @@ def ray_tasks(function: Callable[[dict[str, Any]], dict[str, Any]], options: Ray
     jaxdist.InputError: 'head' is no address of a Ray cluster: give HOST:PORT, such as 10.0.0.1:6379, or auto
     """
     with ray_cluster(options.address) as ray:
-        _check_resources(ray.nodes(), options)
+        check_resources(ray.nodes(), options)
         yield RayTasks(ray, function, options)
-
-
-def _check_resources(nodes: list[dict[str, Any]], options: RayOptions) -> None:
-    """Refuses what no node has, for which Ray would wait for ever."""
-    for name, least, option in (('CPU', options.cpus, 'cpus'), ('GPU', options.gpus, 'gpus')):
-        most = max((node['Resources'].get(name, 0) for node in nodes if node['Alive']), default=0)
-        if least > most:
-            raise InputError(f'--ray.{option} {least:g}: no node of the Ray cluster has more than {most:g} {name}s')

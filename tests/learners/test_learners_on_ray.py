@@ -11,10 +11,12 @@ from pathlib import Path
 from subprogram import PATIENCE, start
 
 from jaxdist.learners.record import read_rounds
+from jaxdist.learners.replay import replay
+from jaxdist.training.experiment import load
 from jaxdist.training.run_folder import read_records
 
 CONFIG = """
-import dataclasses, time
+import dataclasses, os, time
 from jaxdist.data import Digits
 from jaxdist.models import Perceptron
 from jaxdist.training.experiment import Experiment, Mesh
@@ -26,7 +28,7 @@ class Slowly(Digits):
         data = super().load()
 
         def batch(seed, step, size, workers):
-            time.sleep(0.03)
+            time.sleep(0.03 if 'JAXDIST_LEARNER' in os.environ else 0)
             return data.batch(seed, step, size, workers)
 
         return data._replace(batch=batch)
@@ -96,9 +98,4 @@ def test_a_learner_and_the_synchroniser_are_killed(tmp_path: Path) -> None:
     assert rounds[-1].tokens == max(sum(e['tokens'] for fragment, e in merged if fragment == p) for p in range(2))
     scores = [record['held_out'] for record in read_records(folder) if 'held_out' in record]
     assert scores[-1]['loss'] < 1.6
-    words = ('learners', str(folder), '--script', 'small.py', '--replay')
-    replayed = start(tmp_path, *words, config=CONFIG)
-    out, err = replayed.communicate(timeout=PATIENCE)
-    assert replayed.returncode == 0, err
-    assert f'{len(rounds)} rounds' in out.replace('\n', ' ')
-    assert 'equal, bit for bit' in out.replace('\n', ' ')
+    assert all(each.equal for each in replay(load(tmp_path / 'small.py'), rounds))

@@ -1,5 +1,6 @@
 """A forked process is as a new interpreter to a program and to a test."""
 
+import contextlib
 import json
 import os
 import pty
@@ -24,14 +25,23 @@ json.dump({
 """
 
 
+def read(file: int) -> bytes:
+    """All that comes; a terminal gives at most 4095 bytes at a time, and at the end an error."""
+    text = b''
+    with contextlib.suppress(OSError):
+        while part := os.read(file, 1 << 16):
+            text += part
+    return text
+
+
 def seen(kind: type[subprocess.Popen[str]], cwd: Path, terminal: bool) -> dict[str, object]:
     ours, theirs = pty.openpty() if terminal else os.pipe()
     command = [*PYTHON, SEEN, 'a', 'b c']
     process = kind(command, cwd=cwd, env={**ENVIRONMENT, 'ONE': 'more'}, text=True, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    assert process.wait(60) == 0
-    text = os.read(ours, 1 << 16)
+    text = read(ours)
     os.close(ours)
+    assert process.wait(60) == 0
     return json.loads(text)
 
 

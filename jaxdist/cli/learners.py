@@ -28,19 +28,13 @@ from jaxdist.training.user_code import script_options
 
 
 @dataclass(frozen=True)
-class Learners:
+class Learners(options.OneRun):
     """Trains by independent learners, each its own process, whose rounds close with a quorum.
 
     The update line ends in diloco or streaming_diloco. The config is a Python file, a run's folder (to resume that run)
     or an experiment.json (to repeat it); every field can be changed by an option.
     """
 
-    experiment: options.ExperimentFields = field(default_factory=Experiment)
-    set: options.Settings = ()
-    """Change one keyword inside the update line, such as diloco.every=50; may be given more than once."""
-    script: options.Scripts = ()
-    run: options.Folder = None
-    """The run's folder; a run of this experiment in it is resumed. By default a new folder below runs/."""
     learners: int = 0
     """How many learners there are. By default as many as the mesh has workers: each is one."""
     quorum: int = 0
@@ -49,7 +43,6 @@ class Learners:
     """Seconds that the others have from then on."""
     replay: options.Flag = False
     """Compute a run's rounds again from its record, in this process, and compare the anchors bit for bit."""
-    compilation_cache: options.CompilationCache = ''
     ray: RayOptions = field(default_factory=RayOptions)
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -44,6 +45,19 @@ Scripts = Annotated[
     ),
 ]
 ExperimentFields = Annotated[Experiment, tyro.conf.arg(name='')]
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """The options of commands that train one experiment in a run's folder."""
+
+    experiment: ExperimentFields = field(default_factory=Experiment)
+    set: Settings = ()
+    """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
+    script: Scripts = ()
+    run: Folder = None
+    """The run's folder; a run of this experiment in it is resumed. By default a new folder below runs/."""
+    compilation_cache: CompilationCache = ''
 
 
 def config_path(arguments: list[str], command: str) -> tuple[Path | None, list[str]]:

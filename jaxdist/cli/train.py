@@ -22,22 +22,15 @@ from jaxdist.training.user_code import script_options
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(options.OneRun):
     """Trains an experiment and writes a run folder.
 
     The config is a Python file, a run's folder (to resume that run) or an experiment.json (to repeat it); every field
     can be changed by an option.
     """
 
-    experiment: options.ExperimentFields = field(default_factory=Experiment)
-    set: options.Settings = ()
-    """Change one keyword inside the update line, such as adamw.learning_rate=1e-3; may be given more than once."""
-    script: options.Scripts = ()
-    run: options.Folder = None
-    """The run's folder; a run of this experiment in it is resumed. By default a new folder below runs/."""
     dry_run: options.Flag = False
     """Show the plan and stop."""
-    compilation_cache: options.CompilationCache = ''
     cluster: Cluster = field(default_factory=Cluster)
 
 

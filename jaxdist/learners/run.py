@@ -19,9 +19,8 @@ from jaxdist.learners.synchroniser_actor import SynchroniserActor
 from jaxdist.learners.terms import of_one_learner, terms_of
 from jaxdist.training.alike import check_data
 from jaxdist.training.checkpoint import Checkpoints, lock
-from jaxdist.training.experiment import Experiment, ExperimentError, differences, read_json, to_json
-from jaxdist.training.experiment import from_json as experiment_of
-from jaxdist.training.run_folder import Log, code_of
+from jaxdist.training.experiment import Experiment, ExperimentError, to_json
+from jaxdist.training.run_folder import Log, check_experiment, code_of
 from jaxdist.training.train import Training, prepare
 from jaxdist.training.user_code import to_name
 
@@ -181,16 +180,8 @@ def check_folder(experiment: Experiment, folder: Path) -> dict[str, Any] | None:
 
     >>> check_folder(Experiment(), Path('nowhere'))
     """
-    path, meta = folder / 'experiment.json', Checkpoints(folder / 'checkpoints').meta()
-    if meta is None and not path.exists():
-        return None
+    meta = Checkpoints(folder / 'checkpoints').meta()
     if meta is not None and 'learners' not in meta:
         raise ExperimentError(f'{folder} contains a run of jaxdist train: choose another folder for learners')
-    data = meta['experiment'] if meta else read_json(path)
-    differ = differences(experiment, experiment_of(data, known=(type(experiment.model), type(experiment.data))))
-    if differ:
-        raise ExperimentError(
-            f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
-            'Choose another folder, or resume the saved experiment.'
-        )
+    check_experiment(experiment, folder, meta)
     return meta

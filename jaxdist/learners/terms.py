@@ -57,6 +57,9 @@ def terms_of(experiment: Experiment) -> Terms:
     """
     if experiment.constraints.hold:
         raise InputError('learners have no multipliers in common: leave constraints.hold out, or use jaxdist train')
+    for field in ('spike', 'virtual_shards', 'check_replicas'):
+        if getattr(experiment, field):
+            raise InputError(f'{field} is for jaxdist train, and learners do not have it: leave it out')
     _, name, given = line.split_last(experiment.update)
     if name not in LAST:
         raise InputError(

@@ -12,14 +12,14 @@ from jaxdist.training import reading
 from jaxdist.training.alike import check_data, check_processes, check_programs, shared
 from jaxdist.training.checkpoint import Checkpoints, Restored
 from jaxdist.training.diverged import check_held_out, last_finite
-from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
+from jaxdist.training.experiment import Experiment, ExperimentError, to_json
 from jaxdist.training.goodput import Account, Goodput
 from jaxdist.training.metrics import means
 from jaxdist.training.monitor import monitor_for
 from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.replicas import check_replicas
 from jaxdist.training.resize import changes, resized, saved_by
-from jaxdist.training.run_folder import Log, read_facts
+from jaxdist.training.run_folder import Log, check_experiment, read_facts
 from jaxdist.training.skipped import skipped_by
 from jaxdist.training.spikes import Spike, find_spike, step_before
 from jaxdist.training.step import State
@@ -130,7 +130,9 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(shared(folder))
         meta = checkpoints.meta()
-        _refuse_another(training, folder, meta)
+        if meta is not None and 'learners' in meta:
+            raise ExperimentError(f'{folder} contains a run of learners: go on with jaxdist learners {folder}')
+        check_experiment(experiment, folder, meta)
         check_data(training, (meta or {}).get('data') or read_facts(folder).get('data', {}))
         stack.enter_context(checkpoints)
         cluster.doing('restore', 0)
@@ -243,24 +245,6 @@ def _rewound(ready: Ready, spike: Spike, checkpoints: Checkpoints, log: Log) -> 
 def _sent_by(step: int, ready: Ready) -> Fraction:
     """The bytes that a worker has sent by this step."""
     return ready.sent_before + (ready.sent or 0) * (step - ready.step)
-
-
-def _refuse_another(training: Training, folder: Path, meta: dict[str, Any] | None) -> None:
-    """Raises ExperimentError if the folder contains a run of another experiment."""
-    path = folder / 'experiment.json'
-    if meta is None and not path.exists():
-        return
-    if meta is not None and 'learners' in meta:
-        raise ExperimentError(f'{folder} contains a run of learners: go on with jaxdist learners {folder}')
-    # Checkpoints come first: experiment.json may have been edited since.
-    experiment = training.experiment
-    data = meta['experiment'] if meta else read_json(path)
-    differ = differences(experiment, from_json(data, known=(type(experiment.model), type(experiment.data))))
-    if differ:
-        raise ExperimentError(
-            f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
-            'Choose another folder, or resume the saved experiment.'
-        )
 
 
 def _workers_before(meta: dict[str, Any]) -> int:

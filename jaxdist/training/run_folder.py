@@ -18,7 +18,7 @@ from jaxdist.core import files, registry
 from jaxdist.core.types import Model
 from jaxdist.training.alike import versions
 from jaxdist.training.commit import commit
-from jaxdist.training.experiment import Experiment, to_json
+from jaxdist.training.experiment import Experiment, ExperimentError, differences, from_json, read_json, to_json
 from jaxdist.training.monitor import Monitor
 from jaxdist.training.objective import objective_lines
 from jaxdist.training.train import Training
@@ -124,6 +124,32 @@ class Log:
         except ImportError as missing:  # plots need an optional extra; a run must not fail for lack of it
             return str(missing)
         return ''
+
+
+def check_experiment(experiment: Experiment, folder: Path, meta: dict[str, Any] | None) -> None:
+    """Checks that a folder has no run of another experiment.
+
+    Args:
+        experiment: the experiment.
+        folder: the run's folder.
+        meta: the meta of its newest checkpoint; None if it has none.
+
+    Raises:
+        ExperimentError: it has one; the message names the fields that differ.
+
+    >>> check_experiment(Experiment(), Path('nowhere'), None)
+    """
+    path = folder / 'experiment.json'
+    if meta is None and not path.exists():
+        return
+    # Checkpoints come first: experiment.json may have been edited since.
+    data = meta['experiment'] if meta else read_json(path)
+    differ = differences(experiment, from_json(data, known=(type(experiment.model), type(experiment.data))))
+    if differ:
+        raise ExperimentError(
+            f'{folder} contains a run of another experiment; they differ in\n  ' + '\n  '.join(differ) + '\n'
+            'Choose another folder, or resume the saved experiment.'
+        )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

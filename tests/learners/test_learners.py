@@ -126,6 +126,7 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
         (['--set', 'diloco.codec=majority()'], 'learners may be missing: take sign()'),
         (['--set', 'diloco.codec=int8()', '--set', "diloco.feedback='ef21'"], 'a lost learner forgets'),
         (['--constraints.hold', 'squared_norm(bound=1.0)'], 'learners have no multipliers in common'),
+        (['--spike', '3.0'], 'spike is for jaxdist train'),
         (['--replay'], 'give the folder of a run'),
         (['--ray.address', 'nowhere'], 'is no address of a Ray cluster'),
     ],

@@ -53,21 +53,24 @@ class _Sent(NamedTuple):
 
     Attributes:
         end: the step at which it was handed in.
-        adopted: the step at which it is adopted.
+        adopted: the step at which it is adopted; None for a late one, which is adopted when its round has closed.
         residual: the residual, if it is merged.
         journal: the number of entries of the journal.
+        params: of a late one the fragment's parameters.
     """
 
     end: int
-    adopted: int
+    adopted: int | None
     residual: Any
     journal: int
+    params: Any
 
 
 class Learner:
     """One learner. The same calls give the same arrivals bit for bit: its journal has them all.
 
-    The journal's entries are `('begin', step, versions, saved)`, `('train', steps)`, `('hand_in', fragment)`,
+    The journal's entries are `('begin', step, versions, saved)`, `('train', steps)`,
+    `('hand_in', fragment, late)`,
     `('adopt', fragment, version, merged)` and `('save', step)`.
 
     Args:
@@ -139,21 +142,33 @@ class Learner:
     @property
     def to_adopt(self) -> list[int]:
         """The fragments whose merged parameters are to be adopted now."""
-        return [p for p, sent in self.sent.items() if self.step >= sent.adopted]
+        return [p for p, sent in self.sent.items() if sent.adopted is not None and self.step >= sent.adopted]
 
-    def hand_in(self, fragment: int) -> Arrival:
-        """A fragment's arrival: the pseudo-gradient of the steps since its last merged one."""
+    @property
+    def late(self) -> list[int]:
+        """The fragments whose merged parameters are to be adopted as soon as they are there."""
+        return [p for p, sent in self.sent.items() if sent.adopted is None]
+
+    def hand_in(self, fragment: int, late: bool = False) -> Arrival:
+        """A fragment's arrival: the pseudo-gradient of the steps since its last merged one.
+
+        Args:
+            fragment: the fragment.
+            late: whether its round has closed without the learner, which is then early in the next one. It does not
+                wait for that to close: the steps in between are moved to the anchor that it adopts.
+        """
         members, first = self.fragments[fragment], self.first[fragment]
         here = jax.device_get(pick(self.state.params, members))
         gradient = jax.tree.map(lambda a, x: np.asarray(a - x), pick(self.base, members), here)
         key = jax.random.fold_in(jax.random.key(self.terms.seed), self.number)
         key = jax.random.fold_in(jax.random.fold_in(key, fragment), self.step)
         message, residual = self.messengers[fragment].encode(gradient, self.residual[fragment], key)
-        self.journal.append(('hand_in', fragment))
+        self.journal.append(('hand_in', fragment, late))
         # Who is asked for it before its time is late, and would be in the next round too: it does not go on meanwhile.
         overlap = self.terms.overlap if self.step >= self.due[fragment] else 0
         self.due[fragment] = self.step + self.terms.every
-        self.sent[fragment] = _Sent(self.step, self.step + overlap, residual, len(self.journal))
+        adopted = None if late else self.step + overlap
+        self.sent[fragment] = _Sent(self.step, adopted, residual, len(self.journal), here if late else None)
         steps = self.step - first
         return Arrival(
             *(self.number, self.at.start, fragment, self.versions[fragment], first, self.step),
@@ -174,18 +189,20 @@ class Learner:
             anchor: its anchor: the tree with None for the tensors of other fragments.
             version: the closed rounds of the fragment.
             merged: whether the learner's arrival is in it. If not, its displacement is moved to the new anchor, and its
-                steps are handed in with the next arrival: they are not lost.
+                steps are handed in again, late: they are not lost.
         """
         sent = self.sent.pop(fragment)
         members, mixing = self.fragments[fragment], self.terms.mixing
         before, here = pick(self.base, members), jax.device_get(pick(self.state.params, members))
+        move = lambda x, b, a: np.asarray(a + (x - b))  # noqa: E731
         if merged:
             self.residual[fragment], self.first[fragment] = sent.residual, sent.end
             self.acknowledged = max(self.acknowledged, sent.journal)
             mixed = lambda x, a: (mixing * x + (1 - mixing) * a).astype(a.dtype) if mixing else a  # noqa: E731
-            new = jax.tree.map(mixed, here, anchor)
+            on_time = sent.adopted is not None
+            new = jax.tree.map(mixed, here, anchor) if on_time else jax.tree.map(move, here, sent.params, anchor)
         else:
-            new = jax.tree.map(lambda x, b, a: np.asarray(a + (x - b)), here, before, anchor)
+            new = jax.tree.map(move, here, before, anchor)
         others = [pick(self.base, m) for p, m in enumerate(self.fragments) if p != fragment]
         self.base = join([anchor, *others])
         self.versions[fragment] = version
@@ -195,9 +212,10 @@ class Learner:
             del self.seconds[step], self.losses[step]
 
     def keep(self) -> Kept:
-        """What is saved of the learner's own."""
+        """What is saved. Of a fragment that was handed in no residual is: whether the new one counts is not known yet."""
         self.journal.append(('save', self.step))
-        return Kept(self.state.opt_state, jax.tree.map(jnp.asarray, tuple(self.residual)))
+        residual = [each.start() if p in self.sent else self.residual[p] for p, each in enumerate(self.messengers)]
+        return Kept(self.state.opt_state, jax.tree.map(jnp.asarray, tuple(residual)))
 
     def _set(self, params: Params) -> None:
         """Moves parameters to the devices, where they are not there yet."""

@@ -57,12 +57,15 @@ class LearnerActor:
                     waits[fragment] = call.hand_in.remote(learner.hand_in(fragment))
                 if news:
                     wanted = call.wanted.remote(number)
-                for fragment in learner.to_adopt:
+                closed = [p for p in learner.late if ray.wait([waits[p]], timeout=0)[0]]
+                for fragment in [*learner.to_adopt, *closed]:
                     answer: Answer = get(waits.pop(fragment))
-                    done = answer.done
-                    if not done:
+                    done |= answer.done
+                    if not answer.done:
                         learner.adopt(fragment, answer.anchor, answer.version, answer.merged)
-                if not done and not learner.sent and learner.step >= saved + self.save_every:
+                        if not answer.merged:
+                            waits[fragment] = call.hand_in.remote(learner.hand_in(fragment, late=True))
+                if not done and learner.step >= saved + self.save_every:
                     saved = learner.step
                     self.checkpoints.save(saved, learner.keep(), {})
 

@@ -157,8 +157,8 @@ def weights(arrivals: Sequence[Arrival]) -> list[float]:
     """The weight of each learner in the mean: its share of the data x tokens x tokens / steps; they add up to 1.
 
     >>> step = lambda n, tokens: Arrival(0, 1, 0, 0, 0, n, tokens, (), 1.0, 1.0)
-    >>> weights([step(4, 40), step(2, 20)])
-    [0.6666666666666666, 0.3333333333333333]
+    >>> weights([step(4, 40), step(2, 40)])  # with twice the tokens in a step
+    [0.3333333333333333, 0.6666666666666666]
     """
     each = [a.share * a.tokens**2 / (a.end - a.first) for a in arrivals]
     return [weight / sum(each) for weight in each]

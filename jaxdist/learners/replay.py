@@ -165,8 +165,8 @@ class _Player:
             case ['train', steps]:
                 for _ in range(steps):
                     learner.train()
-            case ['hand_in', fragment]:
-                self.arrivals[self.done + 1] = learner.hand_in(fragment)
+            case ['hand_in', fragment, late]:
+                self.arrivals[self.done + 1] = learner.hand_in(fragment, late)
             case ['adopt', fragment, version, merged]:
                 learner.adopt(fragment, self.versions[fragment, version], version, merged)
             case ['save', step]:

@@ -212,7 +212,7 @@ class Learner:
             del self.seconds[step], self.losses[step]
 
     def keep(self) -> Kept:
-        """What is saved. Of a fragment that was handed in no residual is: whether the new one counts is not known yet."""
+        """What is saved; no residual of a fragment that was handed in, as it is not known yet which one counts."""
         self.journal.append(('save', self.step))
         residual = [each.start() if p in self.sent else self.residual[p] for p, each in enumerate(self.messengers)]
         return Kept(self.state.opt_state, jax.tree.map(jnp.asarray, tuple(residual)))

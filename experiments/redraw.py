@@ -13,7 +13,8 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from jaxdist.training.compare import draw_report, run_folder, variants
+from jaxdist.training.compare import run_folder, variants
+from jaxdist.training.comparison_report import draw_report
 from jaxdist.training.experiment import Experiment, sweep
 from jaxdist.training.run_folder import read_records
 

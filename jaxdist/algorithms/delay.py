@@ -25,6 +25,7 @@ from jaxdist.core.registry import algorithm
         ),
         'delay(steps=4, damping=1.0)': (laws.equals('delay(steps=4) | scale(0.25)'),),
     },
+    overlap='steps',
 )
 def delay(
     steps: delay_queue.Delays = 1, longest: int | None = None, damping: float = 0.0, axis: str = collectives.AXIS

@@ -57,6 +57,7 @@ def _eager_updates(local_updates: np.ndarray, start: np.ndarray, every: int) -> 
         ),
     },
     syncs='parameters',
+    overlap='every',
 )
 def eager_diloco(
     every: periodic.Every,

@@ -106,6 +106,7 @@ NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
         ),
     },
     syncs='parameters',
+    overlap='overlap',
 )
 def streaming_diloco(
     every: int,

@@ -1,7 +1,7 @@
 """`jaxdist compare`: several update lines, or a config's sweep, on the same data and initial weights."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,7 +18,8 @@ from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import Stop, asked_to_stop
 from jaxdist.cli.sweep import Failure, Machines, run_elsewhere
 from jaxdist.cli.terminal import Terminal
-from jaxdist.training.compare import Variant, compare, missing_runs, rows, variants, write_report
+from jaxdist.training.compare import Variant, compare, missing_runs, variants
+from jaxdist.training.comparison_report import rows, write_report
 from jaxdist.training.experiment import Experiment, ExperimentError, sweep
 from jaxdist.training.pictures import drawn
 from jaxdist.training.run import Event
@@ -52,6 +53,8 @@ class Comparison:
     """The page's title. By default the config's name."""
     formats: tuple[Literal['svg', 'pdf'], ...] = ()
     """Formats of the pictures beside PNG."""
+    target: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='METRIC=VALUE')] = ()
+    """A held-out value, as loss=1.8: the table has the simulated seconds to it; may be given more than once."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def main(arguments: list[str]) -> None:
     path, rest = options.config_path(arguments, 'compare')
     chosen = parse(Compare, path, rest, options.load_config(path, options.scripts(rest), 'compare'))
     compared = variants_of(chosen, path, rest)
+    check_targets(chosen.target, [experiment for _, experiment in compared])
     name = path.stem if path else ''
     folder = chosen.out or Path('runs') / f'compare-{name}'
     command = options.command_line()
@@ -81,7 +85,8 @@ def main(arguments: list[str]) -> None:
         failures = run_elsewhere(chosen.machines, missing, folder, chosen.compilation_cache)
     title = chosen.title or f'{name}: a comparison'
     if not failures or rows(compared, chosen.seeds, folder):
-        show_table(write_report(compared, chosen.seeds, folder, title, command, chosen.formats), folder)
+        summaries = write_report(compared, chosen.seeds, folder, title, command, chosen.formats, chosen.target)
+        show_table(summaries, folder)
     if failures:
         names = '; '.join(failure.label for failure in failures)
         fail(f'{len(failures)} run{"s" * (len(failures) > 1)} failed, as named above: {names}', failures[0].code)
@@ -116,6 +121,27 @@ def variants_of(chosen: Comparison, path: Path | None, rest: list[str]) -> list[
     labelled = list(sweep(path or Path()))
     experiments = [_under(parse(type(chosen), path, rest, base), base.update) for _, base in labelled]
     return variants(experiments, [name for name, _ in labelled])
+
+
+def check_targets(targets: Sequence[str], experiments: Sequence[Experiment]) -> None:
+    """Checks targets before anything is trained, as far as they are known then.
+
+    Raises:
+        InputError: a target has a mistake.
+        ExperimentError: there is no clock.
+
+    >>> check_targets(['loss=1.8'], [Experiment()])
+    Traceback (most recent call last):
+    jaxdist.training.plain_data.ExperimentError: --target loss=1.8: the time to it is simulated, so it needs a clock, as
+    in --clock.compute 'lognormal(mean=0.05)'
+    """
+    for text in targets:
+        report.read_target(text)
+        if not all(experiment.clock.compute for experiment in experiments):
+            raise ExperimentError(
+                f'--target {text}: the time to it is simulated, so it needs a clock, as in --clock.compute '
+                "'lognormal(mean=0.05)'"
+            )
 
 
 def shown(events: Callable[[Stop], Iterator[tuple[str, int, Event]]], kept: str) -> None:

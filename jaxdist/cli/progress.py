@@ -154,6 +154,8 @@ class Progress:
             parts.append(f'{rate * size:,.0f} {unit}/s')
         if self.ready.sent is not None:
             parts.append(f'{bytes_text(record["sent"])} sent')
+        if 'simulated_seconds' in record:
+            parts.append(f'{seconds_text(record["simulated_seconds"])} simulated')
         if rate and step < training.experiment.steps:
             parts.insert(2, f'{time_text((training.experiment.steps - step) * self.speed.pace)} left')
         return parts

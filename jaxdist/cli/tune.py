@@ -17,7 +17,8 @@ from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.progress import Progress, end_if_stopped
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.core import files
-from jaxdist.training.compare import Variant, compare, write_report
+from jaxdist.training.compare import Variant, compare
+from jaxdist.training.comparison_report import write_report
 from jaxdist.training.experiment import space
 from jaxdist.training.search_space import Field, applies, check_fields, read_field
 from jaxdist.training.tuning import Trial, best_variants, trials_csv, tune

@@ -1,6 +1,5 @@
 """The names that update lines can use: registered algorithms, codecs, duals and constraints, then those of optax."""
 
-import ast
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,12 +11,13 @@ import optax
 from jaxdist._former_names import ALGORITHM_ARGUMENTS, DUAL_ARGUMENTS
 from jaxdist.core.deprecation import renamed_arguments
 from jaxdist.core.errors import InputError
+from jaxdist.core.registration import check_claims, check_parameter
 
-Kind = Literal['algorithm', 'codec', 'dual', 'constraint']
+Kind = Literal['algorithm', 'codec', 'dual', 'constraint', 'compute time', 'graph']
 Syncs = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
-PACKAGES = ('jaxdist.codecs', 'jaxdist.algorithms', 'jaxdist.constraints')
+PACKAGES = ('jaxdist.codecs', 'jaxdist.algorithms', 'jaxdist.constraints', 'jaxdist.clock')
 """The packages whose modules register names; they are imported when a name is first looked up."""
 
 _ENTRIES: dict[str, 'Entry'] = {}
@@ -36,6 +36,7 @@ class Entry:
         summary: the first line of the docstring.
         syncs: for an algorithm, what is the same on all workers after it: 'updates', 'parameters', or '' for nothing.
         final: for a transformation of a dual line, whether it projects multipliers and so has to come last.
+        overlap: for an algorithm, the argument that says for how many steps what is sent has lain ready; '' for none.
     """
 
     name: str
@@ -46,10 +47,13 @@ class Entry:
     summary: str
     syncs: Syncs = ''
     final: bool = False
+    overlap: str = ''
 
 
 @renamed_arguments(**ALGORITHM_ARGUMENTS)
-def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs = '') -> Callable[[Make], Make]:
+def algorithm(
+    *, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs = '', overlap: str = ''
+) -> Callable[[Make], Make]:
     """A decorator that registers a function returning an optax transformation; the function is not changed.
 
     The function's signature is its schema in lines: every parameter must be one that a line can give by name, without a
@@ -61,6 +65,8 @@ def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syn
         syncs: what is the same on all workers after the algorithm: 'updates', as after a mean of gradients, or
             'parameters', if it moves them to common values. A line has one such transformation, and none follows one
             that synchronises parameters.
+        overlap: the argument that says for how many steps what is sent has lain ready, if it has: a clock hides its
+            time behind so many steps.
 
     Raises:
         InputError: there is no example, a parameter breaks these rules, or another module has registered the name.
@@ -76,7 +82,7 @@ def algorithm(*, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syn
     ...     algorithms()['halve'].summary
     'Halves every update.'
     """
-    return _register('algorithm', paper, examples, syncs)
+    return _register('algorithm', paper, examples, syncs, overlap=overlap)
 
 
 def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -136,6 +142,17 @@ def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callab
     'Bounds something.'
     """
     return _register('constraint', paper, examples, '')
+
+
+def compute_time(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+    """A decorator that registers a function returning a `jaxdist.clock.compute.ComputeTime`, which a clock can name.
+
+    The rules are those of `algorithm`.
+
+    >>> find('lognormal').kind
+    'compute time'
+    """
+    return _register('compute time', paper, examples, '')
 
 
 def algorithms() -> dict[str, Entry]:
@@ -207,19 +224,24 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
 
 
 def _register(
-    kind: Kind, paper: str, examples: Mapping[str, tuple[Any, ...]], syncs: Syncs, final: bool = False
+    kind: Kind,
+    paper: str,
+    examples: Mapping[str, tuple[Any, ...]],
+    syncs: Syncs,
+    final: bool = False,
+    overlap: str = '',
 ) -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
         name = make.__name__
         if not examples:
             raise InputError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
         for line, claims in examples.items():
-            _check_claims(name, line, claims)
+            check_claims(name, line, claims)
         _check_name(name, kind, make.__module__)
         for parameter in inspect.signature(make).parameters.values():
-            _check_parameter(name, parameter)
+            check_parameter(name, parameter)
         summary = (inspect.getdoc(make) or '').partition('\n')[0]
-        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, syncs, final)
+        _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, syncs, final, overlap)
         return make
 
     return register
@@ -231,35 +253,6 @@ def _check_name(name: str, kind: Kind, module: str) -> None:
     # The same module may register a name again, because it may be reloaded.
     if entry and (entry.kind, entry.make.__module__) != (kind, module):
         raise InputError(f'{kind} {name!r} of {module}: the {entry.kind} of {entry.make.__module__} has that name')
-
-
-def _check_claims(name: str, line: str, claims: Any) -> None:
-    if hasattr(claims, 'check'):  # a law is a tuple itself
-        raise InputError(f'{name}: the claims of {line!r} are one law; write (law,) with a comma')
-    if not isinstance(claims, tuple | list):
-        raise InputError(f'{name}: the claims of {line!r} must be a tuple of laws, not a {type(claims).__name__}')
-    for law in claims:
-        if not callable(getattr(law, 'check', None)) or isinstance(law, type):
-            what = getattr(law, '__name__', repr(law))
-            cure = f': call it, as in laws.{what}()' if callable(law) else ''
-            raise InputError(f'{name}: {what} among the claims of {line!r} is no law{cure}')
-
-
-def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
-    if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
-        raise InputError(f'{name}({parameter}): a line gives every parameter by name, so this one needs a name')
-    if parameter.default is not parameter.empty and not _writable(parameter.default):
-        raise InputError(
-            f'{name}({parameter.name}={parameter.default!r}): a line cannot write this default; '
-            f'use a constant, or None and create the value in the function'
-        )
-
-
-def _writable(default: Any) -> bool:
-    try:
-        return bool(ast.literal_eval(ast.unparse(ast.Constant(default))) == default)
-    except (SyntaxError, TypeError, ValueError):
-        return False
 
 
 def _public(module: Any, prefix: str = '') -> dict[str, Callable[..., Any]]:

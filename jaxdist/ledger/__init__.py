@@ -8,6 +8,7 @@ also with simulated workers, return all of it as one `Ledger`.
 from jaxdist.ledger.collective import Branch, Collective, Totals, totals
 from jaxdist.ledger.compiled import compiled
 from jaxdist.ledger.cost import cost, placed_batch
+from jaxdist.ledger.each_step import Sending, each_step
 from jaxdist.ledger.frequency import Frequencies, frequencies
 from jaxdist.ledger.ledger import Ledger, Row, memory_bytes, per_step
 from jaxdist.ledger.measure import measure, traced_step
@@ -19,9 +20,11 @@ __all__ = [
     'Frequencies',
     'Ledger',
     'Row',
+    'Sending',
     'Totals',
     'compiled',
     'cost',
+    'each_step',
     'frequencies',
     'measure',
     'memory_bytes',

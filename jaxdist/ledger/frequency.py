@@ -19,7 +19,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxdist.core.errors import InputError
 from jaxdist.ledger._branch_counts import with_branch_counts
 from jaxdist.ledger.collective import Branch
-from jaxdist.ledger.traced import Flow, refuse_simulated
+from jaxdist.ledger.traced import Conditional, Flow, refuse_simulated
 
 Frequencies = dict[Branch, Fraction | None]
 """Branch -> the share of steps on which it is taken; None: it depends on data. In a scan, the share of its turns."""
@@ -85,17 +85,35 @@ def count_frequencies(
     >>> count_frequencies(Flow.of(step.jaxpr, {}), step.out_info, np.int32(0), 10)
     {}
     """
+    counts = {path: each.sum(axis=0) for path, each in count_branches(flow, out, state, steps, initial).items()}
+    return {
+        Branch(path, i): Fraction(int(counts[path][i]), steps * (cond.times or 0)) if path in counts else None
+        for path, cond in _conditionals(flow).items()
+        for i in range(cond.branches)
+    }
+
+
+def count_branches(
+    flow: Flow, out: Any, state: Any, steps: int, initial: Callable[[], Any] | None = None
+) -> dict[str, np.ndarray]:
+    """How often each branch is taken at each step, [steps, branches], by path; without what depends on data.
+
+    Arguments and errors are those of `frequencies`, of a step that is already traced.
+
+    >>> step = jax.jit(lambda count, x: (count + 1, x)).trace(np.int32(0), np.ones(2))
+    >>> count_branches(Flow.of(step.jaxpr, {}), step.out_info, np.int32(0), 10)
+    {}
+    """
     if steps < 1:
         raise InputError(f'steps={steps} must be 1 or more')
     _check_type(out, state)
-    conditionals = {b.cond: flow.conditionals[b.cond] for collective in flow.collectives for b in collective.branch}
-    turns = {path: steps * cond.times for path, cond in conditionals.items() if cond.times is not None}
-    counts = _count_branches(flow.program, list(turns), state, steps, initial) if turns else {}
-    return {
-        Branch(path, i): Fraction(int(counts[path][i]), turns[path]) if path in counts else None
-        for path, cond in conditionals.items()
-        for i in range(cond.branches)
-    }
+    countable = [path for path, cond in _conditionals(flow).items() if cond.times is not None]
+    return _count_branches(flow.program, countable, state, steps, initial) if countable else {}
+
+
+def _conditionals(flow: Flow) -> dict[str, Conditional]:
+    """The conditionals with a collective in them, by path."""
+    return {b.cond: flow.conditionals[b.cond] for collective in flow.collectives for b in collective.branch}
 
 
 def _check_type(out: Any, state: Any) -> None:
@@ -114,7 +132,7 @@ def _check_type(out: Any, state: Any) -> None:
 def _count_branches(
     program: Any, conditionals: Sequence[str], state: Any, steps: int, initial: Callable[[], Any] | None
 ) -> dict[str, np.ndarray]:
-    """Path -> how often each branch is taken in all steps, for the conditionals that do not depend on data."""
+    """Path -> how often each branch is taken at each step, for the conditionals that do not depend on data."""
     counted = with_branch_counts(program, conditionals)
     outputs = {path: len(counted.jaxpr.outvars) - len(conditionals) + i for i, path in enumerate(conditionals)}
     size = len(jax.tree.leaves(state))
@@ -130,8 +148,8 @@ def _count_branches(
         return results[: len(leaves)], results[len(leaves) :]
 
     counts = jax.jit(lambda state: lax.scan(body, state, length=steps)[1])(_values(state, leaves, initial))
-    # The sum over steps is taken on the host, in 64 bits.
-    return {path: np.asarray(count).astype(np.int64).sum(axis=0) for path, count in zip(outputs, counts, strict=True)}
+    # In 64 bits, for the sum over steps.
+    return {path: np.asarray(count).astype(np.int64) for path, count in zip(outputs, counts, strict=True)}
 
 
 def _part(program: ClosedJaxpr, outputs: Collection[int]) -> tuple[Callable[..., list[Any]], list[int]]:

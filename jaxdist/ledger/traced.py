@@ -62,12 +62,16 @@ class Flow:
         program: the jaxpr, without dead code.
         sizes: the mesh's axes and their sizes.
         collectives: in the order of the program.
+        paths: the place of each collective, as in `Branch`.
+        pairs: of each collective that is a permute which position sends to which, along its axes; () for the others.
         conditionals: by path.
     """
 
     program: ClosedJaxpr | Jaxpr
     sizes: Mapping[str, int]
     collectives: list[Collective] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    pairs: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     conditionals: dict[str, Conditional] = field(default_factory=dict)
 
     @classmethod
@@ -104,13 +108,19 @@ class Flow:
             self._walk(eqn.params['cond_jaxpr'], inside.at(0))
             self._walk(eqn.params['body_jaxpr'], inside.at(1))
         elif name in jaxprs.SENDS and jaxprs.axis_names(eqn):
-            self.collectives.extend(_send(eqn, place, self.sizes))
+            self._send(eqn, place)
         elif jaxprs.communicates(eqn):
             over = jaxprs.axis_names(eqn) or 'the mesh'
             raise UnknownCollectiveError(
                 f'the ledger does not know what {eqn.primitive.name!r} sends over {over}: it knows '
                 f'{", ".join(sorted(jaxprs.SENDS))}, in scans, loops, conditionals and calls'
             )
+
+    def _send(self, eqn: Any, place: Place) -> None:
+        for collective in _send(eqn, place, self.sizes):
+            self.collectives.append(collective)
+            self.paths.append(place.path)
+            self.pairs.append(tuple(eqn.params['perm']) if collective.kind == 'permute' else ())
 
     def _check_mesh(self, mesh: Any) -> None:
         sizes = dict(mesh.shape)

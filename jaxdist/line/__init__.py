@@ -3,6 +3,7 @@
 from jaxdist.line.build import (
     build,
     build_codec,
+    build_compute_time,
     build_constraint,
     build_dual,
     build_value,
@@ -12,6 +13,7 @@ from jaxdist.line.build import (
 )
 from jaxdist.line.field_names import settings_for
 from jaxdist.line.order import check_fits
+from jaxdist.line.overlap import overlap
 from jaxdist.line.reader import LineError
 from jaxdist.line.rewrite import constant, override, spell
 from jaxdist.line.shorten import shorten
@@ -20,12 +22,14 @@ __all__ = [
     'LineError',
     'build',
     'build_codec',
+    'build_compute_time',
     'build_constraint',
     'build_dual',
     'build_value',
     'check_constraint',
     'check_fits',
     'constant',
+    'overlap',
     'override',
     'settings_for',
     'shorten',

@@ -128,6 +128,26 @@ def build_value(text: str) -> Any:
     return _Builder(reader, AXIS).value(reader.body)
 
 
+def build_compute_time(text: str) -> Any:
+    """The compute time that a text such as `lognormal(mean=0.05)` describes.
+
+    Raises:
+        LineError: the text has a mistake, or is not the call of one compute time.
+
+    >>> build_compute_time('sgd(0.1)')
+    Traceback (most recent call last):
+    jaxdist.line.reader.LineError: this is not a compute time: write the call of one, as in lognormal(mean=0.05)
+        sgd(0.1)
+        ^^^
+    """
+    reader = Reader(text)
+    reader.check_value(reader.body)
+    if kind_of(reader.body) != 'compute time':
+        problem = 'this is not a compute time: write the call of one, as in lognormal(mean=0.05)'
+        raise reader.error(problem, reader.body)
+    return _Builder(reader, AXIS).value(reader.body)
+
+
 def check_constraint(text: str) -> tuple[str, str]:
     """The name and the call of a constraint's text, `call(...)` or `name: call(...)`; nothing is called.
 

@@ -16,6 +16,8 @@ ELSEWHERE = {
     'codec': '{0} is a codec: give it to an algorithm, as in mean(codec={0}())',
     'dual': '{0} moves multipliers: it belongs in the dual line of constraints (constraints.dual)',
     'constraint': '{0} is a constraint: it belongs in the list of constraints (constraints.hold)',
+    'compute time': '{0} says how long workers compute: it belongs to the clock (clock.compute)',
+    'graph': '{0} is a graph: give it to an algorithm, as in gossip(graph={0}())',
 }
 """The message for a registered function of a kind that cannot be a transformation of the line."""
 

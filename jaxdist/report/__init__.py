@@ -11,6 +11,7 @@ from jaxdist.report.page import Picture, page
 from jaxdist.report.ranking import ranking_plot
 from jaxdist.report.summary import Interval, Score, Summary, best, interval, summarise
 from jaxdist.report.tables import ARROWS, cells, markdown_table, notes
+from jaxdist.report.target import Target, read_target, seconds_to
 from jaxdist.report.text import bytes_text, seconds_text
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'Picture',
     'Score',
     'Summary',
+    'Target',
     'best',
     'bytes_text',
     'cells',
@@ -39,7 +41,9 @@ __all__ = [
     'notes',
     'page',
     'ranking_plot',
+    'read_target',
     'save',
     'seconds_text',
+    'seconds_to',
     'summarise',
 ]

@@ -33,6 +33,7 @@ class _Curve(NamedTuple):
     label: str
     step: np.ndarray  # [N]
     sent: np.ndarray | None  # [N], NaN before anything was sent; None if nothing was, or it is not recorded
+    simulated: np.ndarray | None  # [N], mean simulated seconds; None without a clock
     loss: np.ndarray  # [runs, N], or another metric
     final: float  # the mean of the losses at the end
 
@@ -57,7 +58,9 @@ def curves_plot(
     metric: str = 'loss',
     better: str = 'lower',
 ) -> 'Figure':
-    """Draws held-out loss, or another metric, against steps, and bytes if variants differ in them: means over seeds.
+    """Draws held-out loss, or another metric, against steps: means over seeds.
+
+    Beside it against bytes, if variants differ in them, and against simulated seconds, if all have a clock.
 
     At most eight variants have a colour, a marker, a label at the end of the curve and a band of all seeds: the first,
     which is the baseline of differences, and those that end best. The others are grey, and a note counts them. Curves
@@ -91,13 +94,17 @@ def curves_plot(
     if not any(len(curve.step) > 1 for curve in curves):
         raise InputError('no run has two or more evaluations: there is no curve; `ranking_plot` draws final losses')
     by_bytes = differ(float(curve.sent[-1]) if curve.sent is not None else 0.0 for curve in curves)
-    drawing = figure(12 if by_bytes else 9, 4.8)
+    by_seconds = all(curve.simulated is not None for curve in curves)
+    drawing = figure(9 + 3 * (by_bytes + by_seconds), 4.8)
     # Steps are on the right, where all curves end at the labels.
-    *others, by_step = drawing.subplots(1, 1 + by_bytes, sharey=True, squeeze=False)[0]
+    *others, by_step = drawing.subplots(1, 1 + by_bytes + by_seconds, sharey=True, squeeze=False)[0]
     chosen = _chosen(curves, better)
     ends = _draw(by_step, curves, [curve.step for curve in curves], chosen)
     by_step.set_xlabel('step')
-    for axes in others:
+    if by_seconds:
+        _draw(others[-1], curves, [curve.simulated for curve in curves], chosen)
+        others[-1].set_xlabel('simulated seconds')
+    for axes in others[:by_bytes]:
         _draw(axes, curves, [curve.sent for curve in curves], chosen)
         known = np.concatenate([curve.sent for curve in curves if curve.sent is not None])
         log_bytes(axes, float(np.nanmin(known)), float(np.nanmax(known)))
@@ -122,13 +129,15 @@ def _curve(name: str, seeds: Sequence[Sequence[Record]], metric: str) -> _Curve:
     lost, what = len(series) - len(ended), 'diverged' if metric == 'loss' else 'not finite'
     label = f'{name} ({lost} of {len(series)} {what})' if lost else name
     if not ended:
-        return _Curve(label, np.array([]), None, np.empty((0, 0)), math.nan)
+        return _Curve(label, np.array([]), None, None, np.empty((0, 0)), math.nan)
     sent = [s.sent for s in ended if s.sent is not None]
     mean = np.mean(sent, axis=0) if len(sent) == len(ended) else np.zeros(1)
     # A logarithmic axis cannot show evaluations before anything was sent.
     known = np.where(mean > 0, mean, np.nan) if mean[-1] > 0 else None
     final = float(np.nanmean([evaluations(records).loss[-1] for records in seeds]))
-    return _Curve(label, ended[0].step, known, np.stack([s.loss for s in ended]), final)
+    simulated = [s.simulated for s in ended if s.simulated is not None]
+    seconds = np.mean(simulated, axis=0) if len(simulated) == len(ended) else None
+    return _Curve(label, ended[0].step, known, seconds, np.stack([s.loss for s in ended]), final)
 
 
 def _chosen(curves: Sequence[_Curve], better: str) -> list[int]:

@@ -51,7 +51,8 @@ def csv_table(summaries: Sequence[Summary]) -> str:
         for name, value in intervals.items():
             mean, half, _ = value or Interval(None, None, 0)  # type: ignore[arg-type]
             row |= {name: mean, f'{name}_half': half}
-        rows.append(row | {'sent': s.sent, 'memory': s.memory, 'seconds': s.seconds})
+        simulated = {} if s.simulated is None else {'simulated': s.simulated}
+        rows.append(row | {'sent': s.sent, 'memory': s.memory, 'seconds': s.seconds, **simulated})
     return csv_text(rows)
 
 
@@ -64,8 +65,9 @@ def csv_runs(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     flat = []
     for row in rows:
-        single = {name: x for name, x in row.items() if name not in ('held_out', 'metrics', 'better')}
-        flat.append(single | {'loss': row['held_out']} | (row.get('metrics') or {}))
+        single = {name: x for name, x in row.items() if name not in ('held_out', 'metrics', 'better', 'reached')}
+        reached = {f'simulated_to_{target}': x for target, x in row.get('reached', {}).items()}
+        flat.append(single | {'loss': row['held_out']} | (row.get('metrics') or {}) | reached)
     return csv_text(flat)
 
 

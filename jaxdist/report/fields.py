@@ -12,6 +12,9 @@ from jaxdist.core.errors import InputError
 Record = Mapping[str, Any]
 """One line of a run's metrics: `{'step', 'loss', 'sent', ...}`, or `{'step', 'held_out': {'loss', ...}}`."""
 
+COSTS = {'sent': 'sent', 'simulated_seconds': 'simulated'}
+"""What a run has spent up to a record: its name there, and in a `Series`."""
+
 
 class Series(NamedTuple):
     """Losses, or another metric's values, in the order of their steps.
@@ -20,11 +23,13 @@ class Series(NamedTuple):
         step: steps [N], increasing.
         loss: losses [N], NaN where the loss was not finite.
         sent: bytes sent per worker up to each step [N], or None if they are not recorded.
+        simulated: simulated seconds up to each step [N], or None if they are not recorded.
     """
 
     step: np.ndarray
     loss: np.ndarray
     sent: np.ndarray | None
+    simulated: np.ndarray | None = None
 
 
 def number(record: Record, key: str, where: str, *, finite: bool = True) -> float:
@@ -71,15 +76,14 @@ def training(records: Sequence[Record]) -> Series:
     for where, record in _checked(records):
         if 'loss' in record:
             loss = number(record, 'loss', where, finite=False)
-            sent = number(record, 'sent', where) if 'sent' in record else math.nan
-            points[number(record, 'step', where)] = (loss, sent)
+            points[number(record, 'step', where)] = (loss, *_costs(record, where))
     return _series(points)
 
 
 def evaluations(records: Sequence[Record], metric: str = 'loss') -> Series:
     """The held-out losses among a run's records, or values of another metric.
 
-    Bytes are interpolated from training records where they are missing.
+    Bytes and simulated seconds are interpolated from training records where they are missing.
 
     Raises:
         InputError: as `training`, or if an evaluation lacks the metric.
@@ -91,13 +95,19 @@ def evaluations(records: Sequence[Record], metric: str = 'loss') -> Series:
     for where, record in _checked(records):
         if 'held_out' in record:
             loss = number(record['held_out'], metric, f"{where}['held_out']", finite=False)
-            sent = number(record, 'sent', where) if 'sent' in record else math.nan
-            points[number(record, 'step', where)] = (loss, sent)
+            points[number(record, 'step', where)] = (loss, *_costs(record, where))
     series, train = _series(points), training(records)
-    if series.sent is None and train.sent is not None:
-        interpolated = np.interp(series.step, np.append(0, train.step), np.append(0, train.sent))
-        return series._replace(sent=interpolated)
-    return series
+    interpolated = {
+        name: np.interp(series.step, np.append(0, train.step), np.append(0, known))
+        for name in COSTS.values()
+        if getattr(series, name) is None and (known := getattr(train, name)) is not None
+    }
+    return series._replace(**interpolated)
+
+
+def _costs(record: Record, where: str) -> tuple[float, ...]:
+    """The costs of a record, NaN where it has none."""
+    return tuple(number(record, key, where) if key in record else math.nan for key in COSTS)
 
 
 def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
@@ -110,13 +120,13 @@ def _checked(records: Sequence[Record]) -> list[tuple[str, Record]]:
     return [(f'records[{index}]', record) for index, record in enumerate(records)]
 
 
-def _series(points: dict[float, tuple[float, float]]) -> Series:
-    """The series of points, by step (loss, bytes)."""
+def _series(points: dict[float, tuple[float, ...]]) -> Series:
+    """The series of points, by step (loss, costs)."""
     steps = sorted(points)
-    loss = np.array([points[step][0] for step in steps])
-    sent = np.array([points[step][1] for step in steps])
-    if not steps or np.isnan(sent).any():
-        return Series(np.array(steps), loss, None)
-    if (falls := np.flatnonzero(np.diff(sent) < 0)).size:
-        raise InputError(f"'sent' must be the cumulative bytes, but falls after step {steps[falls[0]]:g}")
-    return Series(np.array(steps), loss, sent)
+    loss, *costs = np.array([points[step] for step in steps]).T if steps else np.empty((1 + len(COSTS), 0))
+    known: dict[str, np.ndarray | None] = {}
+    for (key, name), cost in zip(COSTS.items(), costs, strict=True):
+        known[name] = None if not steps or np.isnan(cost).any() else cost
+        if known[name] is not None and (falls := np.flatnonzero(np.diff(cost) < 0)).size:
+            raise InputError(f'{key!r} must be cumulative, but falls after step {steps[falls[0]]:g}')
+    return Series(np.array(steps), loss, **known)

@@ -6,6 +6,7 @@ by seed.
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,8 @@ class Summary(NamedTuple):
         memory: median bytes in memory per device.
         seconds: median time of a run.
         violation: the largest violation of a constraint; None without constraints.
+        simulated: median simulated time of a run; None without a clock.
+        reached: for each target in words the simulated seconds of the runs that reach it, by seed.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Summary(NamedTuple):
     memory: float
     seconds: float
     violation: Interval | None = None
+    simulated: float | None = None
+    reached: Mapping[str, Mapping[int, float]] = MappingProxyType({})
 
     def of(self, metric: str) -> Interval | None:
         """A metric's mean over seeds; None if every run diverged, or it was not measured."""
@@ -106,6 +111,8 @@ class _Run(NamedTuple):
     memory: float
     seconds: float
     violation: float | None
+    simulated: float | None
+    reached: Mapping[str, float | None]
 
     @property
     def diverged(self) -> bool:
@@ -137,7 +144,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     Args:
         rows: one dict per run: `name`, `update`, `seed`, `held_out` (the final loss; NaN, infinity or None if the run
             diverged), `sent` and `memory` (bytes), `seconds`, and if known `metrics` (values by name), `better` (which
-            of a metric's values are better: `lower` or `higher`) and `violation` (of constraints).
+            of a metric's values are better: `lower` or `higher`), `violation` (of constraints), `simulated` (seconds)
+            and `reached` (for each target in words the simulated seconds to it, or None).
 
     Raises:
         InputError: for no rows, a missing key, a value of the wrong kind, a seed that occurs twice in a variant, or
@@ -209,8 +217,9 @@ def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
     if not 0 <= metrics.get('accuracy', 0) <= 1:
         raise InputError(f"{where}: 'accuracy' should be between 0 and 1, not {metrics['accuracy']}")
     violation = number(row, 'violation', where, finite=False) if 'violation' in row else None
+    simulated = number(row, 'simulated', where) if 'simulated' in row else None
     better = {'loss': 'lower', **(row.get('better') or {})}
-    return _Run(name, {'loss': loss, **metrics}, better, costs[0], costs[1], costs[2], violation)
+    return _Run(name, {'loss': loss, **metrics}, better, *costs, violation, simulated, row.get('reached') or {})
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -225,6 +234,8 @@ def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) 
     costs = [(run.sent, run.memory, run.seconds) for run in (ended or runs).values()]
     sent, memory, seconds = (float(cost) for cost in np.median(costs, axis=0))
     violations = [run.violation for run in ended.values() if run.violation is not None]
+    simulated = [run.simulated for run in (ended or runs).values() if run.simulated is not None]
+    targets = {target: None for run in runs.values() for target in run.reached}
     scores = _scores(update, ended)
     baseline = {seed: run.metrics['loss'] for seed, run in (first or {}).items() if not run.diverged}
     paired = ended.keys() & baseline.keys()
@@ -239,6 +250,11 @@ def _summary(update: str, runs: dict[int, _Run], first: dict[int, _Run] | None) 
         memory,
         seconds,
         interval(violations) if violations else None,
+        float(np.median(simulated)) if simulated else None,
+        {
+            target: {seed: s for seed, run in ended.items() if (s := run.reached.get(target)) is not None}
+            for target in targets
+        },
     )
 
 

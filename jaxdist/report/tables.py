@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
+
 from jaxdist.core.errors import InputError
 from jaxdist.report.summary import Interval, Summary, best
 from jaxdist.report.text import bytes_text, decimals, ratio_text, seconds_text
@@ -58,6 +60,8 @@ def cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
         'sent per worker': lambda s: _against(s.sent, first.sent, s is first),
         'memory per device': lambda s: _against(s.memory, first.memory, s is first),
         'time': lambda s: seconds_text(s.seconds),
+        'simulated time': lambda s: NOTHING if s.simulated is None else seconds_text(s.simulated),
+        **{f'simulated time to {target}': partial(_reached, target) for s in summaries for target in s.reached},
         'seeds': lambda s: f'{s.runs}, {s.diverged} diverged' if s.diverged else f'{s.runs}',
     }
     table = {head: [cell(s) for s in summaries] for head, cell in columns.items()}
@@ -134,6 +138,15 @@ def _metric(name: str, summary: Summary) -> str:
     text, runs = metric_text(name, summary.of(name)), summary.runs - summary.diverged
     known = len(summary.metrics[name].values) if name in summary.metrics else runs
     return text if known == runs else f'{text}, {known} of {runs} seeds'
+
+
+def _reached(target: str, summary: Summary) -> str:
+    """The median time to a target, with the number of runs that reach it where it is not that of all."""
+    times = list(summary.reached.get(target, {}).values())
+    if not times:
+        return 'not reached'
+    text = seconds_text(float(np.median(times)))
+    return text if len(times) == summary.runs else f'{text}, {len(times)} of {summary.runs} seeds'
 
 
 def _against(value: float, first: float, is_first: bool) -> str:

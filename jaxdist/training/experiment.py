@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxdist.clock.settings import Clock
 from jaxdist.constraints.dual_ascent import Order
 from jaxdist.core.mesh import KINDS
 from jaxdist.data import Text
@@ -84,6 +85,7 @@ class Experiment:
     times the median of the records before; 0 is off."""
     rewinds: int = 10
     """Times that a run goes back so, before it ends."""
+    clock: Clock = field(default_factory=Clock)
     check_replicas: bool = False
     """Compare the copies of the state that devices have, before each save: it finds a bit that has flipped."""
 

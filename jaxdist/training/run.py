@@ -20,6 +20,7 @@ from jaxdist.training.plan import sent_each_step, traffic
 from jaxdist.training.replicas import check_replicas
 from jaxdist.training.resize import changes, resized, saved_by
 from jaxdist.training.run_folder import Log, check_experiment, read_facts
+from jaxdist.training.simulated_time import SECONDS, Simulated, simulate
 from jaxdist.training.skipped import skipped_by
 from jaxdist.training.spikes import Spike, find_spike, step_before
 from jaxdist.training.step import State
@@ -52,6 +53,7 @@ class Ready(NamedTuple):
         resized: (former number of workers, paths of per-worker state that becomes its mean, paths of sharded state that
             is split again), for a run that resumes with another number of workers and has such state; else None.
         changed_code: files of the user's code that have changed since the run began.
+        simulated: the simulated time; None without a clock.
     """
 
     training: Training
@@ -61,6 +63,7 @@ class Ready(NamedTuple):
     damaged: list[tuple[Path, str]]
     resized: tuple[int, list[str], list[str]] | None
     changed_code: list[str]
+    simulated: Simulated | None
 
 
 class Done(NamedTuple):
@@ -148,7 +151,9 @@ def run(
         sent = sent_each_step(traffic(training), training.workers.axis)
         before = Fraction(restored.meta.get('sent', (sent or 0) * begin)) if restored else Fraction(0)
         damaged = restored.damaged if restored else []
-        ready = Ready(training, begin, sent, before, damaged, _resized(restored, training), changed)
+        simulated = simulate(training, begin, restored.meta if restored else {})
+        resizing = _resized(restored, training)
+        ready = Ready(training, begin, sent, before, damaged, resizing, changed, simulated)
         yield Event('ready', ready)
         if experiment.spike and restored is None:  # a first one to go back to
             checkpoints.save(0, state, _meta(0, ready))
@@ -178,7 +183,9 @@ def _steps(
         ended = not last and not cluster.may_begin(step + 1, stop())
         if last or step % experiment.log_every == 0:
             cost = {} if ready.sent is None else {'sent': round(_sent_by(step, ready))}
-            record = log.write({'step': step, **means(metrics), **cost, **cluster.pace(step)})
+            record = log.write(
+                {'step': step, **means(metrics), **cost, **_seconds_by(step, ready), **cluster.pace(step)}
+            )
             yield Event('trained', record)
             if not ended and (spike := find_spike(log.records, experiment.spike)):
                 return spike
@@ -220,6 +227,7 @@ def _meta(step: int, ready: Ready) -> dict[str, Any]:
         'data': {'sha256': training.data.facts.get('sha256')},
         'sent': str(_sent_by(step, ready)),
         'skipped': training.skipped.to_json(),
+        **_seconds_by(step, ready),
         **reading.position(training, step),
     }
 
@@ -245,6 +253,11 @@ def _rewound(ready: Ready, spike: Spike, checkpoints: Checkpoints, log: Log) -> 
 def _sent_by(step: int, ready: Ready) -> Fraction:
     """The bytes that a worker has sent by this step."""
     return ready.sent_before + (ready.sent or 0) * (step - ready.step)
+
+
+def _seconds_by(step: int, ready: Ready) -> dict[str, float]:
+    """The simulated seconds by this step, by name; {} without a clock."""
+    return {} if ready.simulated is None else {SECONDS: ready.simulated.at(step)}
 
 
 def _workers_before(meta: dict[str, Any]) -> int:

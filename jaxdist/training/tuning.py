@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from jaxdist import report
 from jaxdist.core import files
 from jaxdist.core.errors import InputError, MissingExtraError
-from jaxdist.training.compare import Variant, key_of, rows, run_folder, run_one
+from jaxdist.training.compare import Variant, key_of, run_folder, run_one
+from jaxdist.training.comparison_report import rows
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.run import Event
 from jaxdist.training.search_space import Field, applies, check_fields, replaced, value

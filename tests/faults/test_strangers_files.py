@@ -10,7 +10,8 @@ from jaxdist.core import files
 from jaxdist.core.errors import FileError
 from jaxdist.report.canvas import figure, save
 from jaxdist.training.checkpoint import CheckpointError
-from jaxdist.training.compare import Variant, compare, draw_report
+from jaxdist.training.compare import Variant, compare
+from jaxdist.training.comparison_report import draw_report
 from jaxdist.training.run_folder import FILES, Log
 from jaxdist.training.search_space import read_field
 from jaxdist.training.tuning import Trial, tune

@@ -10,7 +10,8 @@ import pytest
 from run_fixtures import SMALL, small
 
 from jaxdist.report import Summary
-from jaxdist.training.compare import Variant, compare, rows, run_folder, variants, write_report
+from jaxdist.training.compare import Variant, compare, run_folder, variants
+from jaxdist.training.comparison_report import rows, write_report
 from jaxdist.training.experiment import ExperimentError
 
 LINES = ('mean() | sgd(0.1)', 'mean(codec=int8()) | sgd(0.1)')

@@ -20,9 +20,9 @@ FLOORS = {
     '_former_names': -1,  # data only
     'core': 0,
     **dict.fromkeys(('line', 'ledger', 'models', 'data', 'report'), 1),
-    'laws': 2,
+    **dict.fromkeys(('laws', 'clock'), 2),
     'codecs': 3,
-    **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel', 'simulate'), 4),
+    **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel'), 4),
     **dict.fromkeys(('cluster', 'planner'), 5),
     'training': 6,
     'learners': 7,

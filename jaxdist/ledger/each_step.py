@@ -1,0 +1,73 @@
+"""What is sent at each step, and what of it lies ready when the step begins."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdist.ledger._dependence import dependent_collectives
+from jaxdist.ledger.collective import Collective
+from jaxdist.ledger.frequency import count_branches, jitted
+from jaxdist.ledger.traced import Flow
+
+
+class Sending(NamedTuple):
+    """A collective of a step, and when it runs.
+
+    Attributes:
+        collective: the collective.
+        runs: how often it runs at each step, [steps]; None if that, or what it sends, depends on data.
+        ready: whether what it sends depends on nothing of the step's batch: it lies ready when the step begins.
+        pairs: of a permute which position sends to which, along its axes; () for the other kinds.
+    """
+
+    collective: Collective
+    runs: np.ndarray | None
+    ready: bool
+    pairs: tuple[tuple[int, int], ...]
+
+
+def each_step(
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    batch: Any,
+    sizes: Mapping[str, int],
+    steps: int,
+    *,
+    initial: Callable[[], Any] | None = None,
+) -> list[Sending]:
+    """The collectives of the traced program in order, with the steps at which they run; arguments as in `frequencies`.
+
+    >>> mesh = jax.sharding.AbstractMesh((8,), ('workers',), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> def code(count, x):
+    ...     mean = lambda x: jax.lax.pcast(jax.lax.pmean(x, 'workers'), 'workers', to='varying')
+    ...     return count + 1, jax.lax.cond((count + 1) % 2 == 0, mean, lambda x: x, x)
+    >>> specs = jax.P(), jax.P('workers')
+    >>> step = jax.shard_map(code, mesh=mesh, in_specs=specs, out_specs=specs)
+    >>> [mean] = each_step(step, np.int32(0), jax.ShapeDtypeStruct((8,), 'float32'), mesh.shape, steps=4)
+    >>> mean.collective.kind, mean.runs.tolist(), mean.ready
+    ('all_reduce', [0, 1, 0, 1], False)
+    """
+    traced = jitted(step).trace(state, batch)
+    flow = Flow.of(traced.jaxpr, sizes)
+    counts = count_branches(flow, traced.out_info, state, steps, initial)
+    leaves = len(jax.tree.leaves(state))
+    late = dependent_collectives(flow.program, range(leaves, leaves + len(jax.tree.leaves(batch))))
+    return [
+        Sending(collective, _runs(collective, flow, counts, steps), path not in late, pairs)
+        for collective, path, pairs in zip(flow.collectives, flow.paths, flow.pairs, strict=True)
+    ]
+
+
+def _runs(collective: Collective, flow: Flow, counts: Mapping[str, np.ndarray], steps: int) -> np.ndarray | None:
+    """How often a collective runs at each step."""
+    if collective.times is None:
+        return None
+    if not collective.branch:
+        return np.full(steps, collective.times)
+    cond, index = collective.branch[-1].cond, collective.branch[-1].index
+    turns = flow.conditionals[cond].times
+    if cond not in counts or not turns:
+        return None
+    return counts[cond][:, index] * collective.times // turns

@@ -1,0 +1,134 @@
+"""Simulated time of an experiment: its clock, and the collectives of its traced step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdist import ledger, line
+from jaxdist.clock.link import Link
+from jaxdist.clock.lockstep import Meeting, Times, lockstep
+from jaxdist.clock.settings import Clock
+from jaxdist.core.program import Program
+from jaxdist.training.experiment import ExperimentError
+from jaxdist.training.step import State
+from jaxdist.training.train import Training, first_batch
+
+SECONDS = 'simulated_seconds'
+"""The name of a run's simulated seconds in its records and checkpoints."""
+
+
+class Simulated(NamedTuple):
+    """The simulated time of a run.
+
+    Attributes:
+        times: when each worker has taken each step, with the present number of workers.
+        before: seconds by which the steps before, with other numbers of workers, took longer or shorter than by
+            `times`.
+    """
+
+    times: Times
+    before: float = 0.0
+
+    def at(self, step: int) -> float:
+        """Seconds until every worker has taken this many steps."""
+        return self.before + (float(self.times.ends[step - 1]) if step else 0.0)
+
+
+def simulate(training: Training, begin: int, meta: Mapping[str, Any]) -> Simulated | None:
+    """The simulated time of a run; None without a clock.
+
+    Args:
+        training: the experiment.
+        begin: the step that it resumes from.
+        meta: what is saved there.
+
+    Raises:
+        ExperimentError, InputError: see `simulated_times`.
+
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> simulate(prepare(small), 0, {})
+    """
+    times = simulated_times(training)
+    if times is None:
+        return None
+    now = Simulated(times)
+    return now._replace(before=meta.get(SECONDS, now.at(begin)) - now.at(begin))
+
+
+def simulated_times(training: Training) -> Times | None:
+    """When each worker has taken each step, by the experiment's clock; None without one.
+
+    What a worker's devices send each other belongs to its compute time.
+
+    Raises:
+        ExperimentError: the clock has no compute time, or how often a collective runs depends on data.
+        InputError: the clock is not one for this number of workers and steps.
+
+    >>> import dataclasses
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> clock = Clock(compute='constant(mean=1.0)', slow=(3.0,), link=Link(bandwidth=1e5))
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), batch=8, clock=clock, steps=2)
+    >>> two = prepare(dataclasses.replace(small, mesh=Mesh(workers=2, simulate=True)))
+    >>> simulated_times(two).ends  # 1244 bytes take 0.01244 s
+    array([3.01244, 6.02488])
+    """
+    experiment = training.experiment
+    clock, workers = experiment.clock, training.workers
+    if not clock.compute:
+        if clock != Clock():
+            raise ExperimentError(
+                "the clock has no compute time: give one, as in --clock.compute 'lognormal(mean=0.05)'"
+            )
+        return None
+    compute = clock.durations(workers.count).table(experiment.steps)
+    return lockstep(compute, _meetings(training, clock.link, line.overlap(experiment.update)))
+
+
+def _meetings(training: Training, link: Link, overlap: int) -> list[list[Meeting]]:
+    """The collectives of each step in which workers meet."""
+    workers, steps = training.workers, training.experiment.steps
+    axis, placed = workers.axis, training.program.on_mesh()
+    met: list[list[Meeting]] = [[] for _ in range(steps)]
+    for sending in _sendings(training, placed):
+        collective = sending.collective
+        if axis not in collective.axes:
+            continue
+        if sending.runs is None:
+            raise ExperimentError(
+                f'what {collective.kind} of {collective.dtype} sends depends on data: its time cannot be simulated '
+                'ahead, so leave the clock out'
+            )
+        once = link.seconds(collective.kind, float(collective.sent), workers.count)
+        sources = _sources(sending.pairs, workers.count) if sending.pairs else None
+        lag = overlap if sending.ready else 0
+        for step in np.flatnonzero(sending.runs):
+            met[step].append(Meeting(once * int(sending.runs[step]), sources, lag))
+    return met
+
+
+def _sendings(training: Training, placed: Program[State]) -> list[ledger.Sending]:
+    key = jax.random.key(training.experiment.seed)
+    batch = ledger.placed_batch(placed, first_batch(training))
+    mesh = placed.workers.mesh
+    assert mesh is not None
+    initial = lambda: training.program.init(key)  # noqa: E731
+    steps = training.experiment.steps
+    return ledger.each_step(placed.step, placed.state, batch, mesh.shape, steps, initial=initial)
+
+
+def _sources(pairs: Sequence[tuple[int, int]], workers: int) -> np.ndarray:
+    """Whom each worker hears, [W, n]; itself in the places that are left."""
+    heard: list[list[int]] = [[] for _ in range(workers)]
+    for source, target in pairs:
+        heard[target].append(source)
+    most = max(map(len, heard))
+    return np.array([each + [worker] * (most - len(each)) for worker, each in enumerate(heard)])

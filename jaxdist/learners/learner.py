@@ -98,7 +98,8 @@ class Learner:
         self.at, self.step = at, at.step
         self.base, self.versions, self.residual = at.anchor, list(at.versions), [m.start() for m in self.messengers]
         if kept is not None:
-            self.state = self.state._replace(opt_state=kept.opt_state)
+            opt_state = on_devices(kept.opt_state, self.training.program.state.opt_state)
+            self.state = self.state._replace(opt_state=opt_state)
             # A residual goes with the message that it was left by: of an earlier one, it would be sent twice.
             if at.saved == at.step:
                 self.residual = list(on_host(kept.residual))

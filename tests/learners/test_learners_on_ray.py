@@ -92,11 +92,11 @@ with ray_cluster(num_cpus=4) as ray:
 @pytest.fixture(scope='module')
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which programs use one cluster of Ray, which starts only once."""
-    token = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': secrets.token_hex(32)}
-    with launch(CLUSTER, cwd=tmp_path_factory.mktemp('cluster'), **token) as cluster:
-        address = Reader(cluster).wait_for('address (.*)')[1]
+    private = {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': secrets.token_hex(32)}
+    private |= {'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0'}  # else Ray takes another address for the loopback one
+    with launch(CLUSTER, cwd=tmp_path_factory.mktemp('cluster'), **private) as cluster:
         try:
-            yield {**token, 'RAY_ADDRESS': address}
+            yield {**private, 'RAY_ADDRESS': Reader(cluster).wait_for('address (.*)')[1]}
         finally:
             cluster.terminate()
 

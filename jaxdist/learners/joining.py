@@ -12,8 +12,8 @@ from jaxdist.learners.worlds import Member
 
 ASK_EVERY = 0.2
 """Seconds between two questions whether all are there."""
-JOIN_SECONDS = 30.0
-"""Seconds in which processes that are all there join: each is a question's interval away."""
+JOIN_SECONDS = 15.0
+"""Seconds in which processes that are all there join; one that dies just then has the others wait for so long."""
 
 
 def join_world(learner: int, process: int, processes: int, host: str, enrol: Callable[[Member], str | None]) -> None:

@@ -38,7 +38,9 @@ class Worlds:
 
     >>> worlds, first, second = Worlds(2), Member(0, 0, 'a', 'host:1'), Member(0, 1, 'b', 'host:2')
     >>> worlds.enrol(first, 10.0), worlds.enrol(second, 10.2), worlds.enrol(first, 10.4)
-    (None, 'host:1', 'host:1')
+    (None, None, None)
+    >>> worlds.enrol(second, 10.4), worlds.enrol(first, 10.6)
+    ('host:1', 'host:1')
     """
 
     def __init__(self, processes: int) -> None:
@@ -49,7 +51,8 @@ class Worlds:
     def enrol(self, member: Member, now: float) -> str | None:
         """The address of process 0, once all processes of the learner are there; None before, and one asks again.
 
-        A new start of a process begins the next world: that of the former start has lost it.
+        All must have asked since the last one came, for the others would wait for one that has died meanwhile. A new
+        start of a process begins the next world: the one of its former start has lost it.
         """
         formed = self.formed.get(member.learner, {})
         if formed.get(member.process) == member:
@@ -57,10 +60,11 @@ class Worlds:
         self.formed.pop(member.learner, None)
         here = {p: each for p, each in self._here(member.learner, now).items() if p != member.process}
         before = self.waiting.get(member.learner, {}).get(member.process)
-        again = before is not None and before.member == member
-        here[member.process] = _Waiting(member, before.since if before and again else now, now)
+        since = before.since if before is not None and before.member == member else now
+        here[member.process] = _Waiting(member, since, now)
         self.waiting[member.learner] = here
-        if len(here) < self.processes:
+        last = max(each.since for each in here.values())
+        if len(here) < self.processes or any(each.asked <= last for each in here.values()):
             return None
         self.formed[member.learner] = {p: each.member for p, each in self.waiting.pop(member.learner).items()}
         return self.formed[member.learner][0].address

@@ -26,31 +26,35 @@ def again(member: Member) -> Member:
     return member._replace(start=member.start + '+', address=member.address + '0')
 
 
+def ask(worlds: Worlds, *members: Member, now: float) -> list[str | None]:
+    """What each gets that asks twice, all in turn."""
+    first = [worlds.enrol(member, now + 0.01 * k) for k, member in enumerate(members)]
+    return [worlds.enrol(member, now + 0.2) or asked for member, asked in zip(members, first, strict=True)]
+
+
 def test_a_world_is_formed_when_all_are_there() -> None:
     worlds = Worlds(3)
-    assert worlds.enrol(THIRD, 0.0) is None
-    assert worlds.enrol(FIRST, 1.0) is None
-    assert worlds.enrol(SECOND._replace(learner=1), 1.0) is None, 'another learner'
-    assert worlds.enrol(SECOND, 1.5) == 'host:1'
-    assert worlds.enrol(THIRD, 2.0) == worlds.enrol(FIRST, 2.0) == 'host:1', 'who asks later gets the same'
+    assert ask(worlds, THIRD, FIRST, SECOND._replace(learner=1), now=0.0) == [None, None, None]
+    assert ask(worlds, THIRD, FIRST, SECOND, now=1.0)[-1] == 'host:1'
+    assert ask(worlds, THIRD, FIRST, now=2.0) == ['host:1', 'host:1'], 'who asks later gets the same'
 
 
 def test_a_new_start_begins_the_next_world() -> None:
     worlds = Worlds(2)
-    assert worlds.enrol(FIRST, 0.0) is None
-    assert worlds.enrol(SECOND, 0.0) == 'host:1'
-    assert worlds.enrol(again(SECOND), 9.0) is None
-    assert worlds.enrol(FIRST, 9.1) == 'host:1', 'one that has not joined yet joins the next'
-    assert worlds.enrol(again(SECOND), 9.2) == 'host:1'
-    assert worlds.enrol(again(FIRST), 20.0) is None
-    assert worlds.enrol(again(again(SECOND)), 20.2) == 'host:10', 'of the process 0 that is there now'
+    assert ask(worlds, FIRST, SECOND, now=0.0)[-1] == 'host:1'
+    assert ask(worlds, again(SECOND), now=9.0) == [None]
+    assert ask(worlds, again(SECOND), FIRST, now=9.5)[-1] == 'host:1', 'one that has not joined yet joins the next'
+    assert ask(worlds, again(FIRST), now=20.0) == [None]
+    assert ask(worlds, again(FIRST), again(again(SECOND)), now=20.5)[-1] == 'host:10', 'the process 0 that is there now'
 
 
-def test_who_is_silent_while_it_waits_is_gone() -> None:
+def test_who_dies_while_others_wait_is_gone() -> None:
+    """Long before, or just when the last one comes: nobody is sent to a process that is not there."""
     worlds = Worlds(2)
-    assert worlds.enrol(SECOND, 0.0) is None
-    assert worlds.enrol(FIRST, SILENT + 0.1) is None
-    assert worlds.enrol(again(SECOND), SILENT + 0.2) == 'host:1'
+    assert ask(worlds, SECOND, now=0.0) == [None]
+    assert ask(worlds, FIRST, now=1.0) == [None]
+    assert ask(worlds, FIRST, now=SILENT + 1) == [None]
+    assert ask(worlds, FIRST, again(SECOND), now=SILENT + 2)[-1] == 'host:1'
 
 
 def test_who_is_missing_is_named_after_a_while() -> None:

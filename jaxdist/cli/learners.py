@@ -27,6 +27,9 @@ from jaxdist.training.experiment import Experiment
 from jaxdist.training.run_folder import code_of, new_folder
 from jaxdist.training.user_code import script_options
 
+ROUNDED = 1e-2
+"""How far a loss may be from the recorded one, relative to it, where learners had several processes."""
+
 
 @dataclass(frozen=True)
 class Learners(options.OneRun):
@@ -171,12 +174,20 @@ def _replay(experiment: Experiment, folder: Path | None) -> None:
     """Replays the run of a folder."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
+    equal, difference, several = 0, 0.0, False
     for each in replay(experiment, rounds):
-        if not each.equal:
+        equal, difference = equal + each.equal, max(difference, each.difference)
+        several |= each.round.processes > 1
+        if not each.equal and not (several and each.difference < ROUNDED):
             raise ReplayError(
-                f'round {each.round.number} gives another anchor ({each.digest}) than the run had '
-                f'({each.round.digest}): another machine, version or program rounds otherwise'
+                f'round {each.round.number} gives another anchor ({each.digest}, and a loss of {each.loss:.6g}) than '
+                f'the run had ({each.round.digest}, {each.round.loss:.6g}): another machine, version or program rounds '
+                'otherwise'
             )
-    Terminal().print(
-        f'{len(rounds)} rounds of {folder} computed again: all anchors are equal, bit for bit', markup=False
-    )
+    found = 'all anchors are equal, bit for bit'
+    if equal < len(rounds):
+        found = (
+            f'{equal} anchors are equal bit for bit, and losses within {difference:.1e}: the learners had several '
+            'processes, which add in another order'
+        )
+    Terminal().print(f'{len(rounds)} rounds of {folder} computed again: {found}', markup=False, soft_wrap=True)

@@ -123,7 +123,7 @@ class SynchroniserActor:
         arrivals = self.rounds.close(fragment)
         self.merged = self.synchroniser.merge(self.merged, arrivals)
         members = self.synchroniser.fragments[fragment]
-        line = round_of(arrivals, self.rounds.progress, self.merged, members, time.time())
+        line = round_of(arrivals, self.rounds.progress, self.merged, members, time.time(), self.worlds.processes)
         self.record.close(self.merged, self.rounds.progress, line)
         self.lines.append(line)
         self.closed[fragment].set()

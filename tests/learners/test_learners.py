@@ -141,6 +141,10 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
         (['--constraints.hold', 'squared_norm(bound=1.0)'], 'learners have no multipliers in common'),
         (['--spike', '3.0'], 'spike is for jaxdist train'),
         (['--replay'], 'give the folder of a run'),
+        (['--processes', '0'], '--processes 0 must be 1 or more'),
+        (['--processes', '2'], 'do not divide the 1 device of a learner (1 workers): use 1'),
+        (['--mesh.fsdp', '4', '--processes', '3'], 'the 4 devices of a learner (1 workers x 4 fsdp): use 1, 2 or 4'),
+        (['--simulate', '--processes', '2'], 'simulated learners are a process each'),
         (['--ray.address', 'nowhere'], 'is no address of a Ray cluster'),
     ],
 )

@@ -64,9 +64,7 @@ def main(arguments: list[str]) -> None:
         experiment = dataclasses.replace(experiment, mesh=mesh)
     n = experiment.mesh.workers
     if chosen.replay:
-        options.start(of_one_learner(experiment))
-        keep_programs(chosen.compilation_cache)
-        _replay(experiment, folder)
+        _replay(experiment, folder, chosen.compilation_cache)
         return
     rule = Quorum(n, chosen.quorum or n, chosen.grace)
     folder = chosen.run or new_folder(Path('runs'), path.stem if path else 'run')
@@ -170,14 +168,17 @@ class _View:
         )
 
 
-def _replay(experiment: Experiment, folder: Path | None) -> None:
-    """Replays the run of a folder."""
+def _replay(experiment: Experiment, folder: Path | None, cache: str) -> None:
+    """Replays the run of a folder, in one process: where learners had several, on emulated devices."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
-    equal, difference, several = 0, 0.0, False
+    several = any(each.processes > 1 for each in rounds)
+    one = of_one_learner(experiment)
+    options.start(emulated(one) if several else one)
+    keep_programs(cache)
+    equal, difference = 0, 0.0
     for each in replay(experiment, rounds):
         equal, difference = equal + each.equal, max(difference, each.difference)
-        several |= each.round.processes > 1
         if not each.equal and not (several and each.difference < ROUNDED):
             raise ReplayError(
                 f'round {each.round.number} gives another anchor ({each.digest}, and a loss of {each.loss:.6g}) than '

@@ -25,7 +25,7 @@ DAYS = 30
 """Entries that were not used for so many days are removed."""
 
 
-def keep_programs(choice: str = '') -> str:
+def keep_programs(choice: str = '', *, several: bool = False) -> str:
     """Has JAX keep compiled programs in a folder; returns a line for the user, or '' where there is nothing to say.
 
     It may follow a computation, and must follow `options.start`. If the folder cannot be written, the line says so and
@@ -35,6 +35,7 @@ def keep_programs(choice: str = '') -> str:
         choice: a folder, `none` for no cache, or '' for the default. The default is what JAX's own settings say, such
             as JAX_COMPILATION_CACHE_DIR in the environment; without them a folder in the user's cache, and in several
             processes none, since a folder that they do not share would let some compile while others do not.
+        several: whether it is for several processes though this one is alone.
 
     >>> keep_programs('/dev/null/programs')
     'compiled programs are not kept in /dev/null/programs: Not a directory'
@@ -44,7 +45,7 @@ def keep_programs(choice: str = '') -> str:
         return ''
     settings: Any = jax.config  # types lack its attributes
     configured = settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache
-    if not choice and (configured or jax.process_count() > 1):
+    if not choice and (configured or several or jax.process_count() > 1):
         return ''
     try:
         base = Path(choice).expanduser().absolute() if choice else default_folder()

@@ -11,6 +11,7 @@ from jaxdist.cli import options
 from jaxdist.cli.compilation_cache import keep_programs
 from jaxdist.cli.stopping import asked_to_stop
 from jaxdist.cli.terminal import Terminal
+from jaxdist.cluster.errors import listed
 from jaxdist.cluster.options import RayOptions
 from jaxdist.cluster.ray_local import check_resources, ray_cluster
 from jaxdist.core.errors import InputError
@@ -20,11 +21,14 @@ from jaxdist.learners.record import read_rounds
 from jaxdist.learners.replay import ReplayError, replay
 from jaxdist.learners.rounds import check_rule
 from jaxdist.learners.run import check_folder, run_learners
-from jaxdist.learners.terms import of_one_learner, terms_of
+from jaxdist.learners.terms import check_processes, emulated, of_one_learner, terms_of
 from jaxdist.report import bytes_text
 from jaxdist.training.experiment import Experiment
 from jaxdist.training.run_folder import code_of, new_folder
 from jaxdist.training.user_code import script_options
+
+ROUNDED = 1e-2
+"""How far a loss may be from the recorded one, relative to it, where learners had several processes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Learners(options.OneRun):
 
     learners: int = 0
     """How many learners there are. By default as many as the mesh has workers: each is one."""
+    processes: int = 1
+    """How many processes each learner has: they share its devices, as on several machines."""
     quorum: int = 0
     """How many learners close a round. By default all."""
     grace: float = 0.5
@@ -58,9 +64,7 @@ def main(arguments: list[str]) -> None:
         experiment = dataclasses.replace(experiment, mesh=mesh)
     n = experiment.mesh.workers
     if chosen.replay:
-        options.start(of_one_learner(experiment))
-        keep_programs(chosen.compilation_cache)
-        _replay(experiment, folder)
+        _replay(experiment, folder, chosen.compilation_cache)
         return
     rule = Quorum(n, chosen.quorum or n, chosen.grace)
     folder = chosen.run or new_folder(Path('runs'), path.stem if path else 'run')
@@ -74,16 +78,21 @@ def _train(experiment: Experiment, folder: Path, rule: Quorum, chosen: Learners)
     check_rule(rule)
     terms_of(experiment)
     one = of_one_learner(experiment)
+    check_processes(one, chosen.processes)
     check_folder(experiment, folder)
-    with ray_cluster(chosen.ray.address, num_cpus=rule.learners * chosen.ray.cpus) as ray:
+    with ray_cluster(chosen.ray.address, num_cpus=rule.learners * chosen.processes * chosen.ray.cpus) as ray:
         check_resources(ray.nodes(), chosen.ray)
-        options.start(one)
-        view = _View(experiment, folder)
-        view.print(keep_programs(chosen.compilation_cache))
+        options.start(one if chosen.processes == 1 else emulated(one))
+        view = _View(experiment, folder, chosen.processes)
+        view.print(keep_programs(chosen.compilation_cache, several=chosen.processes > 1))
         with asked_to_stop() as stop:
-            command = options.command_line()
-            events = run_learners(experiment, folder, rule, ray, resources=resources, command=command, stop=stop)
-            for event in events:
+            for event in run_learners(
+                *(experiment, folder, rule, ray),
+                processes=chosen.processes,
+                resources=resources,
+                command=options.command_line(),
+                stop=stop,
+            ):
                 view.show(event)
         if event.kind == 'stopped':
             view.print(f'stopped; {event.value.rounds} rounds are saved. Resume with:\n  {resume}')
@@ -104,8 +113,8 @@ def _ending(ended: Ended, folder: Path, longer: str) -> str:
 class _View:
     """The output: a line for the rounds of every `log_every` steps, and one for each learner lost or back."""
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
-        self.experiment, self.folder, self.terminal = experiment, folder, Terminal()
+    def __init__(self, experiment: Experiment, folder: Path, processes: int) -> None:
+        self.experiment, self.folder, self.processes, self.terminal = experiment, folder, processes, Terminal()
         self.shown = 0
         self.lost: dict[int, float] = {}
 
@@ -129,15 +138,19 @@ class _View:
             case LearnersEvent('back', (k, sign)):
                 after = f' after {time.monotonic() - self.lost.pop(k):.1f} s' if k in self.lost else ''
                 self.print(f'learner {k} is back at step {sign.step}{after} (start {sign.start})')
+            case LearnersEvent('missing', (k, processes)):
+                self.print(f'learner {k} waits for its {listed(processes)}: Ray has not started what it needs')
             case LearnersEvent('held_out', record):
                 scores = '  '.join(f'{name} {value:.4f}' for name, value in sorted(record['held_out'].items()))
                 self.print(f'step {record["step"]}  held-out: {scores}')
 
     def _ready(self, started: Started) -> None:
-        n, quorum, grace = started.rule
+        (n, quorum, grace), p = started.rule, self.processes
         self.print(f'{self.folder}: {self.experiment.update}')
         after = f', the others {grace:g} s later' if quorum < n else ''
-        self.print(f'{n} learners, each a process; a round closes with {quorum}{after}')
+        self.print(
+            f'{n} learners, each {f"{p} processes" if p > 1 else "a process"}; a round closes with {quorum}{after}'
+        )
         if started.rounds:
             self.print(f'resumed after {started.rounds} rounds')
 
@@ -155,16 +168,27 @@ class _View:
         )
 
 
-def _replay(experiment: Experiment, folder: Path | None) -> None:
-    """Replays the run of a folder."""
+def _replay(experiment: Experiment, folder: Path | None, cache: str) -> None:
+    """Replays the run of a folder, in one process: where learners had several, on emulated devices."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
+    several = any(each.processes > 1 for each in rounds)
+    one = of_one_learner(experiment)
+    options.start(emulated(one) if several else one)
+    keep_programs(cache)
+    equal, difference = 0, 0.0
     for each in replay(experiment, rounds):
-        if not each.equal:
+        equal, difference = equal + each.equal, max(difference, each.difference)
+        if not each.equal and not (several and each.difference < ROUNDED):
             raise ReplayError(
-                f'round {each.round.number} gives another anchor ({each.digest}) than the run had '
-                f'({each.round.digest}): another machine, version or program rounds otherwise'
+                f'round {each.round.number} gives another anchor ({each.digest}, and a loss of {each.loss:.6g}) than '
+                f'the run had ({each.round.digest}, {each.round.loss:.6g}): another machine, version or program rounds '
+                'otherwise'
             )
-    Terminal().print(
-        f'{len(rounds)} rounds of {folder} computed again: all anchors are equal, bit for bit', markup=False
-    )
+    found = 'all anchors are equal, bit for bit'
+    if equal < len(rounds):
+        found = (
+            f'{equal} anchors are equal bit for bit, and losses within {difference:.1e}: the learners had several '
+            'processes, which add in another order'
+        )
+    Terminal().print(f'{len(rounds)} rounds of {folder} computed again: {found}', markup=False, soft_wrap=True)

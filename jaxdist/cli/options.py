@@ -19,8 +19,8 @@ from jaxdist import line
 from jaxdist.cluster.detect import size
 from jaxdist.cluster.options import Cluster
 from jaxdist.cluster.peers import join
-from jaxdist.core.mesh import axis_text
 from jaxdist.training.experiment import Experiment, ExperimentError, load
+from jaxdist.training.layout_settings import check_devices
 from jaxdist.training.run_code import Commands, run_code
 
 Options = TypeVar('Options')
@@ -179,11 +179,7 @@ def start(*experiments: Experiment, cluster: Cluster = Cluster()) -> None:
         os.environ['NPROC'] = str(threads)
     join(cluster)
     for mesh in meshes:
-        if jax.process_count() > 1 and mesh.devices != jax.device_count():
-            raise ExperimentError(
-                f'{jax.process_count()} processes have {jax.device_count()} devices in all, and the mesh must have '
-                f'as many: it has {axis_text(mesh.axes)}'
-            )
+        check_devices(mesh)
 
 
 def emulate(devices: int, processes: int = 1) -> None:

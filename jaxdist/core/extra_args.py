@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdist.core import collectives
 from jaxdist.core.errors import InputError
-from jaxdist.core.gradient import gradients
 from jaxdist.core.layout import under_shard_map
 from jaxdist.core.objective import ObjectiveOutput, WorkerLoss
 from jaxdist.core.protocol import diverging_states, finding_layout, sharded_as
@@ -215,10 +214,9 @@ def _loss_function(
 
     It has its own derivative: under `vmap`, JAX's derivative of a mean over workers is that of the worker's term alone.
     """
-    evaluate = gradients(loss.loss, loss.accumulate, loss.compute, loss.partition)
 
     def sums(params: Params) -> dict[str, Any]:
-        sums, count, grads, _ = evaluate(collectives.pvary(params, loss.axis), loss.state, batch, key)
+        sums, count, grads, _ = loss.gradients(collectives.pvary(params, loss.axis), loss.state, batch, key)
         grads = jax.tree.map(lambda g: g * count.astype(g.dtype), grads)
         return {'loss': sums['loss'], 'count': count, 'grads': grads}
 

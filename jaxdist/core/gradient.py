@@ -17,7 +17,7 @@ from jaxdist.core.types import Batch, Loss, Params, Variables
 def gradients(
     loss: Loss, accumulate: int, compute: jax.typing.DTypeLike | None, partition: Partition = Whole()
 ) -> Callable[..., Any]:
-    """A function `(params, state, batch, key) -> (sums, count, gradient of the mean loss, state)`.
+    """A function `(params, state, batch, key) -> (sums, count, gradient of the mean loss, state)`, traced once.
 
     Args:
         loss: the loss; see `jaxdist.core.types.Loss`.
@@ -63,7 +63,8 @@ def gradients(
             grads = jax.tree.map(lambda g: g * inverse(count).astype(g.dtype), grads)
         return sums, count, grads, after
 
-    return whole
+    # Types are found by several traces of a step; inlined, the gradient in it is traced once and is no call.
+    return jax.jit(whole, inline=True)
 
 
 def pullback(

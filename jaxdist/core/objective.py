@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from jaxdist.core import collectives
-from jaxdist.core.gradient import gradients
 from jaxdist.core.layout import Layout
 from jaxdist.core.partition import Partition, Whole
 from jaxdist.core.types import Batch, Loss, Params
@@ -29,6 +28,7 @@ class WorkerLoss(NamedTuple):
         compute: dtype to which parameters are cast for the loss, or None to keep theirs.
         uneven: whether the example counts can differ between workers.
         axis: the worker axis.
+        gradients: as returned by `jaxdist.core.gradient.gradients` for this loss.
         state: the model state at this step; () without one.
         partition: how the work is divided among the worker's devices.
     """
@@ -38,6 +38,7 @@ class WorkerLoss(NamedTuple):
     compute: jax.typing.DTypeLike | None
     uneven: bool
     axis: str
+    gradients: Callable[..., Any]
     state: Any = ()
     partition: Partition = Whole()
 
@@ -137,8 +138,7 @@ class LossObjective(NamedTuple):
         del step, lookahead
         # JAX would sum a gradient with respect to replicated parameters over workers; this one must stay local.
         local = collectives.pvary(params, loss.axis)
-        evaluate = gradients(loss.loss, loss.accumulate, loss.compute, loss.partition)
-        sums, count, grads, after = evaluate(local, loss.state, batch, key)
+        sums, count, grads, after = loss.gradients(local, loss.state, batch, key)
         return ObjectiveOutput(sums, count, grads, state, {}, model_state=after)
 
     def after(self, loss: WorkerLoss, state: Any, params: Params, step: jax.Array, batch: Batch, key: jax.Array) -> Any:

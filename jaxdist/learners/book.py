@@ -1,7 +1,7 @@
 """Follows a run of learners, and writes its records."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,8 +25,9 @@ class LearnersEvent(NamedTuple):
 
     Attributes:
         kind: `ready` (a `Started`), `here` (the name of an actor, and where it is), `lost` (a learner's number, and
-            where it was), `back` (a learner's number and its `Sign`), `round` (a `Shown`), `held_out` (a record), and
-            at the end either `stopped` or `done` (an `Ended`).
+            where it was), `back` (a learner's number and its `Sign`), `missing` (a learner's number, and its processes
+            for which its others wait), `round` (a `Shown`), `held_out` (a record), and at the end either `stopped` or
+            `done` (an `Ended`).
         value: the event's value, of the type given for its kind.
     """
 
@@ -86,8 +87,8 @@ class Watched(Protocol):
     def look(self, since: int) -> View:
         """The synchroniser's view."""
 
-    def lost(self) -> list[int]:
-        """The learners whose processes were lost since the last call."""
+    def lost(self) -> list[tuple[int, int]]:
+        """The processes that were lost since the last call: the learner's index, and theirs in the learner."""
 
     def anchor(self) -> Params:
         """The parameters."""
@@ -106,7 +107,9 @@ class Book:
         self.former = len(self.rounds)
         self.sent = max((record.get('sent', 0) for record in log.records), default=0)
         self.starts: dict[int, int] = {}
-        self.where: dict[int, str] = {}
+        self.where: dict[int, tuple[str, ...]] = {}
+        self.away: set[int] = set()
+        self.missing: dict[int, list[int]] = {}
         self.synchroniser = ''
         self.begun = 0.0
         self.stopped = False
@@ -131,8 +134,7 @@ class Book:
             if stop() and not self.stopped:
                 self.stopped = True
                 actors.stop()
-            # One that has not begun cannot start: that ends the run, with the reason.
-            yield from (LearnersEvent('lost', (k, self.where[k])) for k in actors.lost() if k in self.where)
+            yield from self._lost(actors.lost())
             view = actors.look(self.rounds[-1].number if self.rounds else 0)
             done = view.done
             yield from self._signs(view)
@@ -150,6 +152,13 @@ class Book:
         ended = Ended(self.step, len(self.rounds), taken, problem)
         return LearnersEvent('stopped' if self.stopped else 'done', ended)
 
+    def _lost(self, processes: Sequence[tuple[int, int]]) -> Iterator[LearnersEvent]:
+        """One that has not begun cannot start: that ends the run, with the reason. The others of a learner follow."""
+        for k, process in processes:
+            if k in self.where and k not in self.away:
+                self.away.add(k)
+                yield LearnersEvent('lost', (k, self.where[k][process]))
+
     def _signs(self, view: View) -> Iterator[LearnersEvent]:
         self.begun = self.begun or view.begun
         if view.where != self.synchroniser:
@@ -157,10 +166,13 @@ class Book:
             yield LearnersEvent('here', ('the synchroniser', view.where))
         for k, sign in view.signs.items():
             if k not in self.starts:
-                yield LearnersEvent('here', (f'learner {k}', sign.where))
+                yield LearnersEvent('here', (f'learner {k}', ', '.join(sign.where)))
             elif sign.start > self.starts[k]:
+                self.away.discard(k)
                 yield LearnersEvent('back', (k, sign))
             self.starts[k], self.where[k] = sign.start, sign.where
+        yield from (LearnersEvent('missing', each) for each in view.missing.items() if each not in self.missing.items())
+        self.missing = view.missing
 
     def _closed(self, line: Round, view: View) -> Shown:
         before = self.step

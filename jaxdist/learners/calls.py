@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxdist.learners.record import Round
 from jaxdist.learners.synchroniser import Params
 from jaxdist.learners.terms import Terms, of_one_learner, terms_of
 from jaxdist.training.experiment import Experiment, from_json
+from jaxdist.training.layout_settings import check_devices
 from jaxdist.training.run_code import Commands, run_code
 from jaxdist.training.train import Training, prepare
 
@@ -25,6 +27,7 @@ class Settings(NamedTuple):
         folder: the run's folder.
         rule: when a round closes.
         jax: settings of JAX, such as the folder of compiled programs.
+        processes: the processes of a learner, which share its devices.
     """
 
     experiment: dict[str, Any]
@@ -32,6 +35,7 @@ class Settings(NamedTuple):
     folder: str
     rule: Quorum
     jax: dict[str, Any]
+    processes: int = 1
 
 
 class Prepared(NamedTuple):
@@ -70,12 +74,12 @@ class Sign(NamedTuple):
     Attributes:
         start: which of its starts this is.
         step: its steps so far.
-        where: its process and machine.
+        where: its processes, each with its machine.
     """
 
     start: int
     step: int
-    where: str
+    where: tuple[str, ...]
 
 
 class View(NamedTuple):
@@ -87,6 +91,7 @@ class View(NamedTuple):
         where: the synchroniser's process and machine.
         begun: when a learner first began, as `time.time()`; 0 before.
         done: whether the run has ended.
+        missing: the processes, by learner, for which others of the learner have waited for long.
     """
 
     rounds: list[Round]
@@ -94,10 +99,19 @@ class View(NamedTuple):
     where: str
     begun: float
     done: bool
+    missing: dict[int, list[int]]
 
 
-def prepared(settings: Settings) -> Prepared:
+def prepared(settings: Settings, processes: int = 1, join: Callable[[], None] = lambda: None) -> Prepared:
     """Sets up JAX in this process, and prepares the experiment.
+
+    Args:
+        settings: what the actor needs.
+        processes: how many share a learner's devices; 1 for a process that has none of them and emulates all.
+        join: joins them, before JAX starts.
+
+    Raises:
+        InputError: the processes together do not have the devices of a learner.
 
     >>> from jaxdist.data import Digits
     >>> from jaxdist.models import Perceptron
@@ -114,9 +128,11 @@ def prepared(settings: Settings) -> Prepared:
     one = of_one_learner(whole)
     for name, value in settings.jax.items():
         jax.config.update(name, value)
-    if one.mesh.emulate:
-        jax.config.update('jax_num_cpu_devices', one.mesh.devices)
+    if one.mesh.emulate or processes < settings.processes:
+        jax.config.update('jax_num_cpu_devices', one.mesh.devices // processes)
         jax.config.update('jax_platforms', 'cpu')
+    join()
+    check_devices(one.mesh)
     return Prepared(whole, prepare(one), terms_of(whole))
 
 

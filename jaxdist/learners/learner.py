@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdist.algorithms._fragments import divide, join, pick
+from jaxdist.cluster.phases import doing
 from jaxdist.core.types import Batch
+from jaxdist.learners.placed import on_devices, on_host
 from jaxdist.learners.progress import Arrival
 from jaxdist.learners.synchroniser import Params, messengers
 from jaxdist.learners.terms import Terms
@@ -92,14 +94,15 @@ class Learner:
         """Begins at the synchroniser's anchor, with its own former state if there is one."""
         state = first_state(self.training)
         key = jax.random.fold_in(state.key, self.number)  # learners draw other numbers
-        self.state: State = _placed(state._replace(step=jnp.int32(at.step), key=key), self.training.program.state)
+        self.state: State = on_devices(state._replace(step=jnp.int32(at.step), key=key), self.training.program.state)
         self.at, self.step = at, at.step
         self.base, self.versions, self.residual = at.anchor, list(at.versions), [m.start() for m in self.messengers]
         if kept is not None:
-            self.state = self.state._replace(opt_state=kept.opt_state)
+            opt_state = on_devices(kept.opt_state, self.training.program.state.opt_state)
+            self.state = self.state._replace(opt_state=opt_state)
             # A residual goes with the message that it was left by: of an earlier one, it would be sent twice.
             if at.saved == at.step:
-                self.residual = list(kept.residual)
+                self.residual = list(on_host(kept.residual))
         self._set(at.anchor)
         count, every = len(self.fragments), self.terms.every
         self.due = [at.step + (p * every // count or every) for p in range(count)]
@@ -111,7 +114,7 @@ class Learner:
 
     def warm_up(self) -> None:
         """Compiles what it runs, so that no step takes longer than the others; `begin` follows."""
-        params = jax.device_get(first_state(self.training).params)
+        params = on_host(first_state(self.training).params)
         self.begin(Begin(0, 0, (0,) * len(self.fragments), params, -1), None)
         self.train()
         for fragment in range(len(self.fragments)):
@@ -120,10 +123,12 @@ class Learner:
     def train(self) -> None:
         """Takes one step."""
         begun = time.monotonic()
+        doing('data', self.step + 1)
         batch = self.batch(self.step)
         # All rows of a learner have one weight: its share of the data, if these are divided unequally.
         self.share = float(np.mean(batch.get('weight', 1.0)))
         batch = self.training.put(batch)
+        doing('step', self.step + 1)
         self.state, metrics = self.training.program.step(self.state, batch)
         loss = means(metrics)['loss']  # waits for the step
         self.step += 1
@@ -158,7 +163,7 @@ class Learner:
                 wait for that to close: the steps in between are moved to the anchor that it adopts.
         """
         members, first = self.fragments[fragment], self.first[fragment]
-        here = jax.device_get(pick(self.state.params, members))
+        here = on_host(pick(self.state.params, members))
         gradient = jax.tree.map(lambda a, x: np.asarray(a - x), pick(self.base, members), here)
         key = jax.random.fold_in(jax.random.key(self.terms.seed), self.number)
         key = jax.random.fold_in(jax.random.fold_in(key, fragment), self.step)
@@ -193,7 +198,7 @@ class Learner:
         """
         sent = self.sent.pop(fragment)
         members, mixing = self.fragments[fragment], self.terms.mixing
-        before, here = pick(self.base, members), jax.device_get(pick(self.state.params, members))
+        before, here = pick(self.base, members), on_host(pick(self.state.params, members))
         move = lambda x, b, a: np.asarray(a + (x - b))  # noqa: E731
         if merged:
             self.residual[fragment], self.first[fragment] = sent.residual, sent.end
@@ -211,19 +216,26 @@ class Learner:
         for step in [step for step in self.seconds if step < min(self.first)]:
             del self.seconds[step], self.losses[step]
 
+    @property
+    def kept(self) -> Kept:
+        """The shapes of what is saved; a residual is sharded as its tensor."""
+        state = self.training.program.state
+        residual = []
+        for members, each in zip(self.fragments, self.messengers, strict=True):
+            leaves = jax.tree.leaves(pick(state.params, members))
+            like = (leaves[i] for i in each.fed_back)
+            residual.append(tuple(jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding) for x in like))
+        return Kept(state.opt_state, tuple(residual))
+
     def keep(self) -> Kept:
         """What is saved; no residual of a fragment that was handed in, as it is not known yet which one counts."""
         self.journal.append(('save', self.step))
         residual = [each.start() if p in self.sent else self.residual[p] for p, each in enumerate(self.messengers)]
-        return Kept(self.state.opt_state, jax.tree.map(jnp.asarray, tuple(residual)))
+        return Kept(self.state.opt_state, on_devices(tuple(residual), self.kept.residual))
 
     def _set(self, params: Params) -> None:
         """Moves parameters to the devices, where they are not there yet."""
-        self.state = self.state._replace(params=_placed(params, self.training.program.state.params))
-
-
-def _placed(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), tree, like)
+        self.state = self.state._replace(params=on_devices(params, self.training.program.state.params))
 
 
 def batches(training: Training, number: int, learners: int) -> Callable[[int], Batch]:

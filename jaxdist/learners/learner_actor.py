@@ -1,4 +1,4 @@
-"""A learner as a Ray actor: a process, with its JAX and its devices.
+"""A process of a learner as a Ray actor, with its JAX and its devices. Most learners are one process.
 
 Ray starts an actor again when its process is lost, and calls `run` again, which begins at the newest anchor.
 """
@@ -8,66 +8,77 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxdist.learners.calls import Answer, Settings, Sign, here, prepared
+from jaxdist import cluster
+from jaxdist.learners.calls import Settings, prepared
+from jaxdist.learners.client import Client
+from jaxdist.learners.joining import join_world, leaving_with_others
 from jaxdist.learners.learner import Kept, Learner, batches
+from jaxdist.training.alike import check_programs
 from jaxdist.training.checkpoint import Checkpoints
 
 NUMBER = 'JAXDIST_LEARNER'
 """In the environment of a learner: its index, for the user's model and data."""
-SIGN_OF_LIFE = 1.0
-"""Seconds between two signs of life."""
 
 
 class LearnerActor:
-    """A learner: its own process, with its own devices."""
+    """A process of a learner, with its own devices.
 
-    def __init__(self, settings: Settings, number: int, synchroniser: str) -> None:
+    Args:
+        settings: what it needs.
+        number: the learner's index.
+        process: the index of the process in the learner.
+        synchroniser: the name of that actor.
+    """
+
+    def __init__(self, settings: Settings, number: int, process: int, synchroniser: str) -> None:
         import ray
 
         os.environ[NUMBER] = str(number)
-        whole, training, terms = prepared(settings)
-        self.number = number
-        self.synchroniser: Any = ray.get_actor(synchroniser)
-        self.learner = Learner(training, terms, number, batches(training, number, terms.learners))
-        self.learner.warm_up()
+        call: Any = ray.get_actor(synchroniser)
+        get: Any = ray.get  # its types do not know what actors return
+        enrol = lambda member: get(call.enrol.remote(member))  # noqa: E731
+        host, count = ray.util.get_node_ip_address(), settings.processes
+        with leaving_with_others():
+            whole, training, terms = prepared(settings, count, lambda: join_world(number, process, count, host, enrol))
+            check_programs(training)
+            self.learner = Learner(training, terms, number, batches(training, number, terms.learners))
+            cluster.doing('compile', 0)
+            self.learner.warm_up()
+            self.client = Client(ray, call, self.learner)
         self.save_every = whole.save_every
         self.checkpoints = Checkpoints(Path(settings.folder) / 'learners' / str(number))
 
     def run(self) -> None:
         """Trains until the run has ended."""
-        import ray
+        with leaving_with_others():
+            with self.checkpoints:
+                self._train()
+            cluster.finish()
 
-        learner, number, call = self.learner, self.number, self.synchroniser
-        get: Any = ray.get  # its types do not know what actors return
-        with self.checkpoints:
-            at, done = get(call.begin.remote(number, here()))
-            kept = _restored(self.checkpoints, at.saved, learner)
-            learner.begin(at if kept is not None else at._replace(saved=-1), kept)
-            wanted, waits = call.wanted.remote(number), {}
-            saved, said = at.step, 0.0
-            while not done:
-                learner.train()
-                if time.monotonic() - said > SIGN_OF_LIFE:
-                    said = time.monotonic()
-                    call.alive.remote(number, Sign(at.start, learner.step, here()))
-                asked = get(wanted) if (news := bool(ray.wait([wanted], timeout=0)[0])) else []
-                for fragment in sorted({*learner.due_now, *asked} - set(learner.sent)):
-                    waits[fragment] = call.hand_in.remote(learner.hand_in(fragment))
-                if news:
-                    wanted = call.wanted.remote(number)
-                closed = [p for p in learner.late if ray.wait([waits[p]], timeout=0)[0]]
-                for fragment in [*learner.to_adopt, *closed]:
-                    answer: Answer = get(waits.pop(fragment))
-                    done |= answer.done
-                    if not answer.done:
-                        learner.adopt(fragment, answer.anchor, answer.version, answer.merged)
-                        if not answer.merged:
-                            waits[fragment] = call.hand_in.remote(learner.hand_in(fragment, late=True))
-                if not done and learner.step >= saved + self.save_every:
-                    saved = learner.step
-                    self.checkpoints.save(saved, learner.keep(), {})
+    def _train(self) -> None:
+        learner, client = self.learner, self.client
+        at, done = client.begin()
+        cluster.doing('restore', at.step)
+        kept = _restored(self.checkpoints, at.saved, learner)
+        learner.begin(at if kept is not None else at._replace(saved=-1), kept)
+        saved = at.step
+        while not done:
+            learner.train()
+            client.alive()
+            wanted, closed = client.news()
+            due = sorted({*learner.due_now, *wanted} - set(learner.sent))
+            client.hand_in([learner.hand_in(fragment) for fragment in due])
+            for fragment in [*learner.to_adopt, *closed]:
+                answer = client.answer(fragment)
+                done |= answer.done
+                if not answer.done:
+                    learner.adopt(fragment, answer.anchor, answer.version, answer.merged)
+                    if not answer.merged:
+                        client.hand_in([learner.hand_in(fragment, late=True)])
+            if not done and learner.step >= saved + self.save_every:
+                saved = learner.step
+                cluster.doing('save', saved)
+                self.checkpoints.save(saved, learner.keep(), {})
 
     def watch(self) -> None:
         """Never returns: the call ends with an error when the process is lost."""
@@ -80,10 +91,5 @@ def _restored(checkpoints: Checkpoints, saved: int, learner: Learner) -> Kept | 
     checkpoints.forget_after(saved)
     if saved < 0:
         return None
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    residual = tuple(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), each.start())
-        for each in learner.messengers
-    )
-    found = checkpoints.restore(Kept(learner.training.program.state.opt_state, residual))
+    found = checkpoints.restore(learner.kept)
     return found.state if found is not None and found.step == saved else None

@@ -1,6 +1,6 @@
 """Messages from learners to the synchroniser: a fragment's pseudo-gradient, exact or encoded by a codec."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +25,13 @@ class Messenger(NamedTuple):
         start: `() -> residual`, the first one: zeros, or () without error feedback.
         encode: `(tree, residual, key) -> (message, residual)`, on the host.
         decode: `message -> tree`, float32 or exact, for use under `jit`.
+        fed_back: the indices of the fragment's tensors whose errors are in the residual, in its order.
     """
 
     start: Callable[[], Any]
     encode: Callable[[Tree, Any, jax.Array], tuple[Message, Any]]
     decode: Callable[[Any], Tree]
+    fed_back: Sequence[int]
 
 
 def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tree) -> Messenger:
@@ -60,9 +62,10 @@ def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tre
         check_codec(group.codec, feedback)
     members = [i for group in groups for i in group.members]
     exact = [i for i in range(len(leaves)) if i not in members]
+    fed_back = members if feedback else []
 
     def start() -> Any:
-        return tuple(np.zeros(leaves[i].shape, np.float32) for i in members) if feedback else ()
+        return tuple(np.zeros(leaves[i].shape, np.float32) for i in fed_back)
 
     @jax.jit
     def encoded(values: list[Any], key: jax.Array) -> Any:
@@ -96,7 +99,7 @@ def messenger(like: Tree, codec: AnyCodec | None, feedback: Feedback, whole: Tre
             at += _count(group)
         return jax.tree.unflatten(treedef, [found[i] for i in range(len(leaves))])
 
-    return Messenger(start, encode, decode)
+    return Messenger(start, encode, decode, fed_back)
 
 
 def size_of(message: Message) -> int:

@@ -164,6 +164,15 @@ def weights(arrivals: Sequence[Arrival]) -> list[float]:
     return [weight / sum(each) for weight in each]
 
 
+def mean_loss(arrivals: Sequence[Arrival]) -> float:
+    """The mean loss of the merged steps, weighted as their learners.
+
+    >>> mean_loss([Arrival(k, 1, 0, 0, 0, 4, 8, (), loss=float(k), seconds=1.0) for k in range(3)])
+    1.0
+    """
+    return sum(weight * arrival.loss for weight, arrival in zip(weights(arrivals), arrivals, strict=True))
+
+
 def counted(progress: Progress, arrivals: Sequence[Arrival]) -> Progress:
     """The progress after a round of these arrivals, all of one fragment.
 

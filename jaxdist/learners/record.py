@@ -13,7 +13,7 @@ from jaxdist.algorithms._fragments import pick
 from jaxdist.core import files
 from jaxdist.data.dataset import digest
 from jaxdist.learners.messages import size_of
-from jaxdist.learners.progress import Arrival, Progress, from_json, to_json, total_tokens, weights
+from jaxdist.learners.progress import Arrival, Progress, from_json, mean_loss, to_json, total_tokens, weights
 from jaxdist.learners.synchroniser import Merged, Synchroniser
 from jaxdist.training.checkpoint import Checkpoints
 
@@ -35,6 +35,7 @@ class Round(NamedTuple):
         at: when it closed, as `time.time()`.
         learners: for each merged learner its `learner`, `start`, `first`, `end`, `tokens`, `weight`, `loss`, `seconds`,
             `begins` and `journal`, as in `Arrival`.
+        processes: the processes of each learner.
     """
 
     number: int
@@ -47,10 +48,16 @@ class Round(NamedTuple):
     digest: str
     at: float
     learners: list[dict[str, Any]]
+    processes: int = 1
 
 
 def round_of(
-    arrivals: Sequence[Arrival], progress: Progress, merged: Merged, members: Sequence[int], at: float
+    arrivals: Sequence[Arrival],
+    progress: Progress,
+    merged: Merged,
+    members: Sequence[int],
+    at: float,
+    processes: int = 1,
 ) -> Round:
     """The line of a round.
 
@@ -60,6 +67,7 @@ def round_of(
         merged: the arrays after the round.
         members: the tensors of the fragment.
         at: the time.
+        processes: the processes of each learner.
 
     >>> import numpy as np
     >>> from jaxdist.learners.progress import counted, first_progress
@@ -80,12 +88,13 @@ def round_of(
         fragment=fragment,
         version=progress.versions[fragment],
         tokens=total_tokens(progress),
-        loss=sum(weight * arrival.loss for weight, arrival in zip(shares, arrivals, strict=True)),
+        loss=mean_loss(arrivals),
         received=sum(size_of(arrival.message) for arrival in arrivals),
         of=len(progress.starts),
         digest=digest(*jax.tree.leaves(pick(merged.anchor, members)))[:16],
         at=at,
         learners=each,
+        processes=processes,
     )
 
 

@@ -10,7 +10,7 @@ from jaxdist.algorithms._fragments import join, pick
 from jaxdist.core.errors import JaxdistError
 from jaxdist.data.dataset import digest
 from jaxdist.learners.learner import Begin, Kept, Learner, batches
-from jaxdist.learners.progress import Arrival
+from jaxdist.learners.progress import Arrival, mean_loss
 from jaxdist.learners.record import Round
 from jaxdist.learners.synchroniser import Merged, Params, Synchroniser
 from jaxdist.learners.terms import Terms, of_one_learner, terms_of
@@ -35,23 +35,30 @@ class Replayed(NamedTuple):
         round: the round, as it was recorded.
         digest: of the fragment's anchor, as it was computed now.
         merged: the synchroniser's arrays after it.
+        loss: the mean loss of the merged steps, as it was computed now.
     """
 
     round: Round
     digest: str
     merged: Merged
+    loss: float
 
     @property
     def equal(self) -> bool:
         """Whether the anchor is that of the run, bit for bit."""
         return self.digest == self.round.digest
 
+    @property
+    def difference(self) -> float:
+        """By how much the loss differs from the run's, relative to it."""
+        return abs(self.loss - self.round.loss) / abs(self.round.loss or 1.0)
+
 
 def replay(experiment: Experiment, rounds: Sequence[Round]) -> Iterator[Replayed]:
     """Trains again what the rounds merged, and merges it again.
 
     Who arrives when is part of a run's result, and it is in the record: so the same machine and versions give the same
-    anchors bit for bit.
+    anchors bit for bit. Learners of several processes are replayed in one, which may add in another order.
 
     Args:
         experiment: the experiment of all learners.
@@ -88,7 +95,7 @@ def replay(experiment: Experiment, rounds: Sequence[Round]) -> Iterator[Replayed
         merged = synchroniser.merge(merged, arrivals)
         anchor = pick(merged.anchor, synchroniser.fragments[each.fragment])
         versions.add(each.fragment, each.version, anchor, each.number)
-        yield Replayed(each, digest(*jax.tree.leaves(anchor))[:16], merged)
+        yield Replayed(each, digest(*jax.tree.leaves(anchor))[:16], merged, mean_loss(arrivals))
 
 
 def _prepared(experiment: Experiment, learners: int) -> tuple[Training, Terms]:

@@ -1,6 +1,5 @@
 """Runs of learners: starts their actors on Ray, and writes the run's folder."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -8,15 +7,15 @@ from typing import Any
 
 import jax
 
-from jaxdist.core.errors import JaxdistError
+from jaxdist.core.errors import InputError
+from jaxdist.data.streams import Stream
+from jaxdist.learners.actors import Actors
 from jaxdist.learners.book import Book, LearnersEvent, Started
-from jaxdist.learners.calls import Settings, View, tokens_a_step
-from jaxdist.learners.learner_actor import LearnerActor
+from jaxdist.learners.calls import Settings, tokens_a_step
 from jaxdist.learners.progress import Quorum, first_progress, from_json, total_tokens
 from jaxdist.learners.rounds import check_rule
-from jaxdist.learners.synchroniser import Params, Synchroniser
-from jaxdist.learners.synchroniser_actor import SynchroniserActor
-from jaxdist.learners.terms import of_one_learner, terms_of
+from jaxdist.learners.synchroniser import Synchroniser
+from jaxdist.learners.terms import check_processes, of_one_learner, terms_of
 from jaxdist.training.alike import check_data
 from jaxdist.training.checkpoint import Checkpoints, lock
 from jaxdist.training.experiment import Experiment, ExperimentError, to_json
@@ -37,6 +36,7 @@ def run_learners(
     rule: Quorum,
     ray: ModuleType,
     *,
+    processes: int = 1,
     resources: dict[str, float] = {},  # noqa: B006
     command: str = '',
     stop: Callable[[], bool] = lambda: False,
@@ -53,7 +53,8 @@ def run_learners(
         folder: the run's folder, created if missing, on a file system that all learners see.
         rule: when a round closes.
         ray: the module, connected to a cluster; see `jaxdist.cluster.ray_local.ray_cluster`.
-        resources: a learner's: `num_cpus`, `num_gpus`.
+        processes: the processes of a learner, which share its devices as one program of JAX.
+        resources: a process's: `num_cpus`, `num_gpus`.
         command: the command line, for the record.
         stop: called a few times a second; True ends the run. Steps since the last rounds are taken again by the next
             start.
@@ -70,10 +71,12 @@ def run_learners(
     jaxdist.InputError: quorum=5 must be from 1 to the number of learners, 4: a round closes when so many have handed in
     """
     check_rule(rule)
+    check_processes(of_one_learner(experiment), processes)
     terms, training = terms_of(experiment), prepare(of_one_learner(experiment))
     first = first_progress(terms.learners, terms.fragments)
     Synchroniser(terms, training.program.state.params)
     _check_state(training)
+    _check_data(training, processes)
     folder = folder.absolute()
     with lock(folder):
         meta = check_folder(experiment, folder)
@@ -92,75 +95,14 @@ def run_learners(
                 str(folder),
                 rule,
                 {name: getattr(names, name) for name in SETTINGS},
+                processes,
             )
-            actors = _Actors(ray, settings, terms.learners, resources)
+            actors = Actors(ray, settings, resources)
             try:
                 yield from book.watch(actors, stop)
             finally:
                 actors.end()
         yield book.end()
-
-
-class StartError(JaxdistError):
-    """A learner or the synchroniser cannot start, as on a machine that lacks the data."""
-
-    exit_code = 1
-
-
-class _Actors:
-    """The actors of a run."""
-
-    def __init__(self, ray: ModuleType, settings: Settings, learners: int, resources: dict[str, float]) -> None:
-        self.ray, always = ray, {'max_restarts': -1, 'max_task_retries': -1}
-        # By name: Ray keeps a handle among a constructor's arguments where it is lost with its process.
-        name = f'synchroniser-{secrets.token_hex(8)}'
-        self.synchroniser = ray.remote(**always, num_cpus=0, name=name)(SynchroniserActor).remote(settings)
-        # Two threads, so that its end is seen while it trains.
-        options = {**always, 'num_cpus': 0, 'max_concurrency': 2, **resources}
-        made = ray.remote(**options)(LearnerActor)
-        self.learners = [made.remote(settings, k, name) for k in range(learners)]
-        self.runs = [learner.run.remote() for learner in self.learners]
-        self.watched = {self._watch(k): k for k in range(learners)}
-
-    def look(self, since: int) -> View:
-        """The synchroniser's view; raises what ended a learner, such as a mistake in the user's model."""
-        for ended in self.ray.wait(self.runs, num_returns=len(self.runs), timeout=0)[0]:
-            self._result(ended)
-        view: View = self._result(self.synchroniser.view.remote(since))
-        return view
-
-    def lost(self) -> list[int]:
-        """The learners whose processes were lost since the last call."""
-        ended = self.ray.wait(list(self.watched), num_returns=len(self.watched), timeout=0)[0]
-        numbers = [self.watched.pop(each) for each in ended]
-        for k in numbers:
-            self.watched[self._watch(k)] = k
-        return numbers
-
-    def _watch(self, k: int) -> Any:
-        return self.learners[k].watch.options(max_task_retries=0).remote()
-
-    def anchor(self) -> Params:
-        """The parameters."""
-        return self._result(self.synchroniser.anchor.remote())
-
-    def stop(self) -> None:
-        """Ends the run."""
-        self._result(self.synchroniser.stop.remote())
-
-    def end(self) -> None:
-        """Ends the processes, which have on disk what counts; those that end by themselves may finish a save."""
-        self.ray.wait(self.runs, num_returns=len(self.runs), timeout=2)
-        for each in [*self.learners, self.synchroniser]:
-            self.ray.kill(each)
-
-    def _result(self, call: Any) -> Any:
-        try:
-            return self.ray.get(call)
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.cause if error.cause is not None else error from None
-        except self.ray.exceptions.RayActorError as error:  # others are started again, but not who cannot start
-            raise StartError(f'a process could not start: {str(error).strip().splitlines()[-1]}') from error
 
 
 def _check_state(training: Training) -> None:
@@ -169,6 +111,15 @@ def _check_state(training: Training) -> None:
         raise ExperimentError(
             'the model has a state beside its parameters, which learners do not synchronise: take a model without one, '
             'or jaxdist train'
+        )
+
+
+def _check_data(training: Training, processes: int) -> None:
+    batch = training.data.batch
+    if processes > 1 and isinstance(batch, Stream) and batch.per_process:
+        raise InputError(
+            'the data are read in parts, one by each process of a run: the processes of a learner read whole batches '
+            '(per_process=False), or use jaxdist train'
         )
 
 

@@ -19,6 +19,7 @@ from jaxdist.learners.progress import Arrival, first_progress, resized, total_to
 from jaxdist.learners.record import Record, read_rounds, round_of
 from jaxdist.learners.rounds import Rounds
 from jaxdist.learners.synchroniser import Params, Synchroniser
+from jaxdist.learners.worlds import Member, Worlds
 from jaxdist.training.experiment import to_json
 from jaxdist.training.train import first_state
 
@@ -41,16 +42,21 @@ class SynchroniserActor:
         self.closed = [asyncio.Event() for _ in self.synchroniser.fragments]
         self.changed = asyncio.Event()
         self.signs: dict[int, Sign] = {}
+        self.worlds = Worlds(settings.processes)
         self.lines = read_rounds(Path(settings.folder))  # also those that nobody has seen before a restart
         self.begun = 0.0
         self.failure: Exception | None = None
 
-    async def begin(self, learner: int, where: str) -> tuple[Begin, bool]:
+    async def enrol(self, member: Member) -> str | None:
+        """A process of a learner wants to join the others; see `Worlds`."""
+        return self.worlds.enrol(member, time.monotonic())
+
+    async def begin(self, learner: int, where: tuple[str, ...]) -> tuple[Begin, bool]:
         """Where a learner begins, and whether the run has ended.
 
         Args:
             learner: its index.
-            where: its process and machine.
+            where: its processes, each with its machine.
         """
         start, step = self.rounds.begin(learner)
         self.begun = self.begun or time.time()
@@ -83,7 +89,8 @@ class SynchroniserActor:
         """The rounds that have closed after round number `since`, and the learners."""
         if self.failure:
             raise self.failure
-        return View([line for line in self.lines if line.number > since], self.signs, here(), self.begun, self.done)
+        lines, missing = [line for line in self.lines if line.number > since], self.worlds.missing(time.monotonic())
+        return View(lines, self.signs, here(), self.begun, self.done, missing)
 
     async def anchor(self) -> Params:
         """The parameters."""
@@ -116,7 +123,7 @@ class SynchroniserActor:
         arrivals = self.rounds.close(fragment)
         self.merged = self.synchroniser.merge(self.merged, arrivals)
         members = self.synchroniser.fragments[fragment]
-        line = round_of(arrivals, self.rounds.progress, self.merged, members, time.time())
+        line = round_of(arrivals, self.rounds.progress, self.merged, members, time.time(), self.worlds.processes)
         self.record.close(self.merged, self.rounds.progress, line)
         self.lines.append(line)
         self.closed[fragment].set()

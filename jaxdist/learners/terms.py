@@ -10,6 +10,7 @@ from jaxdist.algorithms._fragments import Rule
 from jaxdist.codecs._compressed_mean import Feedback
 from jaxdist.codecs.codec import AnyCodec, PerTensor
 from jaxdist.core.errors import InputError
+from jaxdist.core.mesh import axis_text
 from jaxdist.core.optimizers import check_optimizer
 from jaxdist.learners.messages import check_codec
 from jaxdist.training.experiment import Experiment
@@ -106,3 +107,40 @@ def of_one_learner(experiment: Experiment) -> Experiment:
     # The mean over one worker is what lets parameters be replicated over the worker axis; it sends nothing.
     mesh = dataclasses.replace(experiment.mesh, workers=1)
     return dataclasses.replace(experiment, update=f'mean() | {before}', mesh=mesh, batch=experiment.batch // workers)
+
+
+def check_processes(one: Experiment, processes: int) -> None:
+    """Checks that so many processes can share the devices of a learner.
+
+    Args:
+        one: the experiment of one learner; see `of_one_learner`.
+        processes: their number.
+
+    Raises:
+        InputError: they do not divide its devices, or it is simulated.
+
+    >>> from jaxdist.training.experiment import Mesh
+    >>> check_processes(Experiment(mesh=Mesh(workers=1, fsdp=4)), 3)
+    Traceback (most recent call last):
+    jaxdist.InputError: --processes 3 do not divide the 4 devices of a learner (1 workers x 4 fsdp): use 1, 2 or 4
+    """
+    if processes < 1:
+        raise InputError(f'--processes {processes} must be 1 or more')
+    if processes > 1 and one.mesh.simulate:
+        raise InputError('simulated learners are a process each: leave out --processes, or leave out --simulate')
+    n = one.mesh.devices
+    if n % processes:
+        *few, most = (str(d) for d in range(1, n + 1) if n % d == 0)
+        raise InputError(
+            f'--processes {processes} do not divide the {n} device{"s" * (n > 1)} of a learner '
+            f'({axis_text(one.mesh.axes)}): use {", ".join(few)}{" or " * bool(few)}{most}'
+        )
+
+
+def emulated(one: Experiment) -> Experiment:
+    """The same on emulated devices, for a process that has not all devices of a learner of several processes.
+
+    >>> emulated(Experiment()).mesh.emulate
+    True
+    """
+    return dataclasses.replace(one, mesh=dataclasses.replace(one.mesh, emulate=True))

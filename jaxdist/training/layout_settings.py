@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
+import jax
 import tyro
 
-from jaxdist.core.mesh import KINDS, Axis, axis_table
+from jaxdist.core.errors import InputError
+from jaxdist.core.mesh import KINDS, Axis, axis_table, axis_text
 from jaxdist.models.attention import Attention
 from jaxdist.parallel.schedules import ScheduleName
 
@@ -41,6 +43,21 @@ class Mesh:
     def devices(self) -> int:
         """The number of devices that the mesh needs; 1 if the workers are simulated."""
         return 1 if self.simulate else math.prod(axis.size for axis in self.axes)
+
+
+def check_devices(mesh: Mesh) -> None:
+    """Checks that the devices of several processes, which have joined, are those of the mesh: no process has more.
+
+    Raises:
+        InputError: they are more or fewer.
+
+    >>> check_devices(Mesh(workers=2))
+    """
+    if jax.process_count() > 1 and mesh.devices != jax.device_count():
+        raise InputError(
+            f'{jax.process_count()} processes have {jax.device_count()} devices in all, and the mesh must have as '
+            f'many: it has {axis_text(mesh.axes)}'
+        )
 
 
 @dataclass(frozen=True)

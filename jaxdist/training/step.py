@@ -15,7 +15,7 @@ from jaxdist.core.deprecation import former_name, renamed_arguments
 from jaxdist.core.emulated import after
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import find_extra_args
-from jaxdist.core.gradient import as_seen, has_state
+from jaxdist.core.gradient import as_seen, gradients, has_state
 from jaxdist.core.guard import StepGuard
 from jaxdist.core.layout import find_layout
 from jaxdist.core.model_state import StateSync, shared_values, values_of, variables
@@ -162,6 +162,8 @@ def make_step(
     part = local_shapes(batch, workers.count)
     extras = find_extra_args(update, params, workers, inner_specs, plain=isinstance(goal, LossObjective))
 
+    of_worker = gradients(loss, accumulate, compute, partition)
+    plain_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, of_worker, partition=partition)
     sync = StateSync(state_sync, varies, extras.diverge, workers.axis)
 
     def first(key: jax.Array) -> State:
@@ -187,7 +189,7 @@ def make_step(
             extras.check_lookahead()
             return apply(grads, state.params, state.opt_state)[0]
 
-        worker_loss = WorkerLoss(loss, accumulate, compute, uneven, workers.axis, values_of(state.model), partition)
+        worker_loss = plain_loss._replace(state=values_of(state.model))
         out = goal.gradient(worker_loss, state.objective, state.params, state.step, batch, draw, lookahead)
         value = extras.value(worker_loss, out, state.params)
         opt_state = _behind(state.opt_state, out.grads) if partition.loops else state.opt_state

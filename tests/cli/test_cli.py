@@ -30,7 +30,16 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
     options = {
         'init': [],
         'train': ['--update', '--set', '--run', '--dry-run', '--mesh.workers', '--emulate', '--cluster.coordinator'],
-        'learners': ['--update', '--set', '--run', '--learners', '--quorum', '--grace', '--replay', '--ray.address'],
+        'learners': [
+            '--update',
+            '--set',
+            '--run',
+            '--learners',
+            '--processes',
+            '--quorum',
+            '--replay',
+            '--ray.address',
+        ],
         'plan': ['--update', '--set', '--json', '--mesh.workers', '--steps', '--cluster.auto', '--search', '--machine'],
         'compare': ['--update', '--seeds', '--out', '--title', '--steps', '--on', '--ray.address', '--slurm.partition'],
         'tune': ['--update', '--over', '--trials', '--trial-seeds', '--jobs', '--seeds', '--out'],

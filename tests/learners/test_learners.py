@@ -122,6 +122,15 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
     ended = jaxdist('learners', 'recorded', '--replay')
     assert ended.code == 1
     assert 'round 4 gives another anchor' in ended.err
+    rounded = [each._replace(digest='0' * 16, processes=2) for each in world.log]
+    in_folder(world, whole, folder, [*rounded[:2], *world.log[2:]])
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert ended.code == 0
+    assert '2 anchors are equal bit for bit, and losses within 0.0e+00' in ended.out
+    in_folder(world, whole, folder, [*rounded[:2], rounded[2]._replace(loss=1.1 * rounded[2].loss), rounded[3]])
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert ended.code == 1
+    assert 'round 3 gives another anchor' in ended.err
     in_folder(world, whole, folder, [world.log[0], world.log[2]])
     ended = jaxdist('learners', 'recorded', '--replay')
     assert ended.code == 1
@@ -141,6 +150,10 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
         (['--constraints.hold', 'squared_norm(bound=1.0)'], 'learners have no multipliers in common'),
         (['--spike', '3.0'], 'spike is for jaxdist train'),
         (['--replay'], 'give the folder of a run'),
+        (['--processes', '0'], '--processes 0 must be 1 or more'),
+        (['--processes', '2'], 'do not divide the 1 device of a learner (1 workers): use 1'),
+        (['--mesh.fsdp', '4', '--processes', '3'], 'the 4 devices of a learner (1 workers x 4 fsdp): use 1, 2 or 4'),
+        (['--simulate', '--processes', '2'], 'simulated learners are a process each'),
         (['--ray.address', 'nowhere'], 'is no address of a Ray cluster'),
     ],
 )

@@ -33,7 +33,8 @@ def example(n: int) -> Batch:
 def of_grain(seed: int, size: int) -> Iterator[Batch]:
     LOG.append('open')
     numbers = grain.MapDataset.range(50).seed(seed).shuffle().repeat()
-    return iter(numbers.map(example).batch(size).to_iter_dataset())
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # by default 500 batches, which take seconds
+    return iter(numbers.map(example).batch(size).to_iter_dataset(ahead))
 
 
 class Counting:

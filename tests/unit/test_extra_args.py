@@ -31,6 +31,7 @@ from jaxdist.constraints.constraint import inequality
 from jaxdist.constraints.objective import LagrangianObjective
 from jaxdist.core.errors import InputError
 from jaxdist.core.extra_args import ExtraArgs, find_extra_args
+from jaxdist.core.gradient import gradients
 from jaxdist.core.objective import WorkerLoss
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import abstract, simulated
@@ -244,7 +245,7 @@ def test_in_local_training_only_the_worker_of_a_bad_loss_stays(where: str) -> No
 
 def test_in_local_training_a_rejected_loss_is_zero_as_the_gradient_is() -> None:
     args = ExtraArgs(frozenset({'value'}), diverge=True)
-    worker_loss = WorkerLoss(loss, 1, None, uneven=False, axis='workers')
+    worker_loss = WorkerLoss(loss, 1, None, uneven=False, axis='workers', gradients=gradients(loss, 1, None))
     for value, ok, expected in ((np.nan, False, 0.0), (2.0, True, 2.0)):
         given = args.arguments(worker_loss, jnp.float32(value), {}, jnp.bool(ok), {}, {}, jax.random.key(0))
         assert jax.tree.map(float, given) == {'value': expected}

@@ -115,6 +115,8 @@ def test_a_learner_and_the_synchroniser_are_killed(tmp_path: Path, ray: dict[str
         reader = Reader(program)
         learner = process_of(reader.wait_for(r'learner 1 is process (\d+)'))
         synchroniser = process_of(reader.wait_for(r'synchroniser is process (\d+)'))
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert [os.getpriority(os.PRIO_PROCESS, process) for process in (learner, synchroniser)] == [mine, mine]
         reader.wait_for('^round ')
         os.kill(synchroniser, signal.SIGKILL)
         reader.wait_for(r'step (8|9|1.)\d/')

@@ -172,6 +172,7 @@ def _replay(experiment: Experiment, folder: Path | None, cache: str) -> None:
     """Replays the run of a folder, in one process: where learners had several, on emulated devices."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
+    check_folder(experiment, folder)
     one = of_one_learner(experiment)
     options.start(emulated(one) if any(each.processes > 1 for each in rounds) else one)
     keep_programs(cache)

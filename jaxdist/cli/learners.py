@@ -172,13 +172,14 @@ def _replay(experiment: Experiment, folder: Path | None, cache: str) -> None:
     """Replays the run of a folder, in one process: where learners had several, on emulated devices."""
     if folder is None or not (rounds := read_rounds(folder)):
         raise InputError('--replay computes the rounds of a run again: give the folder of a run that has some')
-    several = any(each.processes > 1 for each in rounds)
+    check_folder(experiment, folder)
     one = of_one_learner(experiment)
-    options.start(emulated(one) if several else one)
+    options.start(emulated(one) if any(each.processes > 1 for each in rounds) else one)
     keep_programs(cache)
-    equal, difference = 0, 0.0
+    equal, difference, several = 0, 0.0, False
     for each in replay(experiment, rounds):
         equal, difference = equal + each.equal, max(difference, each.difference)
+        several |= each.round.processes > 1  # from then on, for its rounding stays in the anchors
         if not each.equal and not (several and each.difference < ROUNDED):
             raise ReplayError(
                 f'round {each.round.number} gives another anchor ({each.digest}, and a loss of {each.loss:.6g}) than '

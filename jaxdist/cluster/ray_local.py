@@ -23,6 +23,7 @@ QUIET = {
 PRIVATE = {
     'RAY_AUTH_MODE': 'token',
     'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0',  # on Linux, too, Ray then listens on the loopback interface alone
+    'RAY_worker_niceness': '0',  # by default 15: on a busy machine the work would hardly go on
 }
 """Ray reads its settings from the environment when it is first imported."""
 

@@ -24,7 +24,7 @@ options=
 while [ "$1" != bash ]; do options="$options $1"; shift; done
 echo "srun$options" >>calls
 for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@" & tasks[SLURM_PROCID]=$!; done
-each() { for task in "${tasks[@]}"; do kill "$1" -- "-$task"; done; }
+each() { local task; for task in "${tasks[@]}"; do kill "$1" -- "-$task"; done; }
 trap 'each -TERM' USR2
 trap 'each -KILL' TERM
 echo $$ >step

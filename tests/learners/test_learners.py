@@ -126,7 +126,12 @@ def test_replay_from_the_command_line(jaxdist: Jaxdist) -> None:
     in_folder(world, whole, folder, [*rounded[:2], *world.log[2:]])
     ended = jaxdist('learners', 'recorded', '--replay')
     assert ended.code == 0
-    assert '2 anchors are equal bit for bit, and losses within 0.0e+00' in ended.out
+    found = '2 anchors are equal bit for bit, and losses within 0.0e+00'
+    assert f'4 rounds of recorded computed again: {found}' in ended.out
+    in_folder(world, whole, folder, [rounded[0]._replace(processes=1), *rounded[1:2], *world.log[2:]])
+    ended = jaxdist('learners', 'recorded', '--replay')
+    assert ended.code == 1
+    assert 'round 1 gives another anchor' in ended.err
     in_folder(world, whole, folder, [*rounded[:2], rounded[2]._replace(loss=1.1 * rounded[2].loss), rounded[3]])
     ended = jaxdist('learners', 'recorded', '--replay')
     assert ended.code == 1

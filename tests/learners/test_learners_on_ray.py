@@ -115,6 +115,8 @@ def test_a_learner_and_the_synchroniser_are_killed(tmp_path: Path, ray: dict[str
         reader = Reader(program)
         learner = process_of(reader.wait_for(r'learner 1 is process (\d+)'))
         synchroniser = process_of(reader.wait_for(r'synchroniser is process (\d+)'))
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert [os.getpriority(os.PRIO_PROCESS, process) for process in (learner, synchroniser)] == [mine, mine]
         reader.wait_for('^round ')
         os.kill(synchroniser, signal.SIGKILL)
         reader.wait_for(r'step (8|9|1.)\d/')
@@ -151,6 +153,10 @@ def test_one_of_the_processes_of_a_learner_is_killed(tmp_path: Path, ray: dict[s
     assert {(e['learner'], e['start']) for r in rounds for e in r.learners} >= {(0, 1), (1, 1)}
     no_span_twice(rounds)
     assert rounds[-1].tokens >= 160 * 8
-    with start(tmp_path, 'learners', 'runs/small-1', '--replay', config=config) as program:
+    replayed = 'learners', 'runs/small-1', '--script', 'small.py', '--replay'
+    with start(tmp_path, *replayed, config=config) as program:
         out, errors = program.communicate(timeout=PATIENCE)
     assert 'all anchors are equal, bit for bit' in out, errors
+    with start(tmp_path, *replayed, '--seed', '5', config=config) as program:
+        _, errors = program.communicate(timeout=PATIENCE)
+    assert (program.returncode, 'seed: 5 given, 0 saved' in errors) == (2, True), errors

@@ -1,5 +1,6 @@
 """Watches a run of several processes: each reports twice a second, and process 0 decides when one is stuck or gone."""
 
+import atexit
 import contextlib
 import threading
 import time
@@ -56,15 +57,26 @@ class Watch:
         self.answer_seconds = 0.0
         self.ended = threading.Event()
         self.leaving = threading.Lock()
+        self.threads = [
+            threading.Thread(target=each, name=f'jaxdist{each.__name__}', daemon=True)
+            for each in (self._correspond, self._check_answers)
+        ]
 
     def start(self) -> None:
-        """Starts the threads."""
-        for each in (self._correspond, self._check_answers):
-            threading.Thread(target=each, name=f'jaxdist{each.__name__}', daemon=True).start()
+        """Starts the threads, which end with the process at the latest."""
+        for each in self.threads:
+            each.start()
+        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Ends the threads: the run has ended well."""
+        """Ends the threads: the run has ended well.
+
+        Python ends a thread that comes back from a call into C++ at its own end, and C++ takes that for an unknown
+        exception and aborts: so a thread must be out of JAX by then, unless it waits for a process that is silent.
+        """
         self.ended.set()
+        for each in self.threads:
+            each.join(2 * self.period)
 
     def end(self, code: int, words: str, culprits: list[int] = [], *, show: bool = True) -> NoReturn:  # noqa: B006
         """Ends this process, and first gives the others the reason; waits forever if another thread is doing so."""

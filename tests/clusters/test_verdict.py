@@ -1,5 +1,6 @@
 """Who is silent, and who holds up the others: decided from reports alone."""
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,29 @@ def test_a_process_that_stops_before_its_first_report_is_silent() -> None:
     watch._read_reports()
     watch._judge()
     assert [words[2] for words in said] == [[1]]
+
+
+def test_its_threads_have_ended_when_it_has_stopped() -> None:
+    # A thread that came back from JAX while Python ended aborted a run that had ended well.
+    begun = threading.Event()
+
+    class Service:
+        process, processes = 1, 2
+
+        def put(self, key: str, value: Any) -> None:
+            begun.set()
+            time.sleep(0.2)
+
+        def all(self, group: str) -> dict[str, Any]:
+            return {}
+
+    agreement = SimpleNamespace(poll=lambda: None)
+    watch = Watch(Service(), Lines({}), Cluster(), agreement)  # type: ignore[arg-type]
+    watch.period = 0.2
+    watch.start()
+    assert begun.wait(10)
+    watch.stop()
+    assert not any(thread.is_alive() for thread in watch.threads)
 
 
 EVEN = Cost(data=0.01, step=0.10, compute=0.002, answer=0.001)

@@ -2,8 +2,10 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 from rich.markup import escape
@@ -17,9 +19,13 @@ from jaxdist.cli.terminal import Terminal
 from jaxdist.cluster.options import Cluster
 from jaxdist.planner.machines import machine
 from jaxdist.report import bytes_text, seconds_text
-from jaxdist.training.experiment import Experiment
+from jaxdist.report.gantt import gantt_plot
+from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.plan import Plan, plan, seconds
 from jaxdist.training.train import prepare
+
+DRAWN = 40
+"""Steps that a picture of simulated time has."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class PlanOptions:
     script: options.Scripts = ()
     json: options.Flag = False
     """Print the plan as JSON."""
+    gantt: Annotated[Path | None, tyro.conf.arg(metavar='FILE', help_behavior_hint='')] = None
+    """File for a picture of when workers compute in the first 40 steps, by the clock: .png, .svg or .pdf."""
     layouts: Annotated[SearchOptions, tyro.conf.arg(name='')] = field(default_factory=SearchOptions)
     compilation_cache: options.CompilationCache = ''
     cluster: Cluster = field(default_factory=Cluster)
@@ -56,6 +64,8 @@ def main(arguments: list[str]) -> None:
     cost = plan(training)
     on = machine(chosen.layouts.machine) if chosen.layouts.machine else None
     times = seconds(training, cost, on) if on else {}
+    if chosen.gantt is not None:
+        draw_gantt(cost, chosen.gantt)
     if chosen.json:
         print(json.dumps({**cost.to_json(), **({'seconds': times} if on else {})}, indent=2))
         return
@@ -95,8 +105,40 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
         total = bytes_text(float(each_step * experiment.steps))
         sender = 'worker' if len(experiment.mesh.axes) == 1 else 'device'
         print_line(f'in {experiment.steps} steps each {sender} sends {total} to other workers')
+    if cost.times is not None:
+        print_line(f'clock       {clock_text(cost.times.summary())}')
     if kept:
         print_line(kept)
+
+
+def clock_text(clock: Mapping[str, Any]) -> str:
+    """What a plan says of simulated time; `clock` is as `Times.summary()`.
+
+    >>> clock_text({'seconds_per_step': 5.0, 'idle': 0.5, 'waits': 0.1, 'waited_for': {15: 0.75, 3: 0.25}})
+    '5.00 s a step, 50% idle; all wait in 10% of steps, for worker 15 in 75% of them, for 3 in 25%'
+    """
+    idle = f'{seconds_text(clock["seconds_per_step"])} a step, {clock["idle"]:.0%} idle'
+    if not clock['waited_for']:
+        return f'{idle}; no step in which all wait'
+    (first, share), *others = list(clock['waited_for'].items())[:3]
+    rest = ''.join(f', for {worker} in {share:.0%}' for worker, share in others)
+    return f'{idle}; all wait in {clock["waits"]:.0%} of steps, for worker {first} in {share:.0%} of them{rest}'
+
+
+def draw_gantt(cost: Plan, path: Path) -> None:
+    """Draws when workers compute.
+
+    Raises:
+        ExperimentError: there is no clock, or the file cannot be written.
+    """
+    if cost.times is None:
+        raise ExperimentError(
+            "--gantt draws simulated time: give a clock, as in --clock.compute 'lognormal(mean=0.05)'"
+        )
+    try:
+        gantt_plot(cost.times.begins[:-1][:DRAWN], cost.times.compute[:DRAWN], path)
+    except OSError as error:
+        raise ExperimentError(f'--gantt {path}: {error.strerror}') from None
 
 
 def _listed(paths: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jaxdist import line
 from jaxdist.clock.durations import Durations
 from jaxdist.clock.link import Link
@@ -19,6 +21,21 @@ class Clock:
     link: Link = field(default_factory=Link)
     seed: int = 0
     """Seed of the compute times, apart from the run's seed."""
+
+    def table(self, workers: int, steps: int) -> np.ndarray | None:
+        """Seconds that each worker computes in each step, [T, W]; None without a clock.
+
+        Raises:
+            InputError: there are links or slow workers and no compute time; or as `durations`.
+
+        >>> Clock().table(workers=2, steps=1) is None
+        True
+        """
+        if self.compute:
+            return self.durations(workers).table(steps)
+        if self != Clock():
+            raise InputError("the clock has no compute time: give one, as in --clock.compute 'lognormal(mean=0.05)'")
+        return None
 
     def durations(self, workers: int) -> Durations:
         """The compute time of every turn of every worker.

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdist.ledger._dependence import dependent_collectives
+from jaxdist.ledger._dependence import NOTHING, Labels, dependence
 from jaxdist.ledger.collective import Collective
 from jaxdist.ledger.frequency import count_branches, jitted
 from jaxdist.ledger.traced import Flow
+
+BATCH = 'batch'
 
 
 class Sending(NamedTuple):
@@ -19,12 +21,16 @@ class Sending(NamedTuple):
         collective: the collective.
         runs: how often it runs at each step, [steps]; None if that, or what it sends, depends on data.
         ready: whether what it sends depends on nothing of the step's batch: it lies ready when the step begins.
+        path: where it stands in the program; operands of one collective have the same.
+        after: the paths of the collectives on whose results, in the same step, what it sends depends.
         pairs: of a permute which position sends to which, along its axes; () for the other kinds.
     """
 
     collective: Collective
     runs: np.ndarray | None
     ready: bool
+    path: str
+    after: Labels
     pairs: tuple[tuple[int, int], ...]
 
 
@@ -53,9 +59,12 @@ def each_step(
     flow = Flow.of(traced.jaxpr, sizes)
     counts = count_branches(flow, traced.out_info, state, steps, initial)
     leaves = len(jax.tree.leaves(state))
-    late = dependent_collectives(flow.program, range(leaves, leaves + len(jax.tree.leaves(batch))))
+    labels = dependence(flow.program, dict.fromkeys(range(leaves, leaves + len(jax.tree.leaves(batch))), BATCH))
+    of = lambda path: labels.get(path, NOTHING)  # noqa: E731
     return [
-        Sending(collective, _runs(collective, flow, counts, steps), path not in late, pairs)
+        Sending(
+            collective, _runs(collective, flow, counts, steps), BATCH not in of(path), path, of(path) - {BATCH}, pairs
+        )
         for collective, path, pairs in zip(flow.collectives, flow.paths, flow.pairs, strict=True)
     ]
 

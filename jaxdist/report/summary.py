@@ -219,7 +219,8 @@ def _run(row: Mapping[str, Any], name: str, where: str) -> _Run:
     violation = number(row, 'violation', where, finite=False) if 'violation' in row else None
     simulated = number(row, 'simulated', where) if 'simulated' in row else None
     better = {'loss': 'lower', **(row.get('better') or {})}
-    return _Run(name, {'loss': loss, **metrics}, better, *costs, violation, simulated, row.get('reached') or {})
+    reached = row.get('reached') or {}
+    return _Run(name, {'loss': loss, **metrics}, better, costs[0], costs[1], costs[2], violation, simulated, reached)
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

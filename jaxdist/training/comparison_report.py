@@ -50,7 +50,7 @@ def write_report(
         compared, seeds, folder, command: as in `compare`.
         title: the page's title.
         formats: formats of the pictures beside PNG.
-        targets: values of metrics, such as `loss=1.8`: the table tells the simulated seconds to each.
+        targets: values of metrics, such as `loss=1.8`: the table has the simulated seconds to each.
 
     Raises:
         ExperimentError: no run has ended yet.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdist import ledger, line
+from jaxdist.clock.lockstep import Times
 from jaxdist.core.gradient import has_state
 from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
@@ -20,6 +21,7 @@ from jaxdist.planner.cost import links
 from jaxdist.planner.layouts import AXES, Layout
 from jaxdist.planner.machines import Machine
 from jaxdist.training.objective import describe_objective
+from jaxdist.training.simulated_time import simulated_times
 from jaxdist.training.step import State
 from jaxdist.training.train import Training, first_batch, first_state, shapes
 
@@ -41,6 +43,7 @@ class Plan:
         schedule: the schedule of the pipeline as text; '' without one.
         simulated: whether the workers are simulated on one device; the ledger is then that of a mesh of as many, but
             for the temporaries, which are those of the simulation.
+        times: when each worker takes each step by the experiment's clock; None without one.
     """
 
     update: str
@@ -52,12 +55,14 @@ class Plan:
     ledger: ledger.Ledger
     schedule: str
     simulated: bool
+    times: Times | None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
         names = ('update', 'data', 'parameters', 'unsharded', 'per_worker', 'objective', 'schedule', 'simulated')
         rest = {name: getattr(self, name) for name in names}
-        return {**rest, **self.ledger.to_json()}
+        clock = {} if self.times is None else {'clock': self.times.summary()}
+        return {**rest, **clock, **self.ledger.to_json()}
 
 
 def plan(training: Training) -> Plan:
@@ -91,6 +96,7 @@ def plan(training: Training) -> Plan:
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
         schedule=_schedule(training),
         simulated=simulated,
+        times=simulated_times(training),
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from jaxdist import ledger, line
 from jaxdist.clock.link import Link
-from jaxdist.clock.lockstep import Meeting, Times, lockstep
-from jaxdist.clock.settings import Clock
+from jaxdist.clock.lockstep import Communication, Times, lockstep
 from jaxdist.core.program import Program
 from jaxdist.training.experiment import ExperimentError
 from jaxdist.training.step import State
@@ -67,10 +66,11 @@ def simulated_times(training: Training) -> Times | None:
     What a worker's devices send each other belongs to its compute time.
 
     Raises:
-        ExperimentError: the clock has no compute time, or how often a collective runs depends on data.
+        ExperimentError: how often a collective runs depends on data.
         InputError: the clock is not one for this number of workers and steps.
 
     >>> import dataclasses
+    >>> from jaxdist.clock.settings import Clock
     >>> from jaxdist.data import Digits
     >>> from jaxdist.models import Perceptron
     >>> from jaxdist.training.experiment import Experiment, Mesh
@@ -82,37 +82,58 @@ def simulated_times(training: Training) -> Times | None:
     array([3.01244, 6.02488])
     """
     experiment = training.experiment
-    clock, workers = experiment.clock, training.workers
-    if not clock.compute:
-        if clock != Clock():
-            raise ExperimentError(
-                "the clock has no compute time: give one, as in --clock.compute 'lognormal(mean=0.05)'"
-            )
+    compute = experiment.clock.table(training.workers.count, experiment.steps)
+    if compute is None:
         return None
-    compute = clock.durations(workers.count).table(experiment.steps)
-    return lockstep(compute, _meetings(training, clock.link, line.overlap(experiment.update)))
+    return lockstep(compute, _communications(training, experiment.clock.link, line.overlap(experiment.update)))
 
 
-def _meetings(training: Training, link: Link, overlap: int) -> list[list[Meeting]]:
-    """The collectives of each step in which workers meet."""
+def _communications(training: Training, link: Link, overlap: int) -> list[list[Communication]]:
+    """The collectives of each step between workers."""
     workers, steps = training.workers, training.experiment.steps
     axis, placed = workers.axis, training.program.on_mesh()
-    met: list[list[Meeting]] = [[] for _ in range(steps)]
-    for sending in _sendings(training, placed):
-        collective = sending.collective
-        if axis not in collective.axes:
-            continue
-        if sending.runs is None:
+    sent_at: list[list[Communication]] = [[] for _ in range(steps)]
+    for together in combined([s for s in _sendings(training, placed) if axis in s.collective.axes]):
+        collective, runs, ready = together[0].collective, together[0].runs, together[0].ready
+        if runs is None:
             raise ExperimentError(
                 f'what {collective.kind} of {collective.dtype} sends depends on data: its time cannot be simulated '
                 'ahead, so leave the clock out'
             )
-        once = link.seconds(collective.kind, float(collective.sent), workers.count)
-        sources = _sources(sending.pairs, workers.count) if sending.pairs else None
-        lag = overlap if sending.ready else 0
-        for step in np.flatnonzero(sending.runs):
-            met[step].append(Meeting(once * int(sending.runs[step]), sources, lag))
-    return met
+        sent = sum(float(sending.collective.sent) for sending in together)
+        once = link.seconds(collective.kind, sent, workers.count)
+        sources = _sources(together[0].pairs, workers.count) if together[0].pairs else None
+        for step in np.flatnonzero(runs):
+            sent_at[step].append(Communication(once * int(runs[step]), sources, overlap if ready else 0))
+    return sent_at
+
+
+def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
+    """Collectives that are sent as one, as XLA combines them: of a kind, in the same steps, and independent.
+
+    >>> from fractions import Fraction
+    >>> both = ledger.Collective(('workers',), 'all_reduce', 'float32', Fraction(8))
+    >>> sending = lambda path, *after: ledger.Sending(both, np.array([1, 1]), False, path, frozenset(after), ())
+    >>> [len(together) for together in combined([sending('0'), sending('1'), sending('2', '0')])]
+    [2, 1]
+    """
+    groups: list[list[ledger.Sending]] = []
+    last: dict[Any, list[ledger.Sending]] = {}
+    for sending in sendings:
+        runs = None if sending.runs is None else sending.runs.tobytes()
+        key = (
+            sending.collective.axes,
+            sending.collective.kind,
+            sending.collective.branch,
+            runs,
+            sending.ready,
+            sending.pairs,
+        )
+        if key not in last or sending.after & {other.path for other in last[key]}:
+            last[key] = []
+            groups.append(last[key])
+        last[key].append(sending)
+    return groups
 
 
 def _sendings(training: Training, placed: Program[State]) -> list[ledger.Sending]:

@@ -94,6 +94,7 @@ def prepare(experiment: Experiment) -> Training:
     check_objective(experiment)
     check_virtual_shards(experiment, workers)
     _state_sync(experiment, workers)
+    experiment.clock.table(workers.count, experiment.steps)  # its mistakes
     data = experiment.data.load()
     _check_batch(experiment, data)
     model = experiment.model.build(data.task)

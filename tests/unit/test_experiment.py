@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdist.clock.link import Link
+from jaxdist.clock.settings import Clock
 from jaxdist.data import ByLabel, Digits, Dirichlet, Even, FashionMNIST, Sizes, Table, Text
 from jaxdist.models import ConvNet, Perceptron, Transformer
 from jaxdist.training.experiment import (
@@ -45,6 +47,7 @@ DATA = st.one_of(
     st.builds(Table, name=st.sampled_from(['diabetes', 'wine']), held_out=FRACTIONS, division=DIVISIONS),
     st.builds(FashionMNIST, PATHS, DIVISIONS),
 )
+LINKS = st.builds(Link, FRACTIONS, st.floats(0, 1e12), *[FRACTIONS] * 5)
 MESHES = st.builds(Mesh, SIZES, SIZES, SIZES, SIZES, SIZES, SIZES, st.booleans()) | st.builds(
     Mesh, workers=SIZES, simulate=st.just(True)
 )
@@ -61,6 +64,7 @@ EXPERIMENTS = st.builds(
     virtual_shards=st.sampled_from([0, 8]),
     spike=st.just(0.0) | st.floats(1, 99, exclude_min=True),
     rewinds=SIZES,
+    clock=st.just(Clock()) | st.builds(Clock, st.text(), st.lists(FRACTIONS).map(tuple), LINKS, st.integers(0, 9)),
 )
 
 

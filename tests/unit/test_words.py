@@ -47,6 +47,8 @@ AREAS = {
         'jaxdist/training',
         'jaxdist/cluster',
         'jaxdist/learners',
+        'jaxdist/clock',
+        'docs/simulated_time.md',
         'docs/learners.md',
         'docs/runs.md',
         'docs/security.md',

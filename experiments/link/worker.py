@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxdist import ledger, line
-from jaxdist.cluster.processes import Cluster, join
+from jaxdist.cluster.options import Cluster
+from jaxdist.cluster.peers import join
 from jaxdist.core import mesh, workers
 from jaxdist.core.types import Task
 from jaxdist.models import Perceptron

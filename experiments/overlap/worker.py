@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxdist import line
-from jaxdist.cluster.processes import Cluster, join
+from jaxdist.cluster.options import Cluster
+from jaxdist.cluster.peers import join
 from jaxdist.core import collectives, workers
 from jaxdist.core.gradient import gradients
 from jaxdist.core.types import Task

@@ -11,7 +11,8 @@ from jaxdist.ledger.collective import Collective
 from jaxdist.ledger.frequency import count_branches, jitted
 from jaxdist.ledger.traced import Flow
 
-BATCH = 'batch'
+STATE, BATCH = 'state', 'batch'
+INPUTS = frozenset({STATE, BATCH})
 
 
 class Sending(NamedTuple):
@@ -20,7 +21,7 @@ class Sending(NamedTuple):
     Attributes:
         collective: the collective.
         runs: how often it runs at each step, [steps]; None if that, or what it sends, depends on data.
-        ready: whether what it sends depends on nothing of the step's batch: it lies ready when the step begins.
+        needs: of 'state' and 'batch', what it sends depends on: if not on both, nothing of the step has to be computed.
         path: where it stands in the program; operands of one collective have the same.
         after: the paths of the collectives on whose results, in the same step, what it sends depends.
         pairs: of a permute which position sends to which, along its axes; () for the other kinds.
@@ -28,7 +29,7 @@ class Sending(NamedTuple):
 
     collective: Collective
     runs: np.ndarray | None
-    ready: bool
+    needs: Labels
     path: str
     after: Labels
     pairs: tuple[tuple[int, int], ...]
@@ -52,19 +53,18 @@ def each_step(
     >>> specs = jax.P(), jax.P('workers')
     >>> step = jax.shard_map(code, mesh=mesh, in_specs=specs, out_specs=specs)
     >>> [mean] = each_step(step, np.int32(0), jax.ShapeDtypeStruct((8,), 'float32'), mesh.shape, steps=4)
-    >>> mean.collective.kind, mean.runs.tolist(), mean.ready
-    ('all_reduce', [0, 1, 0, 1], False)
+    >>> mean.collective.kind, mean.runs.tolist(), sorted(mean.needs)
+    ('all_reduce', [0, 1, 0, 1], ['batch'])
     """
     traced = jitted(step).trace(state, batch)
     flow = Flow.of(traced.jaxpr, sizes)
     counts = count_branches(flow, traced.out_info, state, steps, initial)
     leaves = len(jax.tree.leaves(state))
-    labels = dependence(flow.program, dict.fromkeys(range(leaves, leaves + len(jax.tree.leaves(batch))), BATCH))
+    names = [STATE] * leaves + [BATCH] * len(jax.tree.leaves(batch))
+    labels = dependence(flow.program, dict(enumerate(names)))
     of = lambda path: labels.get(path, NOTHING)  # noqa: E731
     return [
-        Sending(
-            collective, _runs(collective, flow, counts, steps), BATCH not in of(path), path, of(path) - {BATCH}, pairs
-        )
+        Sending(collective, _runs(collective, flow, counts, steps), of(path) & INPUTS, path, of(path) - INPUTS, pairs)
         for collective, path, pairs in zip(flow.collectives, flow.paths, flow.pairs, strict=True)
     ]
 

@@ -94,7 +94,7 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
     axis, placed = workers.axis, training.program.on_mesh()
     sent_at: list[list[Communication]] = [[] for _ in range(steps)]
     for together in combined([s for s in _sendings(training, placed) if axis in s.collective.axes]):
-        collective, runs, ready = together[0].collective, together[0].runs, together[0].ready
+        collective, runs, lag = together[0].collective, together[0].runs, _lag(together[0], overlap)
         if runs is None:
             raise ExperimentError(
                 f'what {collective.kind} of {collective.dtype} sends depends on data: its time cannot be simulated '
@@ -104,8 +104,15 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
         once = link.seconds(collective.kind, sent, workers.count)
         sources = _sources(together[0].pairs, workers.count) if together[0].pairs else None
         for step in np.flatnonzero(runs):
-            sent_at[step].append(Communication(once * int(runs[step]), sources, overlap if ready else 0))
+            sent_at[step].append(Communication(once * int(runs[step]), sources, lag))
     return sent_at
+
+
+def _lag(sending: ledger.Sending, overlap: int) -> int:
+    """For how many steps it has lain ready; a batch is there when its step begins."""
+    if len(sending.needs) == 2:
+        return 0
+    return 1 if 'batch' in sending.needs else overlap
 
 
 def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
@@ -113,7 +120,7 @@ def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
 
     >>> from fractions import Fraction
     >>> both = ledger.Collective(('workers',), 'all_reduce', 'float32', Fraction(8))
-    >>> sending = lambda path, *after: ledger.Sending(both, np.array([1, 1]), False, path, frozenset(after), ())
+    >>> sending = lambda path, *after: ledger.Sending(both, np.array([1, 1]), frozenset(), path, frozenset(after), ())
     >>> [len(together) for together in combined([sending('0'), sending('1'), sending('2', '0')])]
     [2, 1]
     """
@@ -126,7 +133,7 @@ def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
             sending.collective.kind,
             sending.collective.branch,
             runs,
-            sending.ready,
+            sending.needs,
             sending.pairs,
         )
         if key not in last or sending.after & {other.path for other in last[key]}:

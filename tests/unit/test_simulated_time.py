@@ -13,6 +13,7 @@ from jaxdist.clock.link import Link
 from jaxdist.clock.lockstep import Times
 from jaxdist.clock.settings import Clock
 from jaxdist.core.errors import InputError
+from jaxdist.data import Digits, Dirichlet
 from jaxdist.report import seconds_text
 from jaxdist.training.experiment import ExperimentError, Mesh
 from jaxdist.training.run_folder import read_records
@@ -85,6 +86,14 @@ def test_what_is_given_longer_hides_more() -> None:
     assert found == sorted(found, reverse=True)
     assert found[0] / 200 == pytest.approx(1 + 1 / 2 + 1 / 3 + 1 / 4, rel=0.1)
     assert found[-1] / 200 < 1.3
+
+
+def test_how_many_examples_workers_have_is_known_when_a_step_begins() -> None:
+    # Workers with uneven data add up the numbers of their examples, and wait for nobody's gradient in that.
+    line, clock = 'delay(steps=1) | mean() | sgd(0.1)', Clock('exponential(mean=1.0)')
+    uneven = simulated(line, clock, steps=9, guard=False, data=Digits(division=Dirichlet(alpha=0.3)))
+    np.testing.assert_array_equal(uneven.ends, simulated(line, clock, steps=9, guard=False).ends)
+    assert (uneven.waited == -1).all()
 
 
 def test_a_longer_run_has_the_same_first_steps() -> None:

@@ -121,7 +121,10 @@ def test_few_workers() -> None:
     np.testing.assert_allclose(torus(2, 2), hypercube(4))
 
 
-def test_star_and_matchings_by_hand() -> None:
+def test_graphs_by_hand() -> None:
+    assert exponential(8)[0][1].nonzero()[0].tolist() == [1, 2, 3, 5]
+    assert [matrix[7].nonzero()[0].tolist() for matrix in one_peer(8)] == [[0, 7], [1, 7], [3, 7]]
+    assert torus(3, 3)[0][0].nonzero()[0].tolist() == [0, 1, 2, 3, 6]
     np.testing.assert_allclose(star(4)[0], [[0.25] * 4, *(np.eye(4) * 0.75)[1:] + 0.25 * np.eye(4)[0]])
     np.testing.assert_allclose(mix(matchings(4, [[(0, 3), (1, 2)]], [[0]], 0.5)[0], np.arange(4.0)), 1.5)
 
@@ -194,6 +197,22 @@ def test_an_exact_codec_makes_d_psgd() -> None:
         lazy = [0.7 * np.eye(WORKERS) + 0.3 * GRAPHS['ring'][0]]
         actual = train(local_sgd(rule(GRAPHS['ring'], lambda x: x, 0.3)), 30)
         np.testing.assert_allclose(actual, train(local_sgd(Gossip(lazy)), 30), atol=1e-14)
+
+
+def test_deep_squeeze_sends_what_it_kept_back() -> None:
+    """The messages of all steps are the sum of what was to be sent, up to the last compression error."""
+    messages: list[Array] = []
+
+    def recorded(vector: Array) -> Array:
+        messages.append(top_k(2, SIZE)(vector))
+        return messages[-1]
+
+    rule = DeepSqueeze(GRAPHS['ring'], recorded, 0.2)
+    params = train(local_sgd(rule), 30)[:-1]
+    wanted = sum(each - RATE * gradients(each) for each in params)
+    sent = np.array(messages).reshape(30, WORKERS, SIZE).sum(0)
+    np.testing.assert_allclose(sent + rule.error, wanted, atol=1e-12)
+    assert np.abs(rule.error).max() > 0.1
 
 
 def test_complete_graphs_make_synchronous_sgd() -> None:

@@ -11,18 +11,20 @@ import numpy as np
 
 
 class Communication(NamedTuple):
-    """A collective of one step.
+    """A communication round of one step.
 
     Attributes:
-        seconds: how long it takes when all who take part are there.
+        seconds: how long a message takes its sender's link; a collective of all, when all take part.
         sources: whom each worker hears beside itself, [W, n]; None if it hears all.
         lag: 0 if what is sent is computed in this step. n if it has lain ready since the step n - 1 steps before began:
             1 for this step.
+        after: the places, in the step, of those whose results it sends on.
     """
 
     seconds: float
     sources: np.ndarray | None = None
     lag: int = 0
+    after: tuple[int, ...] = ()
 
 
 class Times(NamedTuple):
@@ -86,18 +88,20 @@ def lockstep(compute: np.ndarray, communications: Sequence[Sequence[Communicatio
     free = begins[0]  # when each worker's link is free: it sends one message after the other
     for step, sent in enumerate(communications):
         done = begins[step] + compute[step]
-        for communication in sent:
-            if communication.sources is None and not communication.lag and len(done) > 1 and waited[step] < 0:
+        arrived: dict[int, np.ndarray] = {}
+        # What lies ready is sent first.
+        for place, each in sorted(enumerate(sent), key=lambda item: item[1].lag == 0):
+            ready = begins[max(step - each.lag + 1, 0)] if each.lag else done
+            ready = np.maximum.reduce([ready, *(arrived[before] for before in each.after)])
+            ends = np.maximum(ready, free) + each.seconds
+            arrived[place] = ends.max() + 0 * ends if each.sources is None else _last(ends, each.sources)
+            free = arrived[place] if each.sources is None else ends
+            if each.sources is None and not each.lag and len(done) > 1 and waited[step] < 0:
                 waited[step] = int(np.argmax(done))
-            ready = begins[max(step - communication.lag + 1, 0)] if communication.lag else done
-            free = _all_there(np.maximum(ready, free), communication) + communication.seconds
-            done = done if communication.lag else free
-        begins[step + 1] = np.maximum(done, free) if sent else done
+        begins[step + 1] = np.maximum.reduce([done, *arrived.values()])
     return Times(compute, begins, waited)
 
 
-def _all_there(times: np.ndarray, communication: Communication) -> np.ndarray:
-    """When all whom a worker hears are there, [W]."""
-    if communication.sources is None:
-        return np.full_like(times, times.max())
-    return np.maximum(times, times[communication.sources].max(axis=1, initial=0))
+def _last(ends: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """When the last message of all whom a worker hears has come, and its own has gone, [W]."""
+    return np.maximum(ends, ends[sources].max(axis=1, initial=0))

@@ -93,6 +93,7 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
     workers, steps = training.workers, training.experiment.steps
     axis, placed = workers.axis, training.program.on_mesh()
     sent_at: list[list[Communication]] = [[] for _ in range(steps)]
+    paths_at: list[list[set[str]]] = [[] for _ in range(steps)]
     for together in combined([s for s in _sendings(training, placed) if axis in s.collective.axes]):
         collective, runs, lag = together[0].collective, together[0].runs, _lag(together[0], overlap)
         if runs is None:
@@ -103,8 +104,11 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
         sent = sum(float(sending.collective.sent) for sending in together)
         once = link.seconds(collective.kind, sent, workers.count)
         sources = _sources(together[0].pairs, workers.count) if together[0].pairs else None
+        paths, needs = {sending.path for sending in together}, frozenset().union(*(s.after for s in together))
         for step in np.flatnonzero(runs):
-            sent_at[step].append(Communication(once * int(runs[step]), sources, lag))
+            after = tuple(place for place, others in enumerate(paths_at[step]) if others & needs)
+            sent_at[step].append(Communication(once * int(runs[step]), sources, lag, after))
+            paths_at[step].append(paths)
     return sent_at
 
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import numpy_clock
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxdist.clock.compute import ComputeTime, constant, exponential, lognormal, markov, measured
 from jaxdist.clock.durations import BLOCK, Durations
@@ -127,6 +130,32 @@ def test_synchronous_steps_of_exponential_times_take_the_harmonic_number() -> No
     assert seconds == pytest.approx(sum(1 / n for n in range(1, 17)) + 0.25, rel=0.01)
     assert times.idle == pytest.approx(1 - 1 / seconds, rel=0.02)
     assert min(times.summary()['waited_for'].values()) == pytest.approx(1 / 16, abs=0.02)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(['all', 'neighbours']), st.sampled_from([[0, 1], [1], [3]]))
+def test_the_recursion_is_a_heap_of_events(seed: int, heard: str, lags: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    steps, workers = int(rng.integers(1, 8)), int(rng.integers(2, 6))
+    compute, sent = rng.exponential(size=(steps, workers)), []
+    for _ in range(steps):
+        sources = [None if heard == 'all' else rng.integers(0, workers, (workers, 2)) for _ in range(rng.integers(3))]
+        sent.append([Communication(rng.random(), each, int(rng.choice(lags))) for each in sources])
+    rounds = [
+        [
+            numpy_clock.Communication(each.seconds, None if each.sources is None else each.sources.tolist(), each.lag)
+            for each in together
+        ]
+        for together in sent
+    ]
+    np.testing.assert_allclose(lockstep(compute, sent).begins, numpy_clock.begin_times(compute, rounds))
+
+
+def test_what_is_sent_on_has_to_arrive_first() -> None:
+    compute, ring = np.array([[3.0, 1.0, 1.0, 1.0]]), (np.arange(4)[:, None] + [-1]) % 4
+    both = [Communication(0.5, ring), Communication(0.5, ring)]
+    assert lockstep(compute, [both]).begins[1].tolist() == [4, 4, 2, 2]
+    both[1] = both[1]._replace(after=(0,))  # the second hop brings news of worker 0
+    assert lockstep(compute, [both]).begins[1].tolist() == [4, 4, 4, 2]
 
 
 def test_who_only_hears_itself_waits_for_nobody() -> None:

@@ -1,6 +1,6 @@
 """Collectives over the worker axis, the same under `shard_map` and under `vmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -184,6 +184,28 @@ def mean_rows(x: jax.Array) -> jax.Array:
     """
     scale = sum_scale(len(x))
     return sum_rows(x * scale) / (len(x) * scale)
+
+
+def permute(x: jax.Array, sources: Sequence[int | None], axis: str = AXIS) -> jax.Array:
+    """The `x` of another worker: that of `sources[i]` on worker i, and zeros where there is None. Sends `x` once.
+
+    Args:
+        x: this worker's value.
+        sources: for each worker the one whose value it gets; no worker is there twice.
+        axis: the worker axis.
+
+    >>> jax.vmap(lambda x: permute(x, (1, None, 0)), axis_name=AXIS)(jnp.array([1, 2, 3]))
+    Array([2, 0, 1], dtype=int32)
+    """
+    if is_manual(axis):
+        pairs = [(source, worker) for worker, source in enumerate(sources) if source is not None]
+        return lax.ppermute(pvary(x, axis), axis, pairs)
+    # Under vmap a ppermute takes whole permutations alone.
+    index = axis_index(axis)
+    known = jnp.array([source is not None for source in sources])[index]
+    rows = lax.all_gather(x, axis)
+    heard = rows[jnp.array([source or 0 for source in sources])[index]]
+    return jnp.where(known, heard, jnp.zeros_like(heard))
 
 
 def all_gather(x: jax.Array, axis: str = AXIS) -> jax.Array:

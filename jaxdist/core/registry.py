@@ -1,4 +1,4 @@
-"""The names that update lines can use: registered algorithms, codecs, duals and constraints, then those of optax."""
+"""The names that update lines can use: registered algorithms, codecs, graphs and others, then those of optax."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ Kind = Literal['algorithm', 'codec', 'dual', 'constraint', 'compute time', 'grap
 Syncs = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
-PACKAGES = ('jaxdist.codecs', 'jaxdist.algorithms', 'jaxdist.constraints', 'jaxdist.clock')
+PACKAGES = ('jaxdist.codecs', 'jaxdist.algorithms', 'jaxdist.constraints', 'jaxdist.graphs', 'jaxdist.clock')
 """The packages whose modules register names; they are imported when a name is first looked up."""
 
 _ENTRIES: dict[str, 'Entry'] = {}
@@ -155,6 +155,17 @@ def compute_time(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Call
     return _register('compute time', paper, examples, '')
 
 
+def graph(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+    """A decorator that registers a function returning a `jaxdist.graphs.graph.Graph`, over which workers gossip.
+
+    The rules are those of `algorithm`.
+
+    >>> find('ring').kind
+    'graph'
+    """
+    return _register('graph', paper, examples, '')
+
+
 def algorithms() -> dict[str, Entry]:
     """The registered algorithms by name, sorted.
 
@@ -189,6 +200,15 @@ def constraints() -> dict[str, Entry]:
     True
     """
     return _of_kind('constraint')
+
+
+def graphs() -> dict[str, Entry]:
+    """The registered communication graphs by name, sorted.
+
+    >>> all(entry.kind == 'graph' for entry in graphs().values())
+    True
+    """
+    return _of_kind('graph')
 
 
 def find(name: str) -> Entry | Callable[..., Any] | None:

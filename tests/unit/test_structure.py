@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     '_former_names': -1,  # data only
     'core': 0,
-    **dict.fromkeys(('line', 'ledger', 'models', 'data', 'report'), 1),
+    **dict.fromkeys(('line', 'ledger', 'graphs', 'models', 'data', 'report'), 1),
     **dict.fromkeys(('laws', 'clock'), 2),
     'codecs': 3,
     **dict.fromkeys(('algorithms', 'constraints', 'compression', 'parallel'), 4),

@@ -67,8 +67,8 @@ class Neighbours(NamedTuple):
         """The weighted sum of this worker's values and those of its neighbours."""
         pull, _ = self.pull(tree)
         sums = [tuple(float(total) for total in matrix(each).sum(axis=1)) for each in self.rounds]
-        total = jnp.asarray(sums, jnp.float32)[self.turn % len(sums), collectives.axis_index(self.axis)]
-        return jax.tree.map(lambda x, p: (total * x + p).astype(x.dtype), tree, pull)
+        now = self.turn % len(sums), collectives.axis_index(self.axis)
+        return jax.tree.map(lambda x, p: (jnp.asarray(sums, p.real.dtype)[now] * x + p).astype(x.dtype), tree, pull)
 
 
 Communicate = Callable[[periodic.Local, State, Neighbours], tuple[Any, State]]
@@ -85,7 +85,7 @@ def rounds_of(graph: Graph | None, axis: str, *, symmetric: bool = True) -> tupl
     """
     given: Any = ring() if graph is None else graph
     if not isinstance(given, Graph):
-        name = getattr(given, '__name__', repr(given))
+        name = getattr(given, '__name__', type(given).__name__)
         cure = f'call it, as in graph={name}()' if callable(given) else 'take one such as ring()'
         raise InputError(f'graph={name} is no graph: {cure}')
     return build(given, collectives.axis_size(axis), symmetric=symmetric)
@@ -164,8 +164,8 @@ def check_one_round(name: str, neighbours: Neighbours) -> None:
     """
     if len(neighbours.rounds) > 1:
         raise InputError(
-            f'{name}: the graph has {len(neighbours.rounds)} rounds, and what a worker remembers is of one: take a graph '
-            'that stays the same, as ring() or static_exponential()'
+            f'{name}: the graph has {len(neighbours.rounds)} rounds, and what a worker remembers is of one: take a '
+            'graph that stays the same, as ring() or static_exponential()'
         )
 
 

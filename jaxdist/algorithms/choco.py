@@ -33,7 +33,11 @@ class ChocoState(NamedTuple):
 @algorithm(
     paper='Koloskova, Stich and Jaggi 2019, CHOCO-SGD, arXiv 1902.00340',
     examples={
-        'choco(codec=bf16(), gamma=1.0)': (laws.conserves_mean(), laws.sends(bytes_sent(codec=bf16()))),
+        'choco(codec=bf16(), gamma=1.0)': (
+            laws.conserves_mean(),
+            laws.approaches_consensus(0.02),
+            laws.sends(bytes_sent(codec=bf16())),
+        ),
         'choco(codec=top_k(k=26, block=256), gamma=0.2, every=2)': (laws.conserves_mean(),),
     },
     syncs='parameters',

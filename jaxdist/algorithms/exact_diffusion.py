@@ -24,7 +24,12 @@ class ExactDiffusionState(NamedTuple):
 @algorithm(
     paper='Yuan et al. 2019, exact diffusion, arXiv 1702.05122; Tang et al. 2018, D2, arXiv 1803.07068',
     examples={
-        'exact_diffusion()': (laws.conserves_mean(), laws.alike_equals_one(), laws.sends(bytes_sent())),
+        'exact_diffusion()': (
+            laws.conserves_mean(),
+            laws.alike_equals_one(),
+            laws.approaches_consensus(0.3),
+            laws.sends(bytes_sent()),
+        ),
         'exact_diffusion(lazy=False)': (laws.conserves_mean(), laws.alike_equals_one(), laws.sends(bytes_sent())),
     },
     syncs='parameters',

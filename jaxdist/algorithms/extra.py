@@ -29,7 +29,14 @@ class ExtraState(NamedTuple):
 
 @algorithm(
     paper='Shi et al. 2015, EXTRA, arXiv 1404.6264',
-    examples={'extra()': (laws.conserves_mean(), laws.alike_equals_one(), laws.sends(bytes_sent()))},
+    examples={
+        'extra()': (
+            laws.conserves_mean(),
+            laws.alike_equals_one(),
+            laws.approaches_consensus(0.3),
+            laws.sends(bytes_sent()),
+        )
+    },
     syncs='parameters',
 )
 def extra(graph: Graph | None = None, axis: str = collectives.AXIS) -> optax.GradientTransformationExtraArgs:

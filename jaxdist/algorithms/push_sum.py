@@ -10,7 +10,9 @@ from jaxdist import laws
 from jaxdist.algorithms import _gossip
 from jaxdist.algorithms import _periodic as periodic
 from jaxdist.core import collectives
+from jaxdist.core.protocol import sharded_as
 from jaxdist.core.registry import algorithm
+from jaxdist.graphs.circulant import one_peer_exponential
 from jaxdist.graphs.graph import Graph
 
 
@@ -26,13 +28,17 @@ class PushSumState(NamedTuple):
 
 @algorithm(
     paper='Assran et al. 2019, SGP, arXiv 1811.10792',
-    examples={'push_sum(graph=one_peer_exponential())': (laws.conserves_mean(), laws.alike_equals_one())},
+    examples={
+        'push_sum(graph=one_peer_exponential())': (
+            laws.conserves_mean(),
+            laws.alike_equals_one(),
+            laws.brings_closer(one_peer_exponential()),
+        )
+    },
     syncs='parameters',
 )
-def push_sum(
-    graph: Graph | None = None, every: periodic.Every = 1, axis: str = collectives.AXIS
-) -> optax.GradientTransformationExtraArgs:
-    """Passes local updates on, and every `every` steps pushes parts of the parameters to the neighbours.
+def push_sum(graph: Graph | None = None, axis: str = collectives.AXIS) -> optax.GradientTransformationExtraArgs:
+    """Passes local updates on, and pushes parts of the parameters to the neighbours at every step.
 
     Only what a worker gives away has to add up to one, not what it gets, as on any directed graph. Workers mix the
     numerators w z + u and the weights w; the parameters are z = w z / w, at which gradients are taken. Of all graphs
@@ -43,11 +49,10 @@ def push_sum(
 
     Args:
         graph: who sends to whom, as `edges(((0, 1), (1, 2), (2, 0)), directed=True)`; by default `ring()`.
-        every: local steps from one communication round to the next, or a schedule of them.
         axis: the worker axis.
 
     Raises:
-        InputError: `every` is below 1, or the graph does not fit the number of workers.
+        InputError: the graph does not fit the number of workers.
 
     >>> update = push_sum()
     >>> run = lambda p: p + update.update(jnp.zeros(()), update.init(p), p)[0]
@@ -59,9 +64,11 @@ def push_sum(
         worker: periodic.Local, state: PushSumState, neighbours: _gossip.Neighbours
     ) -> tuple[Any, PushSumState]:
         numerators = jax.tree.map(lambda x, u: state.weight * x + u, worker.params, worker.updates)
-        numerators, weight = neighbours.mix((numerators, state.weight))
+        numerators = neighbours.mix(numerators)
+        with sharded_as(None):  # it is no parameter
+            weight = neighbours.mix(state.weight)
         params = jax.tree.map(lambda x, p: (x / weight).astype(p.dtype), numerators, worker.params)
         return worker.to(params), PushSumState(weight)
 
     first = lambda params: PushSumState(jnp.ones(()))  # noqa: E731
-    return _gossip.gossiping('push_sum', graph, every, first, communicate, axis=axis, symmetric=False)
+    return _gossip.gossiping('push_sum', graph, 1, first, communicate, axis=axis, symmetric=False)

@@ -32,7 +32,7 @@ class TrackState(NamedTuple):
 
 @algorithm(
     paper='Nedic, Olshevsky and Shi 2017, DIGing, arXiv 1607.03218',
-    examples={'track()': (laws.tracks_mean(), laws.sends(bytes_sent()))},
+    examples={'track()': (laws.tracks_mean(), laws.follows_mean(0.01), laws.sends(bytes_sent()))},
 )
 def track(graph: Graph | None = None, axis: str = collectives.AXIS) -> optax.GradientTransformationExtraArgs:
     """Replaces each worker's gradient by its estimate of the mean gradient: y <- sum_j M_ij y_j + g - g_before.

@@ -1,4 +1,4 @@
-"""`jaxdist algorithms`, `codecs` and `constraints`: list the calls of lines, and the bytes that they send."""
+"""`jaxdist algorithms`, `codecs`, `graphs` and `constraints`: list the calls of lines, and what they send."""
 
 import inspect
 import shlex
@@ -18,6 +18,7 @@ from jaxdist.cli import entries, options
 from jaxdist.cli.terminal import Terminal
 from jaxdist.core import registry
 from jaxdist.core.errors import InputError
+from jaxdist.graphs.graph import build, message_text, spectral_gap
 from jaxdist.line.calls import FILLED
 from jaxdist.training.plan import sent_each_step, update_traffic
 
@@ -52,6 +53,16 @@ class Codecs:
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """Lists communication graphs: parameters, papers and, for a number of workers, messages and spectral gap."""
+
+    names: entries.Names = ()
+    """Names of graphs, or Python files that register some."""
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint='')] = None
+    """List messages and gaps for so many workers."""
+
+
+@dataclass(frozen=True)
 class Constraints:
     """Lists constraints, transformations of dual lines, and penalties: parameters, papers and examples."""
 
@@ -69,6 +80,30 @@ def codecs(arguments: list[str]) -> None:
     """Runs `jaxdist codecs`."""
     _show(options.parse(Codecs(), arguments, 'codecs'), registry.codecs())
     print('Any algorithm that averages can use any codec, as in mean(codec=int8()).')
+
+
+def graphs(arguments: list[str]) -> None:
+    """Runs `jaxdist graphs`."""
+    chosen = options.parse(Graphs(), arguments, 'graphs')
+    if chosen.workers is not None and chosen.workers < 1:
+        raise InputError(f'--workers {chosen.workers} must be 1 or more')
+    console = Terminal(soft_wrap=False)
+    for entry in entries.chosen(chosen.names, registry.graphs()):
+        _head(console, entry)
+        if chosen.workers:
+            console.print(Padding(escape(_mixing(next(iter(entry.examples)), chosen.workers)), (0, 0, 0, 6)))
+        console.print()
+    print('Algorithms that gossip take them, as in gossip(graph=static_exponential()).')
+
+
+def _mixing(example: str, workers: int) -> str:
+    """How much workers send on a graph, and how fast it brings them together."""
+    head = f'{example}, {workers} workers: '
+    try:
+        rounds = build(line.build_value(example), workers)
+    except InputError as error:
+        return head + str(error)
+    return f'{head}{message_text(rounds)}, spectral gap {spectral_gap(rounds):.3g}'
 
 
 def constraints(arguments: list[str]) -> None:

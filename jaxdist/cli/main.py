@@ -17,6 +17,7 @@ COMMANDS = {  # imported when they are called, so that none waits for what anoth
     'laws': ('laws', 'main', 'test algorithms and codecs, also your own, against their laws'),
     'algorithms': ('listing', 'algorithms', 'list the algorithms of update lines, and the bytes that they send'),
     'codecs': ('listing', 'codecs', 'list the codecs for gradient compression, and the bytes that they send'),
+    'graphs': ('listing', 'graphs', 'list the graphs on which workers gossip, and their spectral gaps'),
     'constraints': ('listing', 'constraints', 'list constraints, transformations of dual lines, and penalties'),
 }
 

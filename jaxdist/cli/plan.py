@@ -85,6 +85,8 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
     print_line(f'data        {facts_text(cost.data)}')
     for label, text in cost.objective.items():
         print_line(f'{label:<11} {text}')
+    for name, text in cost.graphs.items():
+        print_line(f'{name:<11} {text}')
     print_line(f'per worker  {_listed(cost.per_worker) or "nothing: the whole state is replicated"}')
     if cost.unsharded:
         print_line(f'unsharded   {_listed(cost.unsharded)}: whole on every device of a worker')

@@ -1,7 +1,8 @@
 """How neighbours of a graph pull a worker towards their values, exactly or through a codec.
 
 With weights that add up to one, mixing is `x + pull`, where the pull is the weighted sum of the differences between
-what neighbours sent and what the worker itself sent: so equal values stay equal to the last bit, in any number of rounds.
+what neighbours sent and what the worker itself sent: so equal values stay equal to the last bit, in any number of
+rounds.
 """
 
 import math
@@ -123,10 +124,10 @@ def _on_shards(run: Callable[..., tuple[Tensors, Tensors]], specs: Any) -> Calla
 def _exact(values: Tensors, each: Round, axis: str, index: jax.Array) -> tuple[Tensors, Tensors]:
     pulls = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in values]
     for sources, weights in zip(each.sources, each.weights, strict=True):
-        weight = jnp.asarray(weights, jnp.float32)[index]
         heard = [collectives.permute(x, sources, axis) for x in values]
         # Nobody's value arrives as zeros, with the weight 0.
-        pulls = [p + weight * (h - x).astype(p.dtype) for p, h, x in zip(pulls, heard, values, strict=True)]
+        each_weight = [jnp.asarray(weights, p.real.dtype)[index] for p in pulls]
+        pulls = [p + w * (h.astype(p.dtype) - x) for p, w, h, x in zip(pulls, each_weight, heard, values, strict=True)]
     return pulls, values
 
 

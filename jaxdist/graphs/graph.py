@@ -64,6 +64,17 @@ def degree(rounds: tuple[Round, ...]) -> float:
     return float(np.mean(sent))
 
 
+def message_text(rounds: tuple[Round, ...]) -> str:
+    """`degree` in words.
+
+    >>> message_text((Round((0.5, 0.5), ((1, 0),), ((0.5, 0.5),)),))
+    '1 message a round'
+    """
+    turns = f', {len(rounds)} rounds in turn' if len(rounds) > 1 else ''
+    sent = degree(rounds)
+    return f'{sent:.3g} message{"s" * (sent != 1)} a round{turns}'
+
+
 def spectral_gap(rounds: tuple[Round, ...]) -> float:
     """1 minus the factor by which a round brings workers closer to their mean: of a cycle, a geometric mean.
 

@@ -28,7 +28,9 @@ from jaxdist.laws.codecs import unbiased_codec as unbiased_codec
 from jaxdist.laws.codecs import universal_codec as universal_codec
 from jaxdist.laws.declarations import declares as declares
 from jaxdist.laws.declarations import rejects as rejects
+from jaxdist.laws.gossip import approaches_consensus as approaches_consensus
 from jaxdist.laws.gossip import brings_closer as brings_closer
+from jaxdist.laws.gossip import follows_mean as follows_mean
 from jaxdist.laws.gossip import tracks_mean as tracks_mean
 from jaxdist.laws.law import Law as Law
 from jaxdist.laws.law import LawBroken as LawBroken

@@ -1,6 +1,7 @@
 """The update line, such as `mean(codec=int8()) | adamw(1e-3)`: building, overriding keywords, writing out defaults."""
 
 from jaxdist.line.build import (
+    arguments_of,
     build,
     build_codec,
     build_compute_time,
@@ -20,6 +21,7 @@ from jaxdist.line.shorten import shorten
 
 __all__ = [
     'LineError',
+    'arguments_of',
     'build',
     'build_codec',
     'build_compute_time',

@@ -148,6 +148,29 @@ def build_compute_time(text: str) -> Any:
     return _Builder(reader, AXIS).value(reader.body)
 
 
+def arguments_of(line: str, parameter: str, axis: str = AXIS) -> list[tuple[str, Any]]:
+    """The registered functions that a line calls with this parameter, and its value in each call; nothing is built.
+
+    Raises:
+        LineError: the line has a mistake.
+
+    >>> arguments_of('sgd(0.1) | average(every=10)', 'every')
+    [('average', 10)]
+    """
+    reader = Reader(line)
+    reader.check_chain(reader.body)
+    builder = _Builder(reader, axis)
+    calls = [reader.call(node) for node in ast.walk(reader.body) if isinstance(node, ast.Call)]
+    return [
+        (
+            call.name,
+            builder.value(given) if (given := call.given.get(parameter)) else call.parameters[parameter].default,
+        )
+        for call in calls
+        if call.registered and parameter in call.parameters
+    ]
+
+
 def check_constraint(text: str) -> tuple[str, str]:
     """The name and the call of a constraint's text, `call(...)` or `name: call(...)`; nothing is called.
 

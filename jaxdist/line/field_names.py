@@ -11,6 +11,7 @@ _SIGN = 'mean(codec=sign(), feedback=True) | sgd(0.01)'
 _TOP = 'mean(codec=top_k(k=8), feedback=True) | sgd(0.1)'
 _SHARDED = 'parameter_server(optimizer=adam(0.001))'
 _DELAYED = 'mean() | delay(steps=4) | sgd(0.1)'
+_TRACKING = 'track() | sgd(0.1) | gossip(adapt_first=False)'
 
 LINES = {
     **dict.fromkeys(('localsgd', 'fedavg', 'federatedaveraging', 'parameteraveraging', 'modelaveraging'), _LOCAL),
@@ -32,6 +33,13 @@ LINES = {
     **dict.fromkeys(('bmuf', 'slowmomentum'), 'sgd(0.1) | slowmo(every=10, beta=0.5)'),
     **dict.fromkeys(('elasticaveraging', 'elasticsgd', 'elasticaveragingsgd'), 'sgd(0.1) | easgd(every=10)'),
     **dict.fromkeys(('asgd', 'asyncsgd', 'stalesgd', 'delayedsgd', 'ssp'), _DELAYED),
+    **dict.fromkeys(('dpsgd', 'decentralizedsgd', 'decentralisedsgd', 'gossipsgd', 'diffusion'), 'sgd(0.1) | gossip()'),
+    **dict.fromkeys(('diging', 'gradienttracking', 'gt', 'dsgt'), _TRACKING),
+    **dict.fromkeys(('chocosgd', 'chocogossip'), 'sgd(0.1) | choco(codec=top_k(k=8), gamma=0.2)'),
+    'deepsqueeze': 'sgd(0.1) | gossip(codec=int8(), feedback=True)',
+    **dict.fromkeys(('sgp', 'pushsum', 'stochasticgradientpush'), 'sgd(0.1) | push_sum()'),
+    **dict.fromkeys(('d2', 'exactdiffusion', 'nids'), 'sgd(0.1) | exact_diffusion()'),
+    **dict.fromkeys(('qgdsgdm', 'qgm', 'quasiglobalmomentum'), 'sgd(0.1) | quasi_global() | gossip()'),
     **dict.fromkeys(('admm', 'consensusadmm'), 'fed_admm(every=10, optimizer=sgd(0.1))'),
 }
 """Lines for algorithms that jaxdist has under another name, by their name in lower case without `_`."""
@@ -52,6 +60,7 @@ KEYWORDS = {
     'epsilon': ('eps',),
     'beta': ('momentum', 'decay'),
     'blocksize': ('block',),
+    **dict.fromkeys(('topology', 'mixing', 'neighbours', 'neighbors'), ('graph',)),
     'groupsize': ('block',),
 }
 """Our names of arguments by the field's, in lower case without `_`."""

@@ -15,6 +15,8 @@ from jaxdist.core.mesh import path_text
 from jaxdist.core.model_state import variables
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
+from jaxdist.graphs.circulant import ring
+from jaxdist.graphs.graph import message_text, spectral_gap
 from jaxdist.ledger.flops import flops
 from jaxdist.parallel.schedules import Schedule
 from jaxdist.planner.cost import links
@@ -43,6 +45,7 @@ class Plan:
         schedule: the schedule of the pipeline as text; '' without one.
         simulated: whether the workers are simulated on one device; the ledger is then that of a mesh of as many, but
             for the temporaries, which are those of the simulation.
+        graphs: communication graphs in words, by the algorithm that has them.
         times: when each worker takes each step by the experiment's clock; None without one.
     """
 
@@ -55,11 +58,22 @@ class Plan:
     ledger: ledger.Ledger
     schedule: str
     simulated: bool
+    graphs: dict[str, str]
     times: Times | None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
-        names = ('update', 'data', 'parameters', 'unsharded', 'per_worker', 'objective', 'schedule', 'simulated')
+        names = (
+            'update',
+            'data',
+            'parameters',
+            'unsharded',
+            'per_worker',
+            'objective',
+            'schedule',
+            'simulated',
+            'graphs',
+        )
         rest = {name: getattr(self, name) for name in names}
         clock = {} if self.times is None else {'clock': self.times.summary()}
         return {**rest, **clock, **self.ledger.to_json()}
@@ -96,6 +110,7 @@ def plan(training: Training) -> Plan:
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),
         schedule=_schedule(training),
         simulated=simulated,
+        graphs=_graphs(training),
         times=simulated_times(training),
     )
 
@@ -214,6 +229,18 @@ def _schedule(training: Training) -> str:
     each = f', {chunks} chunks' if chunks > 1 else ''
     words = f'{how.schedule}, {how.microbatches} microbatches{each}: {waits}, {plan.held} inputs are kept'
     return f'{words}\n{plan.picture()}'
+
+
+def _graphs(training: Training) -> dict[str, str]:
+    """Messages a round, and the spectral gap, of the graphs of the line."""
+    workers = training.workers
+    found = {}
+    for name, graph in line.arguments_of(training.experiment.update, 'graph', workers.axis):
+        chosen = graph or ring()
+        rounds = chosen.rounds(workers.count)
+        gap = f'spectral gap {spectral_gap(rounds):.3g}'
+        found[name] = f'{chosen.name} of {workers.count} workers, {message_text(rounds)}, {gap}'
+    return found
 
 
 def _mesh_ledger(training: Training, batch: Any, stored: dict[str, Any]) -> ledger.Ledger:

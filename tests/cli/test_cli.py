@@ -55,6 +55,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'laws': ['--workers', '--seed'],
         'algorithms': ['--workers', '--config'],
         'codecs': ['--workers', '--config'],
+        'graphs': ['--workers'],
         'constraints': [],
     }
     if command in ('train', 'learners', 'plan', 'compare', 'tune', 'algorithms', 'codecs'):  # they take a config

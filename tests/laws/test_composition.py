@@ -19,6 +19,7 @@ import pytest
 
 from jaxdist import ledger, line
 from jaxdist.core import mesh, registry, workers
+from jaxdist.core.errors import InputError
 from jaxdist.core.program import Program
 from jaxdist.core.workers import Workers
 from jaxdist.laws.universal import reloaded
@@ -44,15 +45,31 @@ LINES = {
     'post_local': 'post_local(optimizer=sgd(0.3), start=4, every=3, {})',
     'fed_admm': 'fed_admm(every=3, optimizer=sgd(0.3), rho=0.3, {})',
     'parameter_server': 'parameter_server(optimizer=sgd(0.2, momentum=0.5), {})',
+    'gossip': f'{SGD} | gossip({{}})',
+    'choco': f'{SGD} | choco({{}}, gamma=0.3)',
+    'exact_diffusion': f'{SGD} | exact_diffusion()',
+    'extra': f'{SGD} | extra()',
+    'push_sum': f'{SGD} | push_sum()',
 }
+WITHOUT_CODECS = ('exact_diffusion', 'extra', 'push_sum')
 CODECS = {
     'none': '',
     'int4, feedback': 'codec=int4(block=32), feedback=True',
     'top_k, feedback': 'codec=top_k(k=8, block=32), feedback=True',
     'power_sgd, feedback': 'codec=power_sgd(rank=4), feedback=True',
 }
-REFUSED = {('parameter_server', 'power_sgd, feedback'): 'its parts are no matrices'}
-CELLS = [(name, codec) for name in LINES for codec in CODECS if (name, codec) not in REFUSED]
+REFUSED = {
+    ('parameter_server', 'power_sgd, feedback'): 'its parts are no matrices',
+    ('gossip', 'power_sgd, feedback'): 'it takes means of all workers',
+    ('choco', 'power_sgd, feedback'): 'it takes means of all workers',
+    ('choco', 'none'): 'it is for codecs',
+}
+CELLS = [
+    (name, codec)
+    for name in LINES
+    for codec in CODECS
+    if (name, codec) not in REFUSED and not (name in WITHOUT_CODECS and codec != 'none')
+]
 PLACEMENTS: dict[str, Workers] = {
     'simulated': workers.simulated(W),
     'mesh': workers.on_mesh(mesh.make({'workers': W})),
@@ -66,6 +83,8 @@ def text(name: str, codec: str) -> str:
     if name == 'parameter_server' and arguments:
         each = arguments.removeprefix('codec=').removesuffix(', feedback=True')
         arguments = f'push={each}, pull={each}' + (', feedback=True' if 'feedback' in arguments else '')
+    if name == 'choco':  # its differences are a feedback
+        arguments = arguments.removesuffix(', feedback=True')
     return LINES[name].format(arguments)
 
 
@@ -174,7 +193,7 @@ def table() -> str:
 def test_every_algorithm_with_a_codec_has_a_line() -> None:
     arguments = {'codec', 'push'}
     names = {name for name, e in registry.algorithms().items() if arguments & set(inspect.signature(e.make).parameters)}
-    assert names == set(LINES) - {'accumulate'}, 'whose mean has the codec'
+    assert names == set(LINES) - {'accumulate', *WITHOUT_CODECS}, 'whose mean has the codec'
     assert {name for name, entry in registry.algorithms().items() if entry.syncs} == set(LINES)
 
 
@@ -203,8 +222,7 @@ def test_it_trains_resumes_and_sends_the_reported_bytes(name: str, codec: str) -
 
 
 @SLOW
-@pytest.mark.parametrize('codec', ['none', 'int4, feedback'])
-@pytest.mark.parametrize('name', LINES)
+@pytest.mark.parametrize('name, codec', [each for each in CELLS if each[1] in ('none', 'int4, feedback')])
 def test_it_resumes_with_another_number_of_workers(name: str, codec: str) -> None:
     """Resizing keeps the mean parameters, and training then converges as with a constant number of workers."""
     old, new = (build_program(text(name, codec), each) for each in (PLACEMENTS['simulated'], workers.simulated(3)))
@@ -219,10 +237,17 @@ def test_it_resumes_with_another_number_of_workers(name: str, codec: str) -> Non
     assert distance(state, new, 3) < min(0.5, before)
 
 
-@pytest.mark.parametrize('name, codec', REFUSED)
-def test_refused_combinations(name: str, codec: str) -> None:
-    with pytest.raises(line.LineError, match='takes a codec of messages'):
-        line.build(text(name, codec))
+@pytest.mark.parametrize(
+    'name, error',
+    [
+        ('parameter_server', 'takes a codec of messages'),
+        ('gossip', 'brings its own collectives of all workers'),
+        ('choco', 'brings its own collectives of all workers'),
+    ],
+)
+def test_refused_combinations(name: str, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        line.build(text(name, 'power_sgd, feedback')).init({'w': jnp.ones((16, 16))})
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tree_fixtures import LINES
+from tree_fixtures import GOSSIP, LINES
 
 from jaxdist import line
 from jaxdist.core import mesh, workers
@@ -66,11 +66,12 @@ BATCH = data()
 def cells() -> list[Any]:
     """(name of the line, number of the mesh, codec or '')."""
     chosen = []
-    names = [name for name in LINES if name not in ('fed_adagrad', 'fed_yogi')]  # outer optimisers as fed_adam
-    for number, name in enumerate(names):
+    names = [name for name in LINES if name not in ('fed_adagrad', 'fed_yogi', *GOSSIP)]  # outer optimisers as fed_adam
+    for number, name in enumerate([*names, *GOSSIP]):
         chosen.append((name, number % 5, ''))
-        if number % 2 == 0:
-            chosen.append((name, (number // 2) % 5, CODECS[(number // 2) % 3]))
+        if number % 2 == 0 and '{}' in LINES[name]:
+            codecs = [codec for codec in CODECS if name not in GOSSIP or 'power_sgd' not in codec]  # it has collectives
+            chosen.append((name, (number // 2) % 5, codecs[(number // 2) % len(codecs)]))
     return chosen
 
 
@@ -139,7 +140,7 @@ def test_hybrid(name: str, axes: int, codec: str) -> None:
         if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_array_equal(a, b)
     params, exact = parameters(program, state), expected(name)
-    if not codec:
+    if not codec and name != 'choco':
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-6), params, exact)
         return
     # The blocks of a codec begin anew in each shard, so the numbers are near, and not the same.

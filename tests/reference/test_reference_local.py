@@ -4,11 +4,6 @@ The reference implementations were written from the papers' rules by somebody wh
 test_reference_training.py: float64 without codecs; with one, data on which no entry is near the edge between two codes.
 """
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
-
-import jax
 import numpy as np
 import numpy_training
 import pytest
@@ -28,10 +23,8 @@ from numpy_local import (
     top_k,
 )
 from numpy_server import Arrivals, DcAsgd, Easgd, Server
-from reference_fixtures import EDGE, EXAMPLES, LOSSES, NETWORK, PLACES, PLANE, STEPS, normal_data, rows
-
-from jaxdist import line
-from jaxdist.training.step import make_step
+from reference_fixtures import NETWORK, PLANE, STEPS
+from reference_runs import Case, check_matches, unambiguous_run
 
 NESTEROV = 'sgd(0.7, momentum=0.9, nesterov=True)'
 STRIDED = [np.r_[0:6, 39:57], np.r_[6:9], np.r_[9:39]]
@@ -48,24 +41,6 @@ def exact_mean() -> numpy_training.Mean:
 
 def int8_mean(block: int = 4, feedback: bool = False) -> numpy_training.TwoPhases:
     return numpy_training.TwoPhases(numpy_training.Int8(block), feedback)
-
-
-class Case(NamedTuple):
-    """A line and its reference implementation; `{delays}` in the line becomes a delay for each worker.
-
-    Attributes:
-        line: the update line.
-        reference: returns the reference's transformations, which have state, for a number of workers.
-        model: the reference's model.
-        coded: whether a codec rounds, so that float32 is compared.
-        weighted: whether examples have weights.
-    """
-
-    line: str
-    reference: Callable[[int], list[numpy_training.Transformation]]
-    model: numpy_training.Model = NETWORK
-    coded: bool = False
-    weighted: bool = False
 
 
 def delay_of(worker: int) -> int:
@@ -215,68 +190,16 @@ SETUPS = [
 ]
 
 
-class ReferenceRun(NamedTuple):
-    """A run of the reference.
-
-    Attributes:
-        start: the initial parameters.
-        batches: one for each step.
-        trajectory: parameters, losses and counts of all workers.
-        margin: the smallest distance of an entry from one with another code.
-    """
-
-    start: dict[str, np.ndarray]
-    batches: list[dict[str, np.ndarray]]
-    trajectory: numpy_training.Trajectory
-    margin: float
-
-
-def margin(reference: Any) -> float:
-    """The smallest distance of an entry from another code, in any codec inside."""
-    if isinstance(reference, numpy_training.Int8):
-        return reference.margin
-    attributes = list(vars(reference).values()) if hasattr(reference, '__dict__') else []
-    parts = reference if isinstance(reference, list) else attributes
-    return min((margin(each) for each in parts if not isinstance(each, np.ndarray)), default=np.inf)
-
-
-def reference_run(case: Case, count: int, seed: int) -> ReferenceRun:
-    start, batches, rng = normal_data(case.model, seed)
-    for batch in batches if case.weighted else []:
-        batch['weight'] = rng.choice([0.0, 0.5, 1.0, 3.0], EXAMPLES)
-    reference = case.reference(count)
-    trajectory = numpy_training.train(case.model, numpy_training.join(start), reference, batches, count)
-    return ReferenceRun(start, batches, trajectory, margin(reference))
-
-
-@cache
-def unambiguous_run(name: str, count: int) -> ReferenceRun:
-    """Of a few runs, the one whose entries stay farthest from the edges between codes."""
-    seeds = range(16 if CASES[name].coded else 1)
-    return max((reference_run(CASES[name], count, seed) for seed in seeds), key=lambda run: run.margin)
-
-
 @pytest.mark.parametrize('name, place, count', SETUPS)
 def test_matches_the_reference(name: str, place: str, count: int) -> None:
-    case, run = CASES[name], unambiguous_run(name, count)
-    assert run.margin > EDGE
-    text = case.line.replace('{delays}', str(tuple(delay_of(i) for i in range(count))))
-    dtype, close = (np.float32, 2e-5) if case.coded else (np.float64, 1e-10)
-    with jax.enable_x64(not case.coded):
-        start, *batches = jax.tree.map(lambda x: x.astype(dtype), [run.start, *run.batches])
-        program = make_step(
-            LOSSES[case.model.loss], lambda key: start, line.build(text), batches[0], PLACES[place](count)
-        )
-        state = program.init(jax.random.key(0))
-        for step, batch in enumerate(batches):
-            state, _ = program.step(state, batch)
-            params = rows(state.params, program.layout.params, count)
-            np.testing.assert_allclose(params, run.trajectory.params[step], close, close, err_msg=f'step {step}')
+    case = CASES[name]
+    delays = str(tuple(delay_of(i) for i in range(count)))
+    check_matches(case, place, count, case.line.replace('{delays}', delays))
 
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'every' in case.line])
 def test_the_references_workers_diverge(name: str) -> None:
     """Otherwise the comparison would show little."""
-    params = unambiguous_run(name, 3).trajectory.params
+    params = unambiguous_run(CASES[name], 3).trajectory.params
     assert np.ptp(params, axis=1).max(1).max() > 1e-2
     assert len(params) == STEPS

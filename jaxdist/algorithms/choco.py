@@ -23,7 +23,7 @@ class ChocoState(NamedTuple):
 
     Attributes:
         public: what this worker has sent so far, as its neighbours know it.
-        around: the weighted mean of its own `public` and that of its neighbours.
+        around: the weighted mean of what this worker and its neighbours have sent so far.
     """
 
     public: optax.Updates

@@ -30,7 +30,7 @@ def check_codec(name: str, params: Any, codec: AnyCodec | None) -> None:
     """Checks that a codec encodes messages that any neighbour can use.
 
     Raises:
-        InputError: it has collectives of its own, or counts votes of all workers.
+        InputError: it brings collectives of all workers, or counts votes of all.
 
     >>> check_codec('gossip', {}, None)
     """

@@ -167,7 +167,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ('laws small.py', ['small.py registers nothing: put @algorithm(...)']),
     ('laws nowhere.py', ["there is no file 'nowhere.py'"]),
     ('laws --workers 0', ['0 emulated devices cannot be divided']),
-    ('algorithms all', ["there is no algorithm 'all'; there are accumulate, average, dc_asgd, delay"]),
+    ('algorithms all', ["there is no algorithm 'all'; there are accumulate, average, choco, dc_asgd, delay"]),
     ('codecs int9', ["there is no codec 'int9'; did you mean 'int8'?"]),
     ('codecs int8 --workers 0', ['--workers 0 must be 1 or more']),
     ('codecs --config small.py', ['give both']),

@@ -49,6 +49,8 @@ AREAS = {
         'jaxdist/learners',
         'jaxdist/clock',
         'docs/simulated_time.md',
+        'docs/decentralised.md',
+        'jaxdist/graphs',
         'docs/learners.md',
         'docs/runs.md',
         'docs/security.md',

@@ -4,16 +4,24 @@ Where versions are kept has no counterpart in the reference, which has a dict of
 """
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy_arrivals as reference
+import numpy_asynchronous
+import numpy_training
+import optax
 import pytest
+from reference_fixtures import LOSSES, NETWORK, normal_data
 
 from jaxdist.clock import rules
 from jaxdist.clock.arrivals import Arrival, arrivals
 from jaxdist.clock.compute import constant, exponential, lognormal
 from jaxdist.clock.durations import Durations
 from jaxdist.core.errors import InputError
+from jaxdist.training.arrivals import make_arrivals, rows_of
 
 W, ROWS = 6, 400
 CLOCKS = {
@@ -100,3 +108,37 @@ def test_seconds_of_an_update_are_duttas() -> None:
         rows = arrivals(rule.begin(w), w, times, many * k)
         updates = np.array([row.time for row in rows if row.closes])
         assert updates[-1] / len(updates) == pytest.approx(expected, rel=0.04), rule.name
+
+
+def trained(rule: str, clock: str, server: optax.GradientTransformation, rows: int) -> tuple[np.ndarray, Any, Any]:
+    """The server's parameters after each step of W arrivals, in float64; the start, and the batches by turn."""
+    chosen = table(rule, clock, rows)
+    start, batches, _ = normal_data(NETWORK, 0, steps=1 + max(row.turn for row in chosen))
+    of = lambda row: numpy_training.examples_of(row.worker, W, batches[row.turn])  # noqa: E731
+    examples = jax.tree.map(lambda *parts: np.stack(parts), *map(of, chosen))
+    program = make_arrivals(LOSSES[NETWORK.loss], lambda key: start, optax.identity(), server, W, slots=W)
+    params = []
+    state = program.init(jax.random.key(0))
+    all_rows = rows_of(chosen, slots=W)
+    for begin in range(0, rows, W):
+        part = jax.tree.map(lambda x, begin=begin: jnp.asarray(x[begin : begin + W]), (all_rows, examples))
+        state, _ = program.step(state, part)
+        params.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state.params))]))
+    return np.stack(params), start, batches
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_the_scan_is_the_references_loop(rule: str) -> None:
+    rows = 10 * W
+    with jax.enable_x64(True):
+        params, start, batches = trained(rule, 'lognormal', optax.sgd(0.02, momentum=0.5), rows)
+
+    def message(at: np.ndarray, worker: int, turn: int) -> np.ndarray:
+        part = numpy_training.examples_of(worker, W, batches[turn])
+        return numpy_training.gradient(NETWORK, at, part)[0]
+
+    expected_rows = reference.Simulation(W, CLOCKS['lognormal'].of).run(RULES[rule][1](), rows)
+    server = [numpy_asynchronous.Optimiser(numpy_training.Sgd(0.02, 0.5))]
+    versions = numpy_asynchronous.train(expected_rows, numpy_training.join(start), message, server)
+    at_ends = [versions[row.version + row.closes] for row in expected_rows[W - 1 :: W]]
+    np.testing.assert_allclose(params, at_ends, rtol=1e-10, atol=1e-10)

@@ -109,6 +109,8 @@ def show(cost: Plan, experiment: Experiment, kept: str) -> None:
         print_line(f'in {experiment.steps} steps each {sender} sends {total} to other workers')
     if cost.times is not None:
         print_line(f'clock       {clock_text(cost.times.summary())}')
+    if cost.arrivals:
+        print_line(f'arrivals    {arrivals_text(cost.arrivals)}')
     if kept:
         print_line(kept)
 
@@ -125,6 +127,21 @@ def clock_text(clock: Mapping[str, Any]) -> str:
     (first, share), *others = list(clock['waited_for'].items())[:3]
     rest = ''.join(f', for {worker} in {share:.0%}' for worker, share in others)
     return f'{idle}; all wait in {clock["waits"]:.0%} of steps, for worker {first} in {share:.0%} of them{rest}'
+
+
+def arrivals_text(arrivals: Mapping[str, Any]) -> str:
+    """What a plan says of arrivals; `arrivals` is as `ArrivalTable.summary()`.
+
+    >>> known = {'staleness': {'mean': 6.5, 'most': 9}, 'discarded': 0.0, 'from_worker': {'least': 0.1, 'most': 0.2}}
+    >>> arrivals_text({'seconds_per_step': 1.0, 'idle': 0.0, **known})
+    '1.00 s a step, 0% idle; staleness 6.50, 9 at most; a worker sends 10% to 20% of the messages; 0% are discarded'
+    """
+    stale, share = arrivals['staleness'], arrivals['from_worker']
+    return (
+        f'{seconds_text(arrivals["seconds_per_step"])} a step, {arrivals["idle"]:.0%} idle; staleness '
+        f'{stale["mean"]:.2f}, {stale["most"]} at most; a worker sends {share["least"]:.0%} to {share["most"]:.0%} of '
+        f'the messages; {arrivals["discarded"]:.0%} are discarded'
+    )
 
 
 def draw_gantt(cost: Plan, path: Path) -> None:

@@ -72,15 +72,20 @@ class Server:
         workers: the number of workers W.
         seconds: how long each computes.
         rule: what the server does.
+        latency: seconds from a worker to the server's link.
+        message: seconds that a message, and the answer to it, take the server's link, one after the other.
     """
 
-    def __init__(self, workers: int, seconds: Seconds, rule: Rule) -> None:
+    def __init__(self, workers: int, seconds: Seconds, rule: Rule, latency: float = 0.0, message: float = 0.0) -> None:
         self.workers, self.seconds, self.rule = workers, seconds, rule
+        self.latency, self.message = latency, message
         self.now, self.version = 0.0, 0
+        self._free = 0.0  # when the server's link is free
         self.rows: list[Arrival] = []
         self.closed = 0
         """Rows up to the last update: the later ones can still change."""
-        self._events: list[tuple[float, int, int]] = []  # the timer comes last: it counts as worker W
+        self._events: list[tuple[float, int, int, bool]] = []
+        """`(time, worker, turn, whether its message has arrived)`; the timer comes last: it counts as worker W."""
         self._computing: dict[int, _Computing] = {}
         self._turns: Counter[int] = Counter()
         self._readers: Counter[int] = Counter({0: 0})  # of each slot
@@ -106,10 +111,15 @@ class Server:
         """
         if not self._events:
             raise InputError('nobody computes any more: the rule waits for more messages than there are workers')
-        self.now, worker, turn = heapq.heappop(self._events)
+        self.now, worker, turn, arrived = heapq.heappop(self._events)
         if worker == self.workers:
             self.rule.ring(self)
-        elif worker in self._computing and self._computing[worker].turn == turn:  # else it was cancelled
+        elif worker not in self._computing or self._computing[worker].turn != turn:  # it was cancelled
+            return
+        elif not arrived and self.latency + self.message > 0:
+            self._free = max(self.now + self.latency, self._free) + self.message
+            heapq.heappush(self._events, (self._free, worker, turn, True))
+        else:
             start, turn, read, slot = self._leave(worker)
             row = Arrival(start, self.now, worker, turn, read, self.version, 0.0, False, slot, -1)
             self.rows.append(row)
@@ -138,7 +148,7 @@ class Server:
         turn = self._turns[worker]
         self._turns[worker] += 1
         self._computing[worker] = _Computing(self.now, turn, self.version, self._present)
-        heapq.heappush(self._events, (self.now + self.seconds(worker, turn), worker, turn))
+        heapq.heappush(self._events, (self.now + self.seconds(worker, turn), worker, turn, False))
 
     def start_all(self) -> None:
         """All begin anew with the present version."""
@@ -149,7 +159,7 @@ class Server:
 
     def set_timer(self, seconds: float) -> None:
         """`rule.ring` is called after so many seconds, and after all that arrives until then."""
-        heapq.heappush(self._events, (self.now + seconds, self.workers, 0))
+        heapq.heappush(self._events, (self.now + seconds, self.workers, 0, True))
 
     def _leave(self, worker: int) -> _Computing:
         left = self._computing.pop(worker)

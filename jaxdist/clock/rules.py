@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdist.clock.arrivals import Rule, Server
 from jaxdist.core.errors import InputError
+from jaxdist.core.registry import rule
 
 
 class RuleKind(NamedTuple):
@@ -113,6 +114,7 @@ class _Quorum:
             server.start(each)
 
 
+@rule(paper='Chen et al. 2016, arXiv 1604.00981', examples={'k_sync(k=3) | sgd(0.1)': ()})
 def k_sync(k: int) -> RuleKind:
     """An update of the first K messages of each version; the others are cancelled, and all begin anew.
 
@@ -124,6 +126,7 @@ def k_sync(k: int) -> RuleKind:
     return RuleKind(f'k_sync(k={k})', lambda workers: _KSync(_count('k_sync', k, workers)))
 
 
+@rule(paper='Tyurin and Richtarik 2023, Rennala SGD, arXiv 2305.12387', examples={'k_batch_sync(k=3) | sgd(0.1)': ()})
 def k_batch_sync(k: int) -> RuleKind:
     """An update of any K messages of a version, several of one worker too; then all begin anew.
 
@@ -135,6 +138,7 @@ def k_batch_sync(k: int) -> RuleKind:
     return RuleKind(f'k_batch_sync(k={k})', lambda workers: _KBatchSync(_count('k_batch_sync', k)))
 
 
+@rule(paper='Dutta et al. 2018, arXiv 1803.01113', examples={'k_async(k=1) | sgd(0.1)': ()})
 def k_async(k: int) -> RuleKind:
     """An update of K messages of any version; those whose they were begin anew. K = 1 is asynchronous SGD.
 
@@ -146,6 +150,7 @@ def k_async(k: int) -> RuleKind:
     return RuleKind(f'k_async(k={k})', lambda workers: _KAsync(_count('k_async', k, workers)))
 
 
+@rule(paper='Nguyen et al. 2022, FedBuff, arXiv 2106.06639', examples={'k_batch_async(k=3) | sgd(0.1)': ()})
 def k_batch_async(k: int) -> RuleKind:
     """An update of K messages of any version; each worker goes on at once (FedBuff, Nguyen et al. 2022, 2106.06639).
 
@@ -155,6 +160,7 @@ def k_batch_async(k: int) -> RuleKind:
     return RuleKind(f'k_batch_async(k={k})', lambda workers: _KBatchAsync(_count('k_batch_async', k)))
 
 
+@rule(paper='Ho et al. 2013, SSP', examples={'ssp(bound=3) | sgd(0.1)': ()})
 def ssp(bound: float) -> RuleKind:
     """Each message is an update; who is more than `bound` messages ahead of the slowest waits (Ho et al. 2013).
 
@@ -166,6 +172,7 @@ def ssp(bound: float) -> RuleKind:
     return RuleKind(f'ssp(bound={bound})', lambda workers: _Ssp(bound))
 
 
+@rule(paper='Maranjyan et al. 2025, arXiv 2501.16168', examples={'ringmaster(limit=4) | sgd(0.1)': ()})
 def ringmaster(limit: float, stop: bool = False) -> RuleKind:
     """Each message is an update, unless `limit` updates or more were applied since its version was read.
 
@@ -185,6 +192,7 @@ def ringmaster(limit: float, stop: bool = False) -> RuleKind:
     )
 
 
+@rule(paper='Douillard et al. 2026, arXiv 2604.21428', examples={'quorum(k=3, grace=0.01) | sgd(0.1)': ()})
 def quorum(k: int, grace: float = 0.0) -> RuleKind:
     """An update of what arrives until `grace` seconds after the K-th message; then all of these workers begin anew.
 

@@ -13,7 +13,7 @@ from jaxdist.core.deprecation import renamed_arguments
 from jaxdist.core.errors import InputError
 from jaxdist.core.registration import check_claims, check_parameter
 
-Kind = Literal['algorithm', 'codec', 'dual', 'constraint', 'compute time', 'graph']
+Kind = Literal['algorithm', 'codec', 'dual', 'constraint', 'compute time', 'graph', 'rule']
 Syncs = Literal['', 'updates', 'parameters']
 Make = TypeVar('Make', bound=Callable[..., Any])
 
@@ -164,6 +164,17 @@ def graph(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     'graph'
     """
     return _register('graph', paper, examples, '')
+
+
+def rule(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
+    """A decorator that registers a function returning a `jaxdist.clock.rules.RuleKind`: a server's, in update lines.
+
+    The rules are those of `algorithm`.
+
+    >>> find('ssp').kind
+    'rule'
+    """
+    return _register('rule', paper, examples, '')
 
 
 def algorithms() -> dict[str, Entry]:

@@ -1,5 +1,6 @@
 """The update line, such as `mean(codec=int8()) | adamw(1e-3)`: building, overriding keywords, writing out defaults."""
 
+from jaxdist.line.arriving import split_rule
 from jaxdist.line.build import (
     arguments_of,
     build,
@@ -38,4 +39,5 @@ __all__ = [
     'spell',
     'split_first',
     'split_last',
+    'split_rule',
 ]

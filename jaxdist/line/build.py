@@ -7,9 +7,9 @@ from typing import Any
 import optax
 
 from jaxdist.core.collectives import AXIS
-from jaxdist.core.protocol import harmless
+from jaxdist.line.builder import Builder
 from jaxdist.line.calls import dotted, kind_of, transformations
-from jaxdist.line.order import HARMLESS, check_last, check_order
+from jaxdist.line.order import check_last, check_order
 from jaxdist.line.reader import LineError, Reader
 
 
@@ -34,7 +34,7 @@ def build(line: str, axis: str = AXIS) -> optax.GradientTransformationExtraArgs:
     reader = Reader(line)
     reader.check_chain(reader.body)
     check_order(reader)
-    return _Builder(reader, axis).chain(reader.body)
+    return Builder(reader, axis).chain(reader.body)
 
 
 def split_last(line: str, axis: str = AXIS) -> tuple[str, str, dict[str, Any]]:
@@ -56,7 +56,7 @@ def split_last(line: str, axis: str = AXIS) -> tuple[str, str, dict[str, Any]]:
     check_order(reader)
     *before, last = transformations(reader.body)
     assert isinstance(last, ast.Call)
-    call, builder = reader.call(last), _Builder(reader, axis)
+    call, builder = reader.call(last), Builder(reader, axis)
     defaults = {name: p.default for name, p in call.parameters.items() if p.default is not p.empty}
     given = {name: builder.value(value) for name, value in call.given.items()}
     return ' | '.join(map(ast.unparse, before)), call.name, defaults | given
@@ -93,7 +93,7 @@ def build_codec(line: str, axis: str = AXIS) -> Any:
     reader.check_value(reader.body)
     if kind_of(reader.body) != 'codec':
         raise reader.error('this is not a codec: write the call of one, as in int8(block=64)', reader.body)
-    return _Builder(reader, axis).value(reader.body)
+    return Builder(reader, axis).value(reader.body)
 
 
 def build_dual(line: str) -> optax.GradientTransformationExtraArgs:
@@ -111,7 +111,7 @@ def build_dual(line: str) -> optax.GradientTransformationExtraArgs:
     reader = Reader(line, 'dual')
     reader.check_chain(reader.body)
     check_last(reader)
-    return _Builder(reader, AXIS).chain(reader.body)
+    return Builder(reader, AXIS).chain(reader.body)
 
 
 def build_value(text: str) -> Any:
@@ -125,7 +125,7 @@ def build_value(text: str) -> Any:
     """
     reader = Reader(text)
     reader.check_value(reader.body)
-    return _Builder(reader, AXIS).value(reader.body)
+    return Builder(reader, AXIS).value(reader.body)
 
 
 def build_compute_time(text: str) -> Any:
@@ -145,7 +145,7 @@ def build_compute_time(text: str) -> Any:
     if kind_of(reader.body) != 'compute time':
         problem = 'this is not a compute time: write the call of one, as in lognormal(mean=0.05)'
         raise reader.error(problem, reader.body)
-    return _Builder(reader, AXIS).value(reader.body)
+    return Builder(reader, AXIS).value(reader.body)
 
 
 def arguments_of(line: str, parameter: str, axis: str = AXIS) -> list[tuple[str, Any]]:
@@ -159,7 +159,7 @@ def arguments_of(line: str, parameter: str, axis: str = AXIS) -> list[tuple[str,
     """
     reader = Reader(line)
     reader.check_chain(reader.body)
-    builder = _Builder(reader, axis)
+    builder = Builder(reader, axis)
     calls = [reader.call(node) for node in ast.walk(reader.body) if isinstance(node, ast.Call)]
     return [
         (
@@ -214,55 +214,4 @@ def build_constraint(text: str, model: Any) -> Any:
     'inequality'
     """
     reader = Reader(check_constraint(text)[1])
-    return _Builder(reader, AXIS, model).value(reader.body)
-
-
-class _Builder:
-    """Builds the objects that a checked line describes, with the parameters `axis` and `model` filled in."""
-
-    def __init__(self, reader: Reader, axis: str, model: Any = None) -> None:
-        self.reader, self.filled = reader, {'axis': axis, 'model': model}
-
-    def chain(self, node: ast.expr) -> optax.GradientTransformationExtraArgs:
-        updates = [self._update(part) for part in transformations(node)]
-        return optax.with_extra_args_support(updates[0] if len(updates) == 1 else optax.chain(*updates))
-
-    def value(self, node: ast.expr) -> Any:
-        match node:
-            case ast.Call():
-                return self._result(node)
-            case ast.BinOp():
-                return self.chain(node)
-            case ast.Tuple(elts=parts):
-                return tuple(self.value(part) for part in parts)
-            case ast.List(elts=parts):
-                return [self.value(part) for part in parts]
-            case ast.Dict(keys=keys, values=parts):
-                return {self.value(key): self.value(part) for key, part in zip(keys, parts, strict=True) if key}
-        return ast.literal_eval(node)
-
-    def _result(self, node: ast.Call) -> Any:
-        call = self.reader.call(node)
-        if call.registered:  # by keyword only: a parameter that is filled in may come before one given by position
-            args, keywords = [], {name: self.value(given) for name, given in call.given.items()}
-            keywords |= {n: x for n, x in self.filled.items() if n in call.parameters and n not in call.given}
-        else:
-            args = [self.value(arg) for arg in node.args]
-            keywords = {str(keyword.arg): self.value(keyword.value) for keyword in node.keywords}
-        try:
-            return call.make(*args, **keywords)
-        except Exception as error:
-            problem = f'{call.name}(...) raised {type(error).__name__}: {error}'
-            raise self.reader.error(problem, node) from error
-
-    def _update(self, node: ast.expr) -> optax.GradientTransformation:
-        result = self.value(node)
-        if isinstance(result, optax.MultiSteps):
-            # Its own conversion would drop the extra arguments of `update`.
-            return optax.GradientTransformationExtraArgs(result.init, result.update)
-        if isinstance(result, optax.GradientTransformation):
-            return harmless(result) if isinstance(node, ast.Call) and dotted(node.func) in HARMLESS else result
-        if callable(result):
-            hint = f'give it to an optimiser, as in adamw(learning_rate={ast.unparse(node)})'
-            raise self.reader.error(f'this is a schedule, not a transformation; {hint}', node)
-        raise self.reader.error(f'this is of type {type(result).__name__}, not a transformation', node)
+    return Builder(reader, AXIS, model).value(reader.body)

@@ -17,6 +17,7 @@ ELSEWHERE = {
     'dual': '{0} moves multipliers: it belongs in the dual line of constraints (constraints.dual)',
     'constraint': '{0} is a constraint: it belongs in the list of constraints (constraints.hold)',
     'compute time': '{0} says how long workers compute: it belongs to the clock (clock.compute)',
+    'rule': '{0} is a rule of a server: it belongs in the update line, before the optimiser of the server',
     'graph': '{0} is a graph: give it to an algorithm, as in gossip(graph={0}())',
 }
 """The message for a registered function of a kind that cannot be a transformation of the line."""
@@ -104,7 +105,7 @@ class Reader:
                 self._check_bare_name(part)
                 raise self.error(f'a transformation is a call; {SYNTAX}', part)
             kind = kind_of(part)
-            if kind is not None and kind != self.kind:
+            if kind is not None and kind != self.kind and (kind, self.kind) != ('rule', 'algorithm'):
                 raise self.error(ELSEWHERE[kind].format(dotted(part.func)), part)
             self._check_call(part)
 

@@ -22,6 +22,7 @@ from jaxdist.parallel.schedules import Schedule
 from jaxdist.planner.cost import links
 from jaxdist.planner.layouts import AXES, Layout
 from jaxdist.planner.machines import Machine
+from jaxdist.training.arrival_table import ArrivalTable
 from jaxdist.training.objective import describe_objective
 from jaxdist.training.simulated_time import simulated_times
 from jaxdist.training.step import State
@@ -46,7 +47,8 @@ class Plan:
         simulated: whether the workers are simulated on one device; the ledger is then that of a mesh of as many, but
             for the temporaries, which are those of the simulation.
         graphs: communication graphs in words, by the algorithm that has them.
-        times: when each worker takes each step by the experiment's clock; None without one.
+        times: when each worker takes each step by the experiment's clock; None without one, and with arrivals.
+        arrivals: seconds of a step, staleness and shares, of a line with a rule of a server; else {}.
     """
 
     update: str
@@ -60,6 +62,7 @@ class Plan:
     simulated: bool
     graphs: dict[str, str]
     times: Times | None
+    arrivals: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as dicts, lists and numbers."""
@@ -75,7 +78,7 @@ class Plan:
             'graphs',
         )
         rest = {name: getattr(self, name) for name in names}
-        clock = {} if self.times is None else {'clock': self.times.summary()}
+        clock = {'clock': self.times.summary() if self.times else self.arrivals} if self.times or self.arrivals else {}
         return {**rest, **clock, **self.ledger.to_json()}
 
 
@@ -111,7 +114,8 @@ def plan(training: Training) -> Plan:
         schedule=_schedule(training),
         simulated=simulated,
         graphs=_graphs(training),
-        times=simulated_times(training),
+        times=None if training.arrivals else simulated_times(training),
+        arrivals=training.arrivals.summary(training.experiment.steps) if training.arrivals else {},
     )
 
 
@@ -129,7 +133,22 @@ def traffic(training: Training) -> list[ledger.Row]:
     1244
     """
     experiment, batch = training.experiment, first_batch(training)
+    if training.arrivals is not None:
+        return arrivals_rows(training.arrivals)
     return list(ledger.cost(training.program, batch, jax.random.key(experiment.seed), steps=experiment.steps).rows)
+
+
+def arrivals_rows(table: ArrivalTable) -> list[ledger.Row]:
+    """What a worker sends a server in a step, on average, and the server to it: messages, and parameters.
+
+    >>> from jaxdist.clock.rules import k_async
+    >>> from jaxdist.clock.settings import Clock
+    >>> table = ArrivalTable(k_async(k=1), Clock('constant(mean=1.0)'), workers=2, size=8)
+    >>> [(row.kind, int(row.bytes_per_step)) for row in arrivals_rows(table)]
+    [('push', 8), ('pull', 8)]
+    """
+    size = Fraction(table.size)
+    return [ledger.Row(('workers',), kind, 'float32', 1, size, Fraction(1), size) for kind in ('push', 'pull')]
 
 
 def update_traffic(update: optax.GradientTransformation, params: Any, count: int, steps: int = 100) -> list[ledger.Row]:

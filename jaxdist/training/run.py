@@ -280,6 +280,8 @@ def _restored_state(restored: Restored, training: Training) -> State:
     before, now = _workers_before(restored.meta), training.workers.count
     if training.objective is not None:
         training.objective.check_resize(before, now)
+    if training.arrivals is not None and before != now:
+        raise ExperimentError(f'the table of arrivals is of {before} workers: go on with as many, not with {now}')
     state: State = restored.state if before == now else resized(restored.state, training.program)
     return state
 

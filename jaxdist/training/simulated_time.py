@@ -22,12 +22,12 @@ class Simulated(NamedTuple):
     """The simulated time of a run.
 
     Attributes:
-        times: when each worker has taken each step, with the present number of workers.
+        times: with `ends` of each step, [T], for the present number of workers.
         before: seconds by which the steps before, with other numbers of workers, took longer or shorter than by
             `times`.
     """
 
-    times: Times
+    times: Any
     before: float = 0.0
 
     def at(self, step: int) -> float:
@@ -53,11 +53,33 @@ def simulate(training: Training, begin: int, meta: Mapping[str, Any]) -> Simulat
     >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
     >>> simulate(prepare(small), 0, {})
     """
-    times = simulated_times(training)
+    times = ended_steps(training)
     if times is None:
         return None
     now = Simulated(times)
     return now._replace(before=meta.get(SECONDS, now.at(begin)) - now.at(begin))
+
+
+class Ended(NamedTuple):
+    """When each step is done, in seconds, [T]."""
+
+    ends: np.ndarray
+
+
+def ended_steps(training: Training) -> Ended | None:
+    """When each step is done, by the experiment's clock; None without one. Raises as `simulated_times`.
+
+    >>> from jaxdist.data import Digits
+    >>> from jaxdist.models import Perceptron
+    >>> from jaxdist.training.experiment import Experiment, Mesh
+    >>> from jaxdist.training.train import prepare
+    >>> small = Experiment(model=Perceptron(hidden=(4,)), data=Digits(), mesh=Mesh(workers=2, simulate=True), batch=8)
+    >>> ended_steps(prepare(small))
+    """
+    if training.arrivals is not None:
+        return Ended(training.arrivals.ends(training.experiment.steps))
+    times = simulated_times(training)
+    return None if times is None else Ended(times.ends)
 
 
 def simulated_times(training: Training) -> Times | None:

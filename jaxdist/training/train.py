@@ -19,6 +19,9 @@ from jaxdist.core.types import Batch, Model, Params
 from jaxdist.core.workers import Workers, on_mesh, simulated
 from jaxdist.data import Data
 from jaxdist.parallel import Fsdp, Pipeline
+from jaxdist.training.arrival_table import ArrivalTable, check_arrivals
+from jaxdist.training.arrivals import make_arrivals
+from jaxdist.training.checking import check_batch
 from jaxdist.training.evaluation import collected, evaluator, metrics_of
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.objective import build_objective, check_objective
@@ -44,6 +47,7 @@ class Training(NamedTuple):
         score: `(params, batch) -> (sums, count, rows)`, the model's evaluation, jitted.
         objective: the objective that the step minimises; None for the model's loss alone.
         skipped: the batches that the run skips after loss spikes.
+        arrivals: the table of arrivals, of a line with a rule of a server; else None.
     """
 
     experiment: Experiment
@@ -56,6 +60,7 @@ class Training(NamedTuple):
     score: Callable[[Params, Batch], Any]
     objective: Objective | None = None
     skipped: Skipped = Skipped()
+    arrivals: ArrivalTable | None = None
 
 
 class TrainingStep(NamedTuple):
@@ -89,7 +94,11 @@ def prepare(experiment: Experiment) -> Training:
     """
     workers = _workers(experiment)
     # Lines are checked before the data are loaded, which takes longer, so that a misspelt line fails at once.
-    line.build(experiment.update, axis=workers.axis)
+    arriving = line.split_rule(experiment.update, axis=workers.axis)
+    if arriving is None:
+        line.build(experiment.update, axis=workers.axis)
+    else:
+        check_arrivals(experiment)
     line.check_fits(experiment.update, experiment.steps)
     check_objective(experiment)
     check_virtual_shards(experiment, workers)
@@ -107,7 +116,13 @@ def prepare(experiment: Experiment) -> Training:
     score = shard_scores(cast, shards, workers) if shards else jax.jit(cast, out_shardings=whole)
     params = jax.jit(lambda state: shared_params(state, program.layout))
     objective = build_objective(experiment, model)
-    return Training(experiment, data, model, workers, program, _putter(workers), params, score, objective)
+    table = None
+    if arriving is not None:
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.params))
+        table = ArrivalTable(arriving.rule, experiment.clock, workers.count, size)
+        data = data._replace(batch=table.batches(data.batch))
+    put = _putter(workers)
+    return Training(experiment, data, model, workers, program, put, params, score, objective, arrivals=table)
 
 
 def make_program(experiment: Experiment, data: Data, model: Model, workers: Workers) -> Program[State]:
@@ -122,6 +137,11 @@ def make_program(experiment: Experiment, data: Data, model: Model, workers: Work
     ()
     """
     batch = data.batch(experiment.seed, 0, experiment.batch, _divisions(experiment, workers))
+    if (arriving := line.split_rule(experiment.update, axis=workers.axis)) is not None:
+        check_batch(batch, workers.count, experiment.accumulate, 1)
+        compute = PRECISIONS[experiment.precision]
+        of = {'accumulate': experiment.accumulate, 'compute': compute, 'guard': experiment.guard}
+        return make_arrivals(model.loss, model.init, arriving, workers, **of)
     if experiment.mesh.model > 1 and not any('model' in dims for _, dims in model.rules):
         raise InputError(
             f'mesh.model={experiment.mesh.model}: no rule of the model shards a parameter over it, so its devices '

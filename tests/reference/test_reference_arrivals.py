@@ -20,7 +20,9 @@ from jaxdist.clock import rules
 from jaxdist.clock.arrivals import Arrival, arrivals
 from jaxdist.clock.compute import constant, exponential, lognormal
 from jaxdist.clock.durations import Durations
+from jaxdist.core import workers
 from jaxdist.core.errors import InputError
+from jaxdist.line.arriving import Arriving
 from jaxdist.training.arrivals import make_arrivals, rows_of
 
 W, ROWS = 6, 400
@@ -116,13 +118,14 @@ def trained(rule: str, clock: str, server: optax.GradientTransformation, rows: i
     start, batches, _ = normal_data(NETWORK, 0, steps=1 + max(row.turn for row in chosen))
     of = lambda row: numpy_training.examples_of(row.worker, W, batches[row.turn])  # noqa: E731
     examples = jax.tree.map(lambda *parts: np.stack(parts), *map(of, chosen))
-    program = make_arrivals(LOSSES[NETWORK.loss], lambda key: start, optax.identity(), server, W, slots=W)
+    at = Arriving(optax.with_extra_args_support(optax.identity()), None, optax.with_extra_args_support(server))
+    program = make_arrivals(LOSSES[NETWORK.loss], lambda key: start, at, workers.simulated(W))
     params = []
     state = program.init(jax.random.key(0))
-    all_rows = rows_of(chosen, slots=W)
+    all_rows = rows_of(chosen, W)
     for begin in range(0, rows, W):
         part = jax.tree.map(lambda x, begin=begin: jnp.asarray(x[begin : begin + W]), (all_rows, examples))
-        state, _ = program.step(state, part)
+        state, _ = program.step(state, {'rows': part[0], 'examples': part[1]})
         params.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state.params))]))
     return np.stack(params), start, batches
 

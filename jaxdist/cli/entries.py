@@ -62,7 +62,11 @@ def _of_file(path: Path, kinds: set[registry.Kind]) -> list[registry.Entry]:
     """The entries of these kinds that a file registers, run first if it is not one of jaxdist's own files."""
 
     def registered() -> list[registry.Entry]:
-        known = [entry for entry in {**every(), **constraints(), **registry.graphs()}.values() if entry.kind in kinds]
+        known = [
+            entry
+            for entry in {**every(), **constraints(), **registry.graphs(), **registry.rules()}.values()
+            if entry.kind in kinds
+        ]
         return [entry for entry in known if Path(inspect.getfile(entry.make)).resolve() == path.resolve()]
 
     if not registered():

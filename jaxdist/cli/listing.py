@@ -1,4 +1,4 @@
-"""`jaxdist algorithms`, `codecs`, `graphs` and `constraints`: list the calls of lines, and what they send."""
+"""`jaxdist algorithms`, `codecs`, `graphs`, `rules` and `constraints`: list the calls of lines, and what they send."""
 
 import inspect
 import shlex
@@ -63,6 +63,14 @@ class Graphs:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """Lists rules of a server at which messages arrive: parameters, papers and examples."""
+
+    names: entries.Names = ()
+    """Names of rules, or Python files that register some."""
+
+
+@dataclass(frozen=True)
 class Constraints:
     """Lists constraints, transformations of dual lines, and penalties: parameters, papers and examples."""
 
@@ -104,6 +112,15 @@ def _mixing(example: str, workers: int) -> str:
     except InputError as error:
         return head + str(error)
     return f'{head}{message_text(rounds)}, spectral gap {spectral_gap(rounds):.3g}'
+
+
+def rules(arguments: list[str]) -> None:
+    """Runs `jaxdist rules`."""
+    console = Terminal(soft_wrap=False)
+    for entry in entries.chosen(options.parse(Rules(), arguments, 'rules').names, registry.rules()):
+        _head(console, entry)
+        console.print(Padding(escape(f'example: {next(iter(entry.examples))}'), (0, 0, 1, 6)))
+    print('They stand in update lines of experiments with a clock, between what workers do and what the server does.')
 
 
 def constraints(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {  # imported when they are called, so that none waits for what anoth
     'algorithms': ('listing', 'algorithms', 'list the algorithms of update lines, and the bytes that they send'),
     'codecs': ('listing', 'codecs', 'list the codecs for gradient compression, and the bytes that they send'),
     'graphs': ('listing', 'graphs', 'list the graphs on which workers gossip, and their spectral gaps'),
+    'rules': ('listing', 'rules', 'list the rules of a server at which messages arrive by a clock'),
     'constraints': ('listing', 'constraints', 'list constraints, transformations of dual lines, and penalties'),
 }
 

@@ -22,7 +22,7 @@ from jaxdist.report import bytes_text, seconds_text
 from jaxdist.report.gantt import gantt_plot
 from jaxdist.training.experiment import Experiment, ExperimentError
 from jaxdist.training.plan import Plan, plan, seconds
-from jaxdist.training.train import prepare
+from jaxdist.training.train import Training, prepare
 
 DRAWN = 40
 """Steps that a picture of simulated time has."""
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     on = machine(chosen.layouts.machine) if chosen.layouts.machine else None
     times = seconds(training, cost, on) if on else {}
     if chosen.gantt is not None:
-        draw_gantt(cost, chosen.gantt)
+        draw_gantt(training, cost, chosen.gantt)
     if chosen.json:
         print(json.dumps({**cost.to_json(), **({'seconds': times} if on else {})}, indent=2))
         return
@@ -133,29 +133,33 @@ def arrivals_text(arrivals: Mapping[str, Any]) -> str:
     """What a plan says of arrivals; `arrivals` is as `ArrivalTable.summary()`.
 
     >>> known = {'staleness': {'mean': 6.5, 'most': 9}, 'discarded': 0.0, 'from_worker': {'least': 0.1, 'most': 0.2}}
-    >>> arrivals_text({'seconds_per_step': 1.0, 'idle': 0.0, **known})
-    '1.00 s a step, 0% idle; staleness 6.50, 9 at most; a worker sends 10% to 20% of the messages; 0% are discarded'
+    >>> arrivals_text({'seconds_per_step': 1.0, 'useful': 0.95, **known})
+    '1.00 s a step, 95% of it useful; staleness 6.50, 9 at most; a worker sends 10% to 20% of them; 0% discarded'
     """
     stale, share = arrivals['staleness'], arrivals['from_worker']
     return (
-        f'{seconds_text(arrivals["seconds_per_step"])} a step, {arrivals["idle"]:.0%} idle; staleness '
+        f'{seconds_text(arrivals["seconds_per_step"])} a step, {arrivals["useful"]:.0%} of it useful; staleness '
         f'{stale["mean"]:.2f}, {stale["most"]} at most; a worker sends {share["least"]:.0%} to {share["most"]:.0%} of '
-        f'the messages; {arrivals["discarded"]:.0%} are discarded'
+        f'them; {arrivals["discarded"]:.0%} discarded'
     )
 
 
-def draw_gantt(cost: Plan, path: Path) -> None:
+def draw_gantt(training: Training, cost: Plan, path: Path) -> None:
     """Draws when workers compute.
 
     Raises:
         ExperimentError: there is no clock, or the file cannot be written.
     """
-    if cost.times is None:
+    if training.arrivals is not None:
+        bars = training.arrivals.bars(min(DRAWN, training.experiment.steps))
+    elif cost.times is not None:
+        bars = cost.times.begins[:-1][:DRAWN], cost.times.compute[:DRAWN]
+    else:
         raise ExperimentError(
             "--gantt draws simulated time: give a clock, as in --clock.compute 'lognormal(mean=0.05)'"
         )
     try:
-        gantt_plot(cost.times.begins[:-1][:DRAWN], cost.times.compute[:DRAWN], path)
+        gantt_plot(*bars, path)
     except OSError as error:
         raise ExperimentError(f'--gantt {path}: {error.strerror}') from None
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.registry import compute_time
+from jaxdist.core.kinds import compute_time
 
 Draw = Callable[[np.random.Generator, int, Any], tuple[np.ndarray, Any]]
 """`(generator, n, before) -> (seconds [n], after)` of the next n turns; `after` is `before` of the turns then."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdist.clock.arrivals import Rule, Server
 from jaxdist.core.errors import InputError
-from jaxdist.core.registry import rule
+from jaxdist.core.kinds import rule
 
 
 class RuleKind(NamedTuple):

@@ -82,7 +82,7 @@ def algorithm(
     ...     algorithms()['halve'].summary
     'Halves every update.'
     """
-    return _register('algorithm', paper, examples, syncs, overlap=overlap)
+    return register('algorithm', paper, examples, syncs, overlap=overlap)
 
 
 def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -98,7 +98,7 @@ def codec(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[M
     ...     codecs()['plain'].kind
     'codec'
     """
-    return _register('codec', paper, examples, '')
+    return register('codec', paper, examples, '')
 
 
 @renamed_arguments(**DUAL_ARGUMENTS)
@@ -123,7 +123,7 @@ def dual(*, paper: str, examples: Mapping[str, tuple[Any, ...]], final: bool = F
     ...     'halve' in duals(), 'halve' in algorithms()
     (True, False)
     """
-    return _register('dual', paper, examples, '', final)
+    return register('dual', paper, examples, '', final)
 
 
 def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
@@ -141,40 +141,7 @@ def constraint(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callab
     ...     constraints()['small'].summary
     'Bounds something.'
     """
-    return _register('constraint', paper, examples, '')
-
-
-def compute_time(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
-    """A decorator that registers a function returning a `jaxdist.clock.compute.ComputeTime`, which a clock can name.
-
-    The rules are those of `algorithm`.
-
-    >>> find('lognormal').kind
-    'compute time'
-    """
-    return _register('compute time', paper, examples, '')
-
-
-def graph(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
-    """A decorator that registers a function returning a `jaxdist.graphs.graph.Graph`, over which workers gossip.
-
-    The rules are those of `algorithm`.
-
-    >>> find('ring').kind
-    'graph'
-    """
-    return _register('graph', paper, examples, '')
-
-
-def rule(*, paper: str, examples: Mapping[str, tuple[Any, ...]]) -> Callable[[Make], Make]:
-    """A decorator that registers a function returning a `jaxdist.clock.rules.RuleKind`: a server's, in update lines.
-
-    The rules are those of `algorithm`.
-
-    >>> find('ssp').kind
-    'rule'
-    """
-    return _register('rule', paper, examples, '')
+    return register('constraint', paper, examples, '')
 
 
 def algorithms() -> dict[str, Entry]:
@@ -222,6 +189,15 @@ def graphs() -> dict[str, Entry]:
     return _of_kind('graph')
 
 
+def rules() -> dict[str, Entry]:
+    """The registered rules of servers by name, sorted.
+
+    >>> all(entry.kind == 'rule' for entry in rules().values())
+    True
+    """
+    return _of_kind('rule')
+
+
 def find(name: str) -> Entry | Callable[..., Any] | None:
     """The function that a name in a line refers to: a registered `Entry`, else a callable of optax, else None.
 
@@ -254,7 +230,7 @@ def _of_kind(kind: Kind) -> dict[str, Entry]:
     return {name: entry for name, entry in sorted(_entries().items()) if entry.kind == kind}
 
 
-def _register(
+def register(
     kind: Kind,
     paper: str,
     examples: Mapping[str, tuple[Any, ...]],
@@ -262,7 +238,14 @@ def _register(
     final: bool = False,
     overlap: str = '',
 ) -> Callable[[Make], Make]:
-    def register(make: Make) -> Make:
+    """The decorator of a kind; see `algorithm` for the rules and the arguments.
+
+    >>> register('codec', 'none', {}, '')(abs)
+    Traceback (most recent call last):
+    jaxdist.InputError: codec 'abs' needs at least one example: examples={line: claims}
+    """
+
+    def registered(make: Make) -> Make:
         name = make.__name__
         if not examples:
             raise InputError(f'{kind} {name!r} needs at least one example: examples={{line: claims}}')
@@ -275,7 +258,7 @@ def _register(
         _ENTRIES[name] = Entry(name, kind, make, paper, dict(examples), summary, syncs, final, overlap)
         return make
 
-    return register
+    return registered
 
 
 def _check_name(name: str, kind: Kind, module: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxdist.core.registry import graph
+from jaxdist.core.kinds import graph
 from jaxdist.graphs.graph import Graph, Round
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.registry import graph
+from jaxdist.core.kinds import graph
 from jaxdist.graphs.graph import Graph, Round, matrix
 from jaxdist.graphs.undirected import Edge, matchings_of
 

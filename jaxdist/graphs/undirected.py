@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxdist.core.errors import InputError
-from jaxdist.core.registry import graph
+from jaxdist.core.kinds import graph
 from jaxdist.graphs.graph import Graph, Round
 
 Edge = tuple[int, int]

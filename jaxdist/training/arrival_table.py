@@ -54,19 +54,37 @@ class ArrivalTable:
         return np.array([row.time for row in self.until(steps)[self.workers - 1 :: self.workers]])
 
     def summary(self, steps: int) -> dict[str, Any]:
-        """Seconds of a step, staleness, and the shares of messages that were discarded and that each worker sent."""
+        """Seconds of a step, the share of workers' time that counts, staleness, and shares of messages."""
         rows = self.until(steps)
         counted = [row for row in rows if row.weight > 0]
         staleness = [row.staleness for row in counted]
-        busy = sum(row.time - row.start for row in rows)
+        useful = sum(self.server.seconds(row.worker, row.turn) for row in counted)
         sent = np.bincount([row.worker for row in rows], minlength=self.workers) / len(rows)
         return {
             'seconds_per_step': rows[-1].time / steps,
-            'idle': float(max(0.0, 1 - busy / (rows[-1].time * self.workers))),
+            'useful': float(useful / (rows[-1].time * self.workers)),
             'staleness': {'mean': float(np.mean(staleness)), 'most': int(max(staleness))},
             'discarded': 1 - len(counted) / len(rows),
             'from_worker': {'least': float(sent.min()), 'most': float(sent.max())},
         }
+
+    def bars(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """When workers begin to compute in the first steps, and for how long, [turns, W] each; of later turns 0.
+
+        >>> from jaxdist.clock.rules import k_async
+        >>> ArrivalTable(k_async(k=1), Clock('constant(mean=1.0)', slow=(2.0,)), workers=2, size=8).bars(2)[1]
+        array([[1., 2.],
+               [1., 0.],
+               [1., 0.]])
+        """
+        rows = self.until(steps)
+        each = [[row for row in rows if row.worker == worker] for worker in range(self.workers)]
+        begins = np.zeros((max(map(len, each)), self.workers))
+        compute = np.zeros_like(begins)
+        for worker, own in enumerate(each):
+            begins[: len(own), worker] = [row.start for row in own]
+            compute[: len(own), worker] = [row.time - row.start for row in own]
+        return begins, compute
 
     def batches(self, batch: Callable[..., Batch]) -> Callable[..., Batch]:
         """The batch of a step: its rows, and for each the examples of its worker in the batch number `turn`.

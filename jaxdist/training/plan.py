@@ -95,7 +95,7 @@ def plan(training: Training) -> Plan:
     (310, 1244)
     """
     program, placed = training.program, training.program.on_mesh()
-    batch = ledger.placed_batch(placed, first_batch(training))
+    batch = first_batch(training) if training.arrivals else ledger.placed_batch(placed, first_batch(training))
     stored = {'parameters': placed.state.params, 'optimiser': placed.state.opt_state, 'batch': batch}
     if training.objective is not None:
         stored[training.objective.state_name] = placed.state.objective
@@ -107,7 +107,7 @@ def plan(training: Training) -> Plan:
         update=line.spell(training.experiment.update),
         data=training.data.facts,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(parameters)),
-        unsharded=unsharded(placed),
+        unsharded=[] if training.arrivals else unsharded(placed),
         per_worker=per_worker(program.layout),
         objective=describe_objective(training.experiment),
         ledger=_simulated_ledger(training, stored) if simulated else _mesh_ledger(training, batch, stored),

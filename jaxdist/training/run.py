@@ -269,6 +269,10 @@ def _saved_shapes(meta: dict[str, Any], training: Training) -> State:
     workers, count = training.workers, _workers_before(meta)
     if count == workers.count:
         return training.program.state
+    if training.arrivals is not None:
+        raise ExperimentError(
+            f'the table of arrivals is of {count} workers: go on with --mesh.workers {count}, not with {workers.count}'
+        )
     others = {name: n for name, n in (workers.mesh.shape.items() if workers.mesh else ()) if name != workers.axis}
     former = abstract(count, workers.axis, others)
     saved = make_program(training.experiment, training.data, training.model, former).state
@@ -280,8 +284,6 @@ def _restored_state(restored: Restored, training: Training) -> State:
     before, now = _workers_before(restored.meta), training.workers.count
     if training.objective is not None:
         training.objective.check_resize(before, now)
-    if training.arrivals is not None and before != now:
-        raise ExperimentError(f'the table of arrivals is of {before} workers: go on with as many, not with {now}')
     state: State = restored.state if before == now else resized(restored.state, training.program)
     return state
 

@@ -56,6 +56,7 @@ def test_help_is_complete_and_readable(jaxdist: Jaxdist, command: str) -> None:
         'algorithms': ['--workers', '--config'],
         'codecs': ['--workers', '--config'],
         'graphs': ['--workers'],
+        'rules': [],
         'constraints': [],
     }
     if command in ('train', 'learners', 'plan', 'compare', 'tune', 'algorithms', 'codecs'):  # they take a config

@@ -79,6 +79,12 @@ def test_measured_times_are_read(tmp_path: Path) -> None:
             Durations(times.compute, (), workers=workers, seed=0)
 
 
+@pytest.mark.parametrize('text', ['\ufeff1,2\n3,4', 'a,b\n1,2\n3,4'])
+def test_no_row_of_seconds_is_taken_for_names(tmp_path: Path, text: str) -> None:
+    (tmp_path / 'times.csv').write_text(text, 'utf-8')
+    assert measured(str(tmp_path / 'times.csv')).measured.tolist() == [[1, 2], [3, 4]]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     'text, error',
     [
@@ -87,6 +93,8 @@ def test_measured_times_are_read(tmp_path: Path) -> None:
         ('1,2\n3\n', "row 2 of .* must have seconds above 0 of 2 workers, as the first has: '3'"),
         ('a,b\n1,2\n3,0\n', "row 3 of .*: '3,0'"),
         ('1,2\n3,x\n', "row 2 of .*: '3,x'"),
+        ('"1",2\n3,4\n', 'row 1 of'),
+        ('inf,2\n3,4\n', 'row 1 of'),
         ('1,2\n3,inf\n', "row 2 of .*: '3,inf'"),
     ],
 )

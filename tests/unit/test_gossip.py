@@ -16,7 +16,7 @@ from jaxdist.codecs.by_path import by_path
 from jaxdist.codecs.int8 import int8
 from jaxdist.core.errors import InputError
 from jaxdist.graphs.circulant import one_peer_exponential, ring
-from jaxdist.graphs.graph import Graph, Round, build, matrix
+from jaxdist.graphs.graph import Graph, Round, build, gap_text, matrix
 from jaxdist.graphs.matcha import matchings
 from jaxdist.graphs.undirected import edges
 
@@ -96,3 +96,31 @@ def test_what_cannot_be_mixed_is_refused(name: str) -> None:
     call, error = REFUSED[name]
     with pytest.raises(InputError, match=error):
         call()
+
+
+def test_graphs_of_many_workers_are_found_connected() -> None:
+    assert len(build(line.build_value('erdos_renyi(p=0.3)'), 258)) == 1
+    assert build(edges(tuple((i, i + 1) for i in range(699))), 700)
+
+
+def test_a_graph_in_which_workers_do_not_hear_each_other_has_no_matchings() -> None:
+    with pytest.raises(InputError, match='do not hear each other: take an undirected graph'):
+        build(matchings(of=line.build_value('static_exponential()'), budget=1.0), 8)
+
+
+@pytest.mark.parametrize(
+    'sources, weights, error',
+    [
+        ((1, None), (0.5, 0.5), 'worker 1 hears nobody in a permutation, with the weight 0.5'),
+        ((1, 1), (0.5, 0.5), 'worker 1 is twice in one permutation'),
+    ],
+)
+def test_a_round_of_your_own_is_checked(sources: Any, weights: Any, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        build(Graph('mine()', lambda workers: (Round((0.5, 0.5), (sources,), (weights,)),)), 2)
+
+
+def test_only_mixing_that_leads_to_the_mean_has_a_gap() -> None:
+    both_ways = tuple((i, j) for k in range(1, 8) for i, j in ((0, k), (k, 0)))
+    assert gap_text(build(edges(both_ways, directed=True), 8, symmetric=False)) == ''
+    assert gap_text(build(edges(both_ways[::2]), 8)).startswith('spectral gap 0.1')

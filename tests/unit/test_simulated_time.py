@@ -232,3 +232,20 @@ def test_a_comparison_shows_the_seconds_to_a_target(jaxdist: Jaxdist) -> None:
     first = min(record['step'] for record in records if record.get('held_out', {}).get('loss', 9.9) <= 2.25)
     assert reached[0] == seconds_text(first * 0.5)
     assert {row['simulated time to accuracy 0.999'] for row in rows} == {'not reached'}
+
+
+def test_who_sends_more_messages_takes_longer() -> None:
+    # On a path of four the ends send one message of 2440 bytes, and those between them two.
+    line = 'sgd(0.1) | gossip(graph=edges(((0, 1), (1, 2), (2, 3))))'
+    ends = simulated(line, steps=1, guard=False).begins[1]
+    assert ends.tolist() == [1 + 2440, 1 + 2 * 2440, 1 + 2 * 2440, 1 + 2440]
+    star = simulated('sgd(0.1) | gossip(graph=star())', steps=1, guard=False).begins[1]
+    assert star.max() == 1 + 3 * 2440  # the worker in the middle sends one after the other
+    assert star.min() < star.max()
+
+
+def test_parameters_have_not_lain_ready_longer_than_their_step() -> None:
+    clock = Clock('exponential(mean=1.0)')
+    late = simulated('delay(steps=4) | sgd(0.1) | gossip(adapt_first=False)', clock, steps=50, guard=False)
+    same = simulated('sgd(0.1) | gossip(adapt_first=False)', clock, steps=50, guard=False)
+    np.testing.assert_array_equal(late.ends, same.ends)

@@ -68,7 +68,7 @@ def gossip(
     On another number of workers all start from the mean of the workers' parameters.
 
     Args:
-        graph: who hears whom, as `exponential()`; by default `ring()`.
+        graph: who hears whom, as `static_exponential()`; by default `ring()`.
         adapt_first: whether a worker mixes after its step: x_i <- sum_j M_ij (x_j + u_j). If not, it mixes what it had
             before, as in the paper: x_i <- sum_j M_ij x_j + u_i; then the sending can overlap with the gradient.
         every: local steps from one communication round to the next, or a schedule of them.

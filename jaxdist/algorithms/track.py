@@ -45,7 +45,7 @@ def track(graph: Graph | None = None, axis: str = collectives.AXIS) -> optax.Gra
     On another number of workers all start from the mean of the estimates and of the gradients.
 
     Args:
-        graph: who hears whom, as `exponential()`; by default `ring()`. That of `gossip` need not be the same.
+        graph: who hears whom, as `static_exponential()`; by default `ring()`. That of `gossip` need not be the same.
         axis: the worker axis.
 
     Raises:

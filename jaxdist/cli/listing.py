@@ -18,7 +18,7 @@ from jaxdist.cli import entries, options
 from jaxdist.cli.terminal import Terminal
 from jaxdist.core import registry
 from jaxdist.core.errors import InputError
-from jaxdist.graphs.graph import build, message_text, spectral_gap
+from jaxdist.graphs.graph import build, gap_text, message_text
 from jaxdist.line.calls import FILLED
 from jaxdist.training.plan import sent_each_step, update_traffic
 
@@ -111,7 +111,7 @@ def _mixing(example: str, workers: int) -> str:
         rounds = build(line.build_value(example), workers)
     except InputError as error:
         return head + str(error)
-    return f'{head}{message_text(rounds)}, spectral gap {spectral_gap(rounds):.3g}'
+    return head + ', '.join(filter(None, [message_text(rounds), gap_text(rounds)]))
 
 
 def rules(arguments: list[str]) -> None:

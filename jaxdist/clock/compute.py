@@ -137,12 +137,8 @@ def measured(path: str) -> ComputeTime:
     """
     if not Path(path).is_file():
         raise InputError(f'measured: there is no file {path!r}')
-    lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
-    rows = (
-        [line.split(',') for line in lines[1:] if lines]
-        if lines and not _is_number(lines[0].split(',')[0])
-        else [line.split(',') for line in lines]
-    )
+    lines = [line.split(',') for line in Path(path).read_text('utf-8-sig').splitlines() if line.strip()]
+    rows = lines[1:] if lines and not any(map(_is_number, lines[0])) else lines
     for number, row in enumerate(rows, 1 + len(lines) - len(rows)):
         if len(row) != len(rows[0]) or not all(_is_number(cell) and float(cell) > 0 for cell in row):
             raise InputError(

@@ -14,14 +14,14 @@ class Communication(NamedTuple):
     """A communication round of one step.
 
     Attributes:
-        seconds: how long a message takes its sender's link; a collective of all, when all take part.
+        seconds: how long a message takes its sender's link, also [W]; a collective of all, when all take part.
         sources: whom each worker hears beside itself, [W, n]; None if it hears all.
         lag: 0 if what is sent is computed in this step. n if it has lain ready since the step n - 1 steps before began:
             1 for this step.
         after: the places, in the step, of those whose results it sends on.
     """
 
-    seconds: float
+    seconds: float | np.ndarray
     sources: np.ndarray | None = None
     lag: int = 0
     after: tuple[int, ...] = ()

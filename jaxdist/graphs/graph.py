@@ -103,6 +103,7 @@ def build(graph: Graph, workers: int, *, symmetric: bool = True) -> tuple[Round,
     """
     rounds = graph.rounds(workers)
     for each in rounds:
+        _check_permutations(graph.name, each)
         mixing = matrix(each)
         if mixing.shape != (workers, workers):
             raise InputError(f'{graph.name} has a round of {len(mixing)} workers, and there are {workers}')
@@ -116,6 +117,38 @@ def build(graph: Graph, workers: int, *, symmetric: bool = True) -> tuple[Round,
     return rounds
 
 
+def reaches(joined: np.ndarray) -> np.ndarray:
+    """Whether what worker j has comes to worker i at last, bools [W, W], if it comes at once where `joined` is true.
+
+    >>> reaches(np.array([[True, False], [True, True]])).tolist()
+    [[True, False], [True, True]]
+    """
+    known = joined | np.eye(len(joined), dtype=bool)
+    for _ in range(max(len(joined) - 1, 1).bit_length()):  # twice as far in each
+        known = known.astype(np.float32) @ known.astype(np.float32) > 0
+    return known
+
+
+def gap_text(rounds: tuple[Round, ...]) -> str:
+    """The spectral gap in words; '' where plain mixing does not lead to the mean, and so has none.
+
+    >>> gap_text((Round((0.5, 0.5), ((1, 0),), ((0.5, 0.5),)),))
+    'spectral gap 1'
+    """
+    sums = np.concatenate([matrix(each).sum(axis=1) for each in rounds])
+    return f'spectral gap {spectral_gap(rounds):.3g}' if np.allclose(sums, 1) else ''
+
+
+def _check_permutations(name: str, each: Round) -> None:
+    for sources, weights in zip(each.sources, each.weights, strict=True):
+        heard = [source for source in sources if source is not None]
+        if twice := [source for source in heard if heard.count(source) > 1]:
+            raise InputError(f'{name}: worker {twice[0]} is twice in one permutation: send to one worker in each')
+        for worker, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+            if source is None and weight:
+                raise InputError(f'{name}: worker {worker} hears nobody in a permutation, with the weight {weight:.6g}')
+
+
 def _check_sums(name: str, sums: np.ndarray, what: str, hint: str = '') -> None:
     wrong = np.flatnonzero(np.abs(sums - 1) > 1e-9)
     if len(wrong):
@@ -123,8 +156,7 @@ def _check_sums(name: str, sums: np.ndarray, what: str, hint: str = '') -> None:
 
 
 def _check_connected(name: str, rounds: tuple[Round, ...]) -> None:
-    reach = np.linalg.matrix_power(sum(map(matrix, rounds)), max(len(rounds[0].own) - 1, 1)) > 0
-    missed = np.argwhere(~reach)
+    missed = np.argwhere(~reaches(np.sum([matrix(each) for each in rounds], axis=0) > 0))
     if len(missed):
         to, start = map(int, missed[0])
         raise InputError(f'{name} is not connected: what worker {start} has never comes to worker {to}')

@@ -38,6 +38,8 @@ def matchings(of: Graph, budget: float, rounds: int = 16, seed: int = 0) -> Grap
         base = of.rounds(workers)
         if len(base) > 1:
             raise InputError(f'matchings: {of.name} has several rounds already: take a graph of one')
+        if not np.allclose(matrix(base[0]), matrix(base[0]).T):
+            raise InputError(f'matchings: in {of.name} workers do not hear each other: take an undirected graph')
         joined = np.argwhere(np.triu(matrix(base[0]), 1))
         parts = matchings_of([(int(i), int(j)) for i, j in joined])
         takes = np.random.default_rng([seed, workers]).random((rounds, len(parts))) < budget

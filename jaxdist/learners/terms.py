@@ -7,6 +7,7 @@ import optax
 
 from jaxdist import line
 from jaxdist.algorithms._fragments import Rule
+from jaxdist.clock.settings import Clock
 from jaxdist.codecs._compressed_mean import Feedback
 from jaxdist.codecs.codec import AnyCodec, PerTensor
 from jaxdist.core.errors import InputError
@@ -61,6 +62,8 @@ def terms_of(experiment: Experiment) -> Terms:
     for field in ('spike', 'virtual_shards', 'check_replicas'):
         if getattr(experiment, field):
             raise InputError(f'{field} is for jaxdist train, and learners do not have it: leave it out')
+    if experiment.clock != Clock():
+        raise InputError('learners take the time that they take: leave clock out, or use jaxdist train')
     _, name, given = line.split_last(experiment.update)
     if name not in LAST:
         raise InputError(

@@ -11,8 +11,8 @@ from jaxdist.ledger.collective import Collective
 from jaxdist.ledger.frequency import count_branches, jitted
 from jaxdist.ledger.traced import Flow
 
-STATE, BATCH = 'state', 'batch'
-INPUTS = frozenset({STATE, BATCH})
+PARAMS, STATE, BATCH = 'params', 'state', 'batch'
+INPUTS = frozenset({PARAMS, STATE, BATCH})
 
 
 class Sending(NamedTuple):
@@ -21,7 +21,8 @@ class Sending(NamedTuple):
     Attributes:
         collective: the collective.
         runs: how often it runs at each step, [steps]; None if that, or what it sends, depends on data.
-        needs: of 'state' and 'batch', what it sends depends on: if not on both, nothing of the step has to be computed.
+        needs: of 'params', 'state' (its other parts) and 'batch', what it sends depends on: without the batch nothing
+            of the step has to be computed.
         path: where it stands in the program; operands of one collective have the same.
         after: the paths of the collectives on whose results, in the same step, what it sends depends.
         pairs: of a permute which position sends to which, along its axes; () for the other kinds.
@@ -59,14 +60,18 @@ def each_step(
     traced = jitted(step).trace(state, batch)
     flow = Flow.of(traced.jaxpr, sizes)
     counts = count_branches(flow, traced.out_info, state, steps, initial)
-    leaves = len(jax.tree.leaves(state))
-    names = [STATE] * leaves + [BATCH] * len(jax.tree.leaves(batch))
+    of_state = [PARAMS if _is_param(path) else STATE for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    names = of_state + [BATCH] * len(jax.tree.leaves(batch))
     labels = dependence(flow.program, dict(enumerate(names)))
     of = lambda path: labels.get(path, NOTHING)  # noqa: E731
     return [
         Sending(collective, _runs(collective, flow, counts, steps), of(path) & INPUTS, path, of(path) - INPUTS, pairs)
         for collective, path, pairs in zip(flow.collectives, flow.paths, flow.pairs, strict=True)
     ]
+
+
+def _is_param(path: tuple[Any, ...]) -> bool:
+    return bool(path) and getattr(path[0], 'name', getattr(path[0], 'key', '')) == 'params'
 
 
 def _runs(collective: Collective, flow: Flow, counts: Mapping[str, np.ndarray], steps: int) -> np.ndarray | None:

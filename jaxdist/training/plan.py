@@ -16,7 +16,7 @@ from jaxdist.core.model_state import variables
 from jaxdist.core.program import Program, update_program
 from jaxdist.core.workers import simulated
 from jaxdist.graphs.circulant import ring
-from jaxdist.graphs.graph import message_text, spectral_gap
+from jaxdist.graphs.graph import gap_text, message_text
 from jaxdist.ledger.flops import flops
 from jaxdist.parallel.schedules import Schedule
 from jaxdist.planner.cost import links
@@ -257,8 +257,8 @@ def _graphs(training: Training) -> dict[str, str]:
     for name, graph in line.arguments_of(training.experiment.update, 'graph', workers.axis):
         chosen = graph or ring()
         rounds = chosen.rounds(workers.count)
-        gap = f'spectral gap {spectral_gap(rounds):.3g}'
-        found[name] = f'{chosen.name} of {workers.count} workers, {message_text(rounds)}, {gap}'
+        facts = [f'{chosen.name} of {workers.count} workers', message_text(rounds), gap_text(rounds)]
+        found[name] = ', '.join(filter(None, facts))
     return found
 
 

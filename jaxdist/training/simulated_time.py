@@ -124,8 +124,13 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
                 'ahead, so leave the clock out'
             )
         sent = sum(float(sending.collective.sent) for sending in together)
-        once = link.seconds(collective.kind, sent, workers.count)
-        sources = _sources(together[0].pairs, workers.count) if together[0].pairs else None
+        pairs, sources, senders = together[0].pairs, None, np.ones(workers.count)
+        if pairs:
+            others = {source for source, target in pairs if source != target}
+            sources = _sources(pairs, workers.count)
+            sent *= workers.count / max(len(others), 1)  # it is the mean over all workers
+            senders = np.isin(np.arange(workers.count), list(others)).astype(float)
+        once = link.seconds(collective.kind, sent, workers.count) * senders
         paths, needs = {sending.path for sending in together}, frozenset().union(*(s.after for s in together))
         for step in np.flatnonzero(runs):
             after = tuple(place for place, others in enumerate(paths_at[step]) if others & needs)
@@ -135,10 +140,10 @@ def _communications(training: Training, link: Link, overlap: int) -> list[list[C
 
 
 def _lag(sending: ledger.Sending, overlap: int) -> int:
-    """For how many steps it has lain ready; a batch is there when its step begins."""
-    if len(sending.needs) == 2:
+    """For how many steps it has lain ready; parameters and a batch are there when their step begins."""
+    if 'batch' in sending.needs and len(sending.needs) > 1:
         return 0
-    return 1 if 'batch' in sending.needs else overlap
+    return 1 if sending.needs & {'params', 'batch'} else overlap
 
 
 def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
@@ -159,7 +164,7 @@ def combined(sendings: Sequence[ledger.Sending]) -> list[list[ledger.Sending]]:
             sending.collective.kind,
             sending.collective.branch,
             runs,
-            sending.needs,
+            _lag(sending, 2),
             sending.pairs,
         )
         if key not in last or sending.after & {other.path for other in last[key]}:

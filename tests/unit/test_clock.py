@@ -63,6 +63,8 @@ def test_a_markov_chain_is_slow_for_a_while() -> None:
     assert slow.mean() == pytest.approx(0.1 / 0.4, abs=0.02)
     assert slow[1:][~slow[:-1]].mean() == pytest.approx(0.1, abs=0.01)
     assert slow[1:][slow[:-1]].mean() == pytest.approx(0.7, abs=0.02)
+    first = Durations(markov(mean=1.0, factor=5.0, enter=0.1, leave=0.3), (), 2_000, 0).table(1) > 1.0
+    assert first.mean() == pytest.approx(0.25, abs=0.04)  # from the first turn on
 
 
 def test_measured_times_are_read(tmp_path: Path) -> None:
@@ -72,8 +74,15 @@ def test_measured_times_are_read(tmp_path: Path) -> None:
     assert times.of(1, 1) == 2.5
     with pytest.raises(InputError, match='has 2 turns, and 3 are needed: measure more, or train for fewer steps'):
         times.table(3)
-    with pytest.raises(InputError, match='has the times of 2 workers, and there are 3'):
-        Durations(times.compute, (), workers=3, seed=0)
+    for workers in (1, 3):
+        with pytest.raises(InputError, match=f'has the times of 2 workers, and there are {workers}'):
+            Durations(times.compute, (), workers=workers, seed=0)
+
+
+@pytest.mark.parametrize('text', ['\ufeff1,2\n3,4', 'a,b\n1,2\n3,4'])
+def test_no_row_of_seconds_is_taken_for_names(tmp_path: Path, text: str) -> None:
+    (tmp_path / 'times.csv').write_text(text, 'utf-8')
+    assert measured(str(tmp_path / 'times.csv')).measured.tolist() == [[1, 2], [3, 4]]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,8 @@ def test_measured_times_are_read(tmp_path: Path) -> None:
         ('1,2\n3\n', "row 2 of .* must have seconds above 0 of 2 workers, as the first has: '3'"),
         ('a,b\n1,2\n3,0\n', "row 3 of .*: '3,0'"),
         ('1,2\n3,x\n', "row 2 of .*: '3,x'"),
+        ('"1",2\n3,4\n', 'row 1 of'),
+        ('inf,2\n3,4\n', 'row 1 of'),
         ('1,2\n3,inf\n', "row 2 of .*: '3,inf'"),
     ],
 )
@@ -106,6 +117,7 @@ def test_a_file_of_other_content_is_refused(tmp_path: Path, text: str, error: st
         (Clock('constant(mean=1.0)', slow=(2.0,) * 5), 'has factors of 5 workers, and there are 4'),
         (Clock('constant(mean=1.0)', seed=-1), 'clock.seed=-1 must be 0 or more'),
         (Clock('constant(mean=1.0)', link=Link(bandwidth=-1.0)), 'clock.link.bandwidth=-1.0 must be 0 or more'),
+        (Clock('constant(mean=1.0)', link=Link(latency=np.inf)), 'clock.link.latency=inf must be 0 or more'),
         (Clock('constant(mean=1.0)', link=Link(permute=0.0)), 'clock.link.permute=0.0 must be above 0'),
     ],
 )
@@ -156,6 +168,11 @@ def test_what_is_sent_on_has_to_arrive_first() -> None:
     assert lockstep(compute, [both]).begins[1].tolist() == [4, 4, 2, 2]
     both[1] = both[1]._replace(after=(0,))  # the second hop brings news of worker 0
     assert lockstep(compute, [both]).begins[1].tolist() == [4, 4, 4, 2]
+
+
+def test_a_link_is_free_when_a_collective_of_all_has_ended() -> None:
+    compute, ring = np.array([[3.0, 1.0, 1.0, 1.0]]), (np.arange(4)[:, None] + [-1]) % 4
+    assert lockstep(compute, [[Communication(0.5), Communication(0.5, ring)]]).begins[1].tolist() == [4, 4, 4, 4]
 
 
 def test_who_only_hears_itself_waits_for_nobody() -> None:

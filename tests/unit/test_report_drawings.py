@@ -15,6 +15,7 @@ from report_fixtures import legend, line, run, texts_outside
 
 from jaxdist import report
 from jaxdist.report.canvas import smooth
+from jaxdist.report.gantt import gantt_plot
 
 pytestmark = pytest.mark.slow
 
@@ -223,3 +224,9 @@ def test_an_incomplete_page_is_refused(tmp_path, images, details, message):
     with pytest.raises(ValueError, match=message):
         report.page('A', [], {}, images, details, tmp_path / 'a.html')
     assert not (tmp_path / 'a.html').exists()
+
+
+def test_of_many_workers_a_gantt_picture_has_the_first_and_the_last(tmp_path):
+    drawing = gantt_plot(np.zeros((1, 40)), np.ones((1, 40)), tmp_path / 'gantt.svg')
+    rows = [int(text.get_text()) for text in drawing.axes[0].get_yticklabels()]
+    assert rows == [*range(16), *range(24, 40)]

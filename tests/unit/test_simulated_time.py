@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from jaxdist.clock.lockstep import Times
 from jaxdist.clock.settings import Clock
 from jaxdist.core.errors import InputError
 from jaxdist.data import Digits, Dirichlet
+from jaxdist.ledger import Collective, Sending
+from jaxdist.line import overlap
 from jaxdist.report import seconds_text
+from jaxdist.training import simulated_time
 from jaxdist.training.experiment import ExperimentError, Mesh
 from jaxdist.training.run_folder import read_records
 from jaxdist.training.simulated_time import simulated_times
@@ -96,6 +100,70 @@ def test_how_many_examples_workers_have_is_known_when_a_step_begins() -> None:
     assert (uneven.waited == -1).all()
 
 
+@pytest.mark.parametrize(
+    'line, slow, begins',
+    [
+        ('gossip()', (3.0,), [3, 1, 3, 3]),
+        ('gossip(graph=one_peer_exponential())', (3.0,), [3, 1, 1, 3]),  # in round 0 each hears the one before it
+        ('gossip(graph=edges(((0, 1), (1, 2), (2, 3))))', (3.0, 1.0, 1.0, 1.0), [3, 3, 1, 1]),
+    ],
+)
+def test_a_worker_waits_for_those_whom_it_hears_alone(line: str, slow: tuple[float, ...], begins: list[float]) -> None:
+    times = simulated(f'sgd(0.1) | {line}', Clock('constant(mean=1.0)', slow=slow), steps=1)
+    assert times.begins[1].tolist() == begins
+
+
+def test_a_worker_sends_to_one_neighbour_after_the_other() -> None:
+    size = 4 * PARAMETERS
+    np.testing.assert_allclose(paces('sgd(0.1) | gossip(every=2)', guard=False), [1, 1 + 2 * size] * 3)
+    line = 'sgd(0.1) | gossip(graph=one_peer_exponential(), every=2)'
+    np.testing.assert_allclose(paces(line, guard=False), [1, 1 + size] * 3)
+
+
+def test_what_devices_of_a_worker_send_each_other_belongs_to_its_computation() -> None:
+    mesh = Mesh(workers=4, fsdp=2)  # a device sends half of the gradient
+    np.testing.assert_allclose(paces('mean() | sgd(0.1)', guard=False, simulate=False, mesh=mesh), 1 + MEAN / 2)
+
+
+def sending(path: str, runs: list[int] | None, needs: str = 'state batch', after: str = '', pairs: Any = ()) -> Sending:
+    collective = Collective(('workers',), 'permute' if pairs else 'all_reduce', 'float32', Fraction(2))
+    known = None if runs is None else np.array(runs)
+    return Sending(collective, known, frozenset(needs.split()), path, frozenset(after.split()), pairs)
+
+
+NEXT = ((0, 1), (1, 2), (2, 3), (3, 0))
+SLOW = Clock('constant(mean=1.0)', slow=(3.0,))
+SENDINGS: dict[str, tuple[list[Sending], Clock, list[float]]] = {
+    'several times in a step': ([sending('0', [1, 2])], CONSTANT, [8, 8, 8, 8]),
+    'a batch is there when its step begins': ([sending('0', [1, 1], 'batch')], SLOW, [3, 3, 3, 6]),
+    'parameters as long as the line says': ([sending('0', [1, 1], 'state')], SLOW, [2, 2, 2, 6]),
+    'two messages': ([sending('0', [0, 1], pairs=NEXT), sending('1', [0, 1], pairs=NEXT[::-1])], SLOW, [6, 2, 2, 6]),
+    'a message on': (
+        [sending('0', [0, 1], pairs=NEXT), sending('1', [0, 1], after='0', pairs=NEXT)],
+        SLOW,
+        [6, 6, 2, 6],
+    ),
+}
+
+
+@pytest.mark.parametrize('name', SENDINGS)
+def test_each_sending_is_in_the_recursion(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sendings, clock, begins = SENDINGS[name]
+    monkeypatch.setattr(simulated_time, '_sendings', lambda training, placed: sendings)
+    assert simulated('delay(steps=2) | mean() | sgd(0.1)', clock, steps=2).begins[-1].tolist() == begins
+
+
+def test_what_depends_on_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated_time, '_sendings', lambda training, placed: [sending('0', None)])
+    with pytest.raises(ExperimentError, match='what all_reduce of float32 sends depends on data'):
+        simulated('mean() | sgd(0.1)')
+
+
+def test_an_algorithm_says_how_long_what_it_sends_has_lain_ready() -> None:
+    assert overlap('delay(steps=(4, 2)) | mean() | sgd(0.1)') == 2
+    assert overlap('sgd(0.1) | eager_diloco(every=5, outer=sgd(0.7))') == 5
+
+
 def test_a_longer_run_has_the_same_first_steps() -> None:
     clock = Clock('lognormal(mean=1.0)', link=Link(bandwidth=1e3))
     long = simulated('sgd(0.1) | average(every=3)', clock, steps=300).ends
@@ -103,8 +171,9 @@ def test_a_longer_run_has_the_same_first_steps() -> None:
 
 
 def test_a_clock_that_lacks_its_compute_time_is_refused() -> None:
-    with pytest.raises(InputError, match=r'the clock has no compute time: give one, as in --clock\.compute'):
-        simulated('mean() | sgd(0.1)', Clock(slow=(3.0,)))
+    for clock in (Clock(slow=(3.0,)), Clock(link=Link(bandwidth=1e6)), Clock(seed=1)):
+        with pytest.raises(InputError, match=r'the clock has no compute time: give one, as in --clock\.compute'):
+            simulated('mean() | sgd(0.1)', clock)
 
 
 def recorded(folder: Path) -> list[float]:
@@ -163,3 +232,20 @@ def test_a_comparison_shows_the_seconds_to_a_target(jaxdist: Jaxdist) -> None:
     first = min(record['step'] for record in records if record.get('held_out', {}).get('loss', 9.9) <= 2.25)
     assert reached[0] == seconds_text(first * 0.5)
     assert {row['simulated time to accuracy 0.999'] for row in rows} == {'not reached'}
+
+
+def test_who_sends_more_messages_takes_longer() -> None:
+    # On a path of four the ends send one message of 2440 bytes, and those between them two.
+    line = 'sgd(0.1) | gossip(graph=edges(((0, 1), (1, 2), (2, 3))))'
+    ends = simulated(line, steps=1, guard=False).begins[1]
+    assert ends.tolist() == [1 + 2440, 1 + 2 * 2440, 1 + 2 * 2440, 1 + 2440]
+    star = simulated('sgd(0.1) | gossip(graph=star())', steps=1, guard=False).begins[1]
+    assert star.max() == 1 + 3 * 2440  # the worker in the middle sends one after the other
+    assert star.min() < star.max()
+
+
+def test_parameters_have_not_lain_ready_longer_than_their_step() -> None:
+    clock = Clock('exponential(mean=1.0)')
+    late = simulated('delay(steps=4) | sgd(0.1) | gossip(adapt_first=False)', clock, steps=50, guard=False)
+    same = simulated('sgd(0.1) | gossip(adapt_first=False)', clock, steps=50, guard=False)
+    np.testing.assert_array_equal(late.ends, same.ends)

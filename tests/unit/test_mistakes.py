@@ -137,7 +137,7 @@ def test_a_state_is_given_to_step_once(place: Any) -> None:
 
 @pytest.mark.parametrize('text', sorted(set(LINES.values())))
 def test_the_line_for_a_name_of_the_field_is_right(text: str) -> None:
-    build(text)
+    assert line.split_rule(text) or build(text)
 
 
 @pytest.mark.parametrize(

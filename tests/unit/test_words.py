@@ -50,6 +50,7 @@ AREAS = {
         'jaxdist/clock',
         'docs/simulated_time.md',
         'docs/decentralised.md',
+        'docs/asynchronous.md',
         'jaxdist/graphs',
         'docs/learners.md',
         'docs/runs.md',

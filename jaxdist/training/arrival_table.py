@@ -35,7 +35,8 @@ class ArrivalTable:
 
     def rows(self, step: int) -> list[Arrival]:
         """The arrivals of a step, counted from 0."""
-        return self.until(step + 1)[step * self.workers :]
+        self._advance(step + 1)
+        return self.server.rows[step * self.workers : (step + 1) * self.workers]
 
     def until(self, steps: int) -> list[Arrival]:
         """The arrivals of the first steps.
@@ -45,9 +46,12 @@ class ArrivalTable:
         >>> [row.time for row in table.until(2)]
         [1.0, 1.0, 2.0, 2.0]
         """
+        self._advance(steps)
+        return self.server.rows[: steps * self.workers]
+
+    def _advance(self, steps: int) -> None:
         while self.server.closed < steps * self.workers:
             self.server.advance()
-        return self.server.rows[: steps * self.workers]
 
     def ends(self, steps: int) -> np.ndarray:
         """Seconds until each of the first steps is done, [T]."""
